@@ -1,0 +1,179 @@
+"""The command: text, or the words that a shell has split, to a checked ``Command``.
+
+    mymnist fit test_model batch_size=128 epochs=5
+    -> Command("fit", "test_model", {"batch_size": 128, "epochs": 5})
+
+Two front ends, one meaning: text goes through the grammar; words arrive already split and
+unquoted, are taken as they are, and are never joined again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lark
+
+from spark_mnist import errors, options
+
+logger = logging.getLogger(__name__)
+
+GRAMMAR = r"""
+    command: (token | option)*
+    option: token "=" token
+    token: WORD | QUOTED
+    WORD: /[^\s|='"][^\s|=]*/
+    QUOTED: /('[^']*'|"[^"]*")(?=[\s=|]|\Z)/
+    %ignore /\s+/
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One operation on one named model, with typed options."""
+
+    operation: str
+    model_name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A token, or one side of an option, and where it begins in the text shown to the user."""
+
+    text: str
+    column: int
+
+
+@dataclass(frozen=True)
+class Assignment:
+    name: Word
+    value: Word
+
+
+def parse(text: str) -> Command:
+    """Read a command's text.
+
+    Args:
+        text: ``[mymnist] operation model_name (name=value)*``.
+
+    Raises:
+        errors.CommandError: The text is not a command; the message shows where with a caret.
+    """
+    try:
+        tree = _parser().parse(text)
+    except lark.exceptions.UnexpectedInput as error:
+        raise _syntax_error(text, error) from None
+    return _checked(text, [_item(node) for node in tree.children])
+
+
+def parse_words(words: Sequence[str]) -> Command:
+    """Read a command that a shell has already split into words.
+
+    Args:
+        words: Operation, model name, then ``name=value`` words, each split at its first ``=``.
+
+    Raises:
+        errors.CommandError: The words are not a command.
+    """
+    items: list[Word | Assignment] = []
+    column = 0
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name:
+            items.append(Assignment(Word(name, column), Word(value, column + len(name) + 1)))
+        else:
+            items.append(Word(word, column))
+        column += len(shlex.quote(word)) + 1
+    return _checked(shlex.join(words), items)
+
+
+@functools.cache
+def _parser() -> lark.Lark:
+    return lark.Lark(GRAMMAR, start="command", parser="lalr")
+
+
+def _item(node: lark.Tree[Any]) -> Word | Assignment:
+    if node.data == "option":
+        name, value = (_item(child) for child in node.children)
+        assert isinstance(name, Word) and isinstance(value, Word)
+        return Assignment(name, value)
+    (token,) = node.children
+    text = str(token)[1:-1] if token.type == "QUOTED" else str(token)
+    return Word(text, token.start_pos)
+
+
+def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
+    if items and isinstance(items[0], Word) and items[0].text == "mymnist":
+        items = items[1:]
+    words = [item for item in items[:2] if isinstance(item, Word)]
+    end = items[len(words)] if len(items) > len(words) else None
+    column = end.name.column if isinstance(end, Assignment) else len(text)
+    if not words:
+        raise _error(text, column, f"the operation is missing: {_operations()}")
+    operation = words[0].text
+    if operation not in options.OPERATIONS:
+        hint = errors.did_you_mean(operation, options.OPERATIONS)
+        raise _error(
+            text, words[0].column, f"unknown operation {operation!r}: {_operations()}{hint}"
+        )
+    if len(words) < 2 or not words[1].text:
+        raise _error(text, column, "the model name is missing after the operation")
+    return Command(operation, words[1].text, _options(text, operation, items[2:]))
+
+
+def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> dict[str, Any]:
+    used = {field.name for field in dataclasses.fields(options.OPERATIONS[operation])}
+    seen: set[str] = set()
+    values: dict[str, Any] = {}
+    for item in items:
+        if isinstance(item, Word):
+            raise _error(text, item.column, f"{item.text!r} is no option: write name=value")
+        name = item.name.text
+        if name not in options.FIELDS:
+            hint = errors.did_you_mean(name, options.FIELDS)
+            raise _error(text, item.name.column, f"unknown option {name!r}{hint}")
+        if name in seen:
+            raise _error(text, item.name.column, f"{name} is given twice")
+        seen.add(name)
+        if not item.value.text:
+            raise _error(text, item.value.column, f"{name} has an empty value")
+        try:
+            value = options.read(name, item.value.text)
+        except errors.OptionError as error:
+            raise _error(text, item.value.column, str(error)) from None
+        if name in used:
+            values[name] = value
+        else:
+            logger.warning("%s does not use %s; it is ignored", operation, name)
+    return values
+
+
+def _syntax_error(text: str, error: lark.exceptions.UnexpectedInput) -> errors.CommandError:
+    position = error.pos_in_stream
+    if position is None or position < 0 or position >= len(text):
+        return _error(text, len(text), "a value is missing at the end")
+    char = text[position]
+    if char in "'\"" and isinstance(error, lark.exceptions.UnexpectedCharacters):
+        closed = char in text[position + 1 :]
+        return _error(
+            text, position, "text follows a closing quote" if closed else "the quote never ends"
+        )
+    if char == "=":
+        return _error(text, position, "'=' needs a name before it and one value after it")
+    return _error(text, position, f"{char!r} cannot stand in a bare word; quote it")
+
+
+def _error(text: str, column: int, message: str) -> errors.CommandError:
+    start = text.rfind("\n", 0, column) + 1
+    line = text[start:].split("\n", 1)[0].replace("\t", " ")
+    return errors.CommandError(f"{message}\n  {line}\n  {' ' * (column - start)}^")
+
+
+def _operations() -> str:
+    return "use " + ", ".join(options.OPERATIONS)

@@ -1,0 +1,112 @@
+"""Every error a user can meet, one leaf for each thing that he can act on.
+
+    SparkMnistError
+    ├── CommandError (ValueError)          the text of a command is not understood
+    ├── OptionError (ValueError)           an option has a value that is not allowed
+    ├── UnknownOption (TypeError)          there is no option of that name
+    ├── MissingColumn (KeyError)           the DataFrame lacks a column
+    ├── UnreadableColumn (TypeError)       a column's type has no tensor form
+    ├── BadRows (ValueError)               rows that no network can learn from
+    ├── TooFewRows (ValueError)            not a row, or not one for each rank
+    ├── ModelNameError (ValueError)        a name that cannot be a model's
+    ├── ModelNotFound (LookupError)        nothing is saved under that name
+    ├── DamagedModel (OSError)             a saved version is not what was written
+    ├── ModelMismatch (ValueError)         a saved model and this fit do not go together
+    ├── VersionError (ImportError)         an installed package is missing or outside its range
+    ├── TooFewSlots (RuntimeError)         Spark cannot run that many ranks at once
+    ├── DatasetError (OSError)             a data set cannot be read or downloaded
+    └── TrainingError (RuntimeError)       the ranks failed
+        ├── RankError                      one rank raised: which one, what, and where
+        └── RanksDiverged                  the ranks ended with different weights
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SparkMnistError(Exception):
+    """Base of all errors of this library."""
+
+    def __str__(self) -> str:  # KeyError would show its argument's repr
+        return str(self.args[0]) if self.args else ""
+
+
+class CommandError(SparkMnistError, ValueError):
+    """The text of a command is not understood; shows it with a caret."""
+
+
+class OptionError(SparkMnistError, ValueError):
+    """An option has a value that is not allowed."""
+
+
+class UnknownOption(SparkMnistError, TypeError):
+    """There is no option of that name."""
+
+
+class MissingColumn(SparkMnistError, KeyError):
+    """The DataFrame lacks a column."""
+
+
+class UnreadableColumn(SparkMnistError, TypeError):
+    """A column's type has no tensor form."""
+
+
+class BadRows(SparkMnistError, ValueError):
+    """Rows that no network can learn from, counted by reason."""
+
+
+class TooFewRows(SparkMnistError, ValueError):
+    """The DataFrame has no row, or not one for each rank."""
+
+
+class ModelNameError(SparkMnistError, ValueError):
+    """The name cannot be a model's."""
+
+
+class ModelNotFound(SparkMnistError, LookupError):
+    """Nothing is saved under that name."""
+
+
+class DamagedModel(SparkMnistError, OSError):
+    """A saved version is not what was written."""
+
+
+class ModelMismatch(SparkMnistError, ValueError):
+    """A saved model and the fit that would continue it do not go together."""
+
+
+class VersionError(SparkMnistError, ImportError):
+    """An installed package is missing or outside the range that works."""
+
+
+class TooFewSlots(SparkMnistError, RuntimeError):
+    """Spark cannot run that many ranks at once."""
+
+
+class DatasetError(SparkMnistError, OSError):
+    """A data set cannot be read or downloaded."""
+
+
+class TrainingError(SparkMnistError, RuntimeError):
+    """The ranks failed."""
+
+
+class RankError(TrainingError):
+    """One rank raised. ``rank`` and ``rank_traceback`` say which and where."""
+
+    def __init__(self, message: str, *, rank: int, rank_traceback: str) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.rank_traceback = rank_traceback
+
+
+class RanksDiverged(TrainingError):
+    """The ranks ended with different weights."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known word nearest to this one, or ``""``."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,172 @@
+"""The only list of options: names, types, defaults, bounds and the words that explain them.
+
+The command, the keyword arguments, ``--help`` and the README's table all follow these classes.
+Defaults that the manual gives are the manual's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from spark_mnist import errors
+
+NETWORKS = ("mlp", "softmax")
+OPTIMIZERS = ("adam", "sgd", "momentum")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values an option takes: how its text is read and its value checked."""
+
+    words: str
+    """The allowed values in words, as error messages and ``--help`` show them."""
+    read: Callable[[str], Any]
+    """Text to value; raises ValueError."""
+    allows: Callable[[Any], bool]
+
+
+def _read_bool(text: str) -> bool:
+    values = {"true": True, "false": False}
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+POSITIVE = Kind("int >= 1", int, lambda v: _is_int(v) and v >= 1)
+COUNT = Kind("int >= 0", int, lambda v: _is_int(v) and v >= 0)
+RATIO = Kind("float in [0, 1]", float, lambda v: _is_number(v) and 0 <= v <= 1)
+RATE = Kind("float > 0", float, lambda v: _is_number(v) and v > 0)
+BOOL = Kind("true or false", _read_bool, lambda v: isinstance(v, bool))
+TEXT = Kind("text", str, lambda v: isinstance(v, str) and v != "")
+
+
+def one_of(*names: str) -> Kind:
+    return Kind(" or ".join(names), str, lambda v: v in names)
+
+
+def option(default: Any, kind: Kind, doc: str, shown: str = "") -> Any:
+    """Declare one field; ``shown`` is the default in words where the value says too little."""
+    return dataclasses.field(default=default, metadata={"kind": kind, "doc": doc, "shown": shown})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every operation takes. Checked on construction.
+
+    Raises:
+        errors.OptionError: A value is not allowed.
+    """
+
+    batch_size: int = option(32, POSITIVE, "rows of one step, on each rank")
+    store: str | None = option(
+        None, TEXT, "URL or path of the model store", "spark.mnist.store, else ./models"
+    )
+    verbose: int = option(1, COUNT, "0 shows no progress")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind: Kind = field.metadata["kind"]
+            if not (kind.allows(value) or (value is None and field.default is None)):
+                raise errors.OptionError(f"{field.name} must be {kind.words}, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(Options):
+    """The options of ``fit``."""
+
+    epochs: int = option(5, POSITIVE, "passes over the training rows")
+    train_validation_ratio: float = option(
+        0.8, RATIO, "share of the rows that trains; the rest validates after every epoch"
+    )
+    continuous: bool = option(False, BOOL, "go on from the saved model, with new rows")
+    network: str | None = option(
+        None, one_of(*NETWORKS), "what is trained", "mlp, or the saved model's"
+    )
+    optimizer: str | None = option(
+        None, one_of(*OPTIMIZERS), "how weights follow gradients", "adam, or the saved model's"
+    )
+    learning_rate: float | None = option(
+        None, RATE, "for one rank; scaled by the ranks while training", "the optimizer's"
+    )
+    num_proc: int | None = option(
+        None, POSITIVE, "ranks, one Spark task each", "all that Spark can run at once"
+    )
+    seed: int = option(0, COUNT, "of the split, the shuffles and the first weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(Options):
+    """The options of ``predict``."""
+
+    interpret: bool = option(False, BOOL, "add the predicted label as a number people can read")
+    version: int | None = option(None, POSITIVE, "which version of the model", "the newest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Options):
+    """The options of ``evaluate``."""
+
+    rate: float = option(0.7, RATIO, "random share of the rows that one evaluation uses")
+    repeat: int = option(1, POSITIVE, "how many evaluations, each on a fresh random share")
+    seed: int = option(0, COUNT, "of the random shares")
+    version: int | None = option(None, POSITIVE, "which version of the model", "the newest")
+
+
+OPERATIONS: Mapping[str, type[Options]] = {
+    "fit": FitOptions,
+    "predict": PredictOptions,
+    "eval": EvaluateOptions,
+}
+
+FIELDS: Mapping[str, dataclasses.Field[Any]] = {
+    field.name: field for options in OPERATIONS.values() for field in dataclasses.fields(options)
+}
+"""Every option of any operation, by name."""
+
+T = TypeVar("T", bound=Options)
+
+
+def make(kind: type[T], given: Mapping[str, Any]) -> T:
+    """Build the options of one operation from keyword arguments.
+
+    Raises:
+        errors.UnknownOption: A name is not among the operation's options.
+        errors.OptionError: A value is not allowed.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            hint = errors.did_you_mean(name, known)
+            raise errors.UnknownOption(
+                f"no option {name!r}; the options are {', '.join(sorted(known))}{hint}"
+            )
+    return kind(**given)
+
+
+def read(name: str, text: str) -> Any:
+    """Read the text of an option's value.
+
+    Raises:
+        errors.OptionError: The text is not a value of the option's type.
+    """
+    kind: Kind = FIELDS[name].metadata["kind"]
+    try:
+        value = kind.read(text)
+    except ValueError:
+        value = None
+    if not kind.allows(value):
+        raise errors.OptionError(f"{name} must be {kind.words}, not {text!r}")
+    return value
