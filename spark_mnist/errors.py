@@ -6,6 +6,7 @@
     ├── UnknownOption (TypeError)          there is no option of that name
     ├── MissingColumn (KeyError)           the DataFrame lacks a column
     ├── UnreadableColumn (TypeError)       a column's type has no tensor form
+    ├── ColumnTaken (ValueError)           the input has a column of a result's name
     ├── BadRows (ValueError)               rows that no network can learn from
     ├── TooFewRows (ValueError)            not a row, or not one for each rank
     ├── ModelNameError (ValueError)        a name that cannot be a model's
@@ -51,6 +52,10 @@ class MissingColumn(SparkMnistError, KeyError):
 
 class UnreadableColumn(SparkMnistError, TypeError):
     """A column's type has no tensor form."""
+
+
+class ColumnTaken(SparkMnistError, ValueError):
+    """The input has a column of a result's name."""
 
 
 class BadRows(SparkMnistError, ValueError):

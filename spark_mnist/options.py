@@ -104,7 +104,9 @@ class FitOptions(Options):
     num_proc: int | None = option(
         None, POSITIVE, "ranks, one Spark task each", "all that Spark can run at once"
     )
-    seed: int = option(0, COUNT, "of the split, the shuffles and the first weights")
+    seed: int | None = option(
+        None, COUNT, "of the split, the shuffles and the first weights", "0, or the saved model's"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,131 @@
+"""A rank's shard, through Petastorm, to batches. Runs on ranks.
+
+The shard's row groups are read once and stay in memory as they were stored, one byte a pixel where
+they came as bytes; every epoch draws a new order over all of them, and the pixels become float32 in
+the graph. Shape letters: B = rows of a batch, N = rows of the shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import tensorflow as tf
+from petastorm import make_batch_reader
+
+from spark_mnist import plan, schema, world
+
+VALIDATION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank's rows in memory."""
+
+    images: npt.NDArray[np.generic]
+    """[N, 784], as stored."""
+    labels: npt.NDArray[np.int32]
+    """[N]"""
+    scale: float
+    """What a stored pixel is divided by."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
+    """Read the row groups of one rank.
+
+    Raises:
+        RuntimeError: Petastorm gave other rows than the files' footers say.
+    """
+    pixels = schema.Pixels(shards.dtype, shards.scale, "")
+    images = [np.empty((0, schema.WIDTH), shards.dtype)]
+    labels = [np.empty(0, np.int32)]
+    if rank < len(shards.urls):
+        # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
+        with _quiet(), make_batch_reader(
+            list(shards.urls),
+            reader_pool_type="dummy",
+            shuffle_row_groups=False,
+            num_epochs=1,
+            cur_shard=rank,
+            shard_count=ranks,
+        ) as reader:
+            for group in reader:
+                images.append(schema.unpack(group.image, pixels))
+                labels.append(np.asarray(group.label, np.int32))
+    shard = Shard(np.concatenate(images), np.concatenate(labels), shards.scale)
+    expected = _footer_rows(shards.urls[rank::ranks])
+    if len(shard) != expected:
+        raise RuntimeError(
+            f"rank {rank} read {len(shard)} rows of its shard; the footers of its files say {expected}"
+        )
+    return shard
+
+
+def training(
+    shard: Shard, division: world.World, *, rank: int, seed: int, epoch: int
+) -> tf.data.Dataset:
+    """One epoch: every row once in a new order, then padding up to the equal number of steps.
+
+    Returns:
+        Batches of (features [B, 784] float32, label [B] int32, weight [B] float32). A padding row
+        weighs nothing; in the last step the others make up for it (see ``world``).
+    """
+    order = np.random.default_rng((seed, epoch, rank)).permutation(len(shard))
+    weights = np.ones(division.padded_rows, np.float32)
+    weights[-division.last_batch :] = division.last_weight
+    weights[len(shard) :] = 0
+    order = np.resize(order, division.padded_rows)
+    return _batched(shard, order, weights, division.batch_size)
+
+
+def validation(shard: Shard) -> tf.data.Dataset:
+    """Every row once, in order, in the same form as ``training``."""
+    return _batched(
+        shard, np.arange(len(shard)), np.ones(len(shard), np.float32), VALIDATION_BATCH
+    )
+
+
+def _batched(
+    shard: Shard, order: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], size: int
+) -> tf.data.Dataset:
+    images, labels, rows = (tf.constant(a) for a in (shard.images, shard.labels, order))
+    weight = tf.constant(weights)
+
+    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        part = slice(step * size, (step + 1) * size)
+        index = rows[part]
+        features = tf.cast(tf.gather(images, index), tf.float32) / shard.scale
+        return features, tf.gather(labels, index), weight[part]
+
+    steps = -(-len(order) // size)
+    return tf.data.Dataset.range(steps).map(batch).prefetch(4)
+
+
+def _footer_rows(urls: tuple[str, ...]) -> int:
+    rows = 0
+    for url in urls:
+        with fsspec.open(url) as file:
+            rows += pq.read_metadata(file).num_rows
+    return rows
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back the deprecation warnings and prints that Petastorm makes on every read."""
+    with (
+        warnings.catch_warnings(),
+        open(os.devnull, "w") as null,
+        contextlib.redirect_stdout(null),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,61 @@
+"""What is saved of a model and restored: plain arrays, as files of a version. Runs on ranks.
+
+    weights.npz    the weights, in the model's order
+    optimizer.npz  the optimizer's variables, in its order, without the learning rate
+
+Nothing is pickled. The learning rate is not among the arrays because the one that a rank trains
+with is scaled by the number of ranks; the manifest keeps the one that the user gave.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+
+from spark_mnist import errors, plan
+
+
+def save(model: keras.Model) -> dict[str, bytes]:
+    """Return the checkpoint of a compiled model, as contents by file name."""
+    return {plan.WEIGHTS: _pack(model.weights), plan.OPTIMIZER: _pack(_slots(model.optimizer))}
+
+
+def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
+    """Put saved weights into a model.
+
+    Raises:
+        errors.ModelMismatch: The arrays do not fit the model.
+    """
+    _unpack(files[plan.WEIGHTS], model.weights)
+
+
+def restore_optimizer(model: keras.Model, files: Mapping[str, bytes]) -> None:
+    """Put saved optimizer variables into a compiled model whose optimizer is built.
+
+    Raises:
+        errors.ModelMismatch: The arrays do not fit the optimizer.
+    """
+    _unpack(files[plan.OPTIMIZER], _slots(model.optimizer))
+
+
+def _slots(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    return [v for v in optimizer.variables if v is not optimizer.learning_rate]
+
+
+def _pack(variables: Sequence[keras.Variable]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f"{i:04d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)})
+    return buffer.getvalue()
+
+
+def _unpack(content: bytes, variables: Sequence[keras.Variable]) -> None:
+    with np.load(io.BytesIO(content), allow_pickle=False) as saved:
+        arrays = [saved[name] for name in sorted(saved.files)]
+    shapes, wanted = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
+    if shapes != wanted:
+        raise errors.ModelMismatch(f"the saved arrays have shapes {shapes}, the model {wanted}")
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)

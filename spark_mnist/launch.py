@@ -1,0 +1,131 @@
+"""Runs the worker on N Spark tasks through Horovod, and turns failures into errors. On the driver.
+
+Leaves the caller as it found him: signal handlers restored, session alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from pyspark.sql import SparkSession
+
+from spark_mnist import errors, plan, progress
+
+SLOTS_TIMEOUT = 4.0
+"""Seconds that executors which are still starting get to offer their slots."""
+
+
+def slots(spark: SparkSession) -> int:
+    """How many tasks the session can run at the same time, on the executors it has now."""
+    context = spark.sparkContext._jsc.sc()
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    found: int = context.maxNumConcurrentTasks(profile)
+    return found
+
+
+def ranks(spark: SparkSession, num_proc: int | None) -> int:
+    """The number of ranks to run: the given one, or all that fit.
+
+    Raises:
+        errors.TooFewSlots: They could not all run at once, so training could not start.
+    """
+    wanted = num_proc or 1
+    deadline = time.monotonic() + SLOTS_TIMEOUT
+    while (found := slots(spark)) < wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if found < wanted:
+        raise errors.TooFewSlots(
+            f"num_proc={wanted} ranks must run at the same time, and Spark has {found} slots: "
+            "lower num_proc, or give the session more executors or cores"
+        )
+    return num_proc or found
+
+
+def train(
+    spark: SparkSession, training: plan.TrainingPlan, *, title: str, shown: bool
+) -> list[plan.RankReport]:
+    """Train on as many Spark tasks as the plan has ranks.
+
+    Returns:
+        The reports in rank order; all ranks succeeded and hold the same weights.
+
+    Raises:
+        errors.RankError: A rank raised.
+        errors.RanksDiverged: The ranks ended with different weights.
+        errors.TrainingError: A rank went away without a report.
+    """
+    import horovod.spark
+
+    watched = progress.Progress(
+        title,
+        first=training.first_epoch,
+        epochs=training.first_epoch + training.epochs,
+        steps=training.world.steps,
+        marker=plan.EVENT,
+        shown=shown,
+    )
+    try:
+        with _signal_handlers_kept():
+            reports = horovod.spark.run(
+                _rank,
+                args=(training,),
+                num_proc=training.world.size,
+                env=_environment(),
+                stdout=watched,
+                stderr=watched,
+                verbose=0,
+                executable=spark.sparkContext.pythonExec,
+            )
+    except RuntimeError as error:
+        raise errors.TrainingError(f"{error}\nLast output of the ranks:\n{watched.tail}") from error
+    finally:
+        watched.close()
+    _check(reports)
+    return list(reports)
+
+
+def _rank(training: plan.TrainingPlan) -> plan.RankReport:
+    """Enter the worker. Its imports happen on the rank, so that the driver needs no TensorFlow."""
+    from spark_mnist import worker
+
+    return worker.run(training)
+
+
+def _check(reports: Sequence[plan.RankReport]) -> None:
+    failed = [(r.failure.collective, r.failure.time, r.rank, r.failure) for r in reports if r.failure]
+    if failed:
+        _, _, rank, failure = min(failed)
+        raise errors.RankError(
+            f"rank {rank} of {len(reports)} raised {failure.type}: {failure.message}",
+            rank=rank,
+            rank_traceback=failure.traceback,
+        )
+    digests = {report.rank: report.weights_digest for report in reports}
+    if len(set(digests.values())) != 1:
+        raise errors.RanksDiverged(
+            f"the ranks ended with different weights, so nothing was saved; sha256 by rank: {digests}"
+        )
+
+
+def _environment() -> dict[str, str]:
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    return {name: os.environ.get(name, value) for name, value in quiet.items()}
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Horovod replaces the handlers of SIGINT and SIGTERM and never puts them back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""Applies a published version to rows, inside the executors, an Arrow batch at a time.
+
+Only the image column crosses to Python, in the form that ``schema`` gave it; all other columns stay
+on the JVM. The model travels as a broadcast of its checked files, so what was asked for is what
+scores, whatever happens to the store before the rows are read. Shape letters: B = rows of a batch,
+C = classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pyspark import Broadcast
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from spark_mnist import plan, schema
+
+Model = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+LEAST = 1e-37
+"""Least probability whose logarithm counts, that of the smallest normal float32."""
+
+
+def probabilities(
+    df: DataFrame, network: plan.Network, files: Mapping[str, bytes], batch_size: int
+) -> Column:
+    """The class probabilities of each row, ``array<float>`` of C, lazily.
+
+    Args:
+        df: Has an image column.
+        network: Of the version that scores.
+        files: Its checkpoint.
+        batch_size: Rows of one call of the model.
+
+    Raises:
+        errors.MissingColumn, errors.UnreadableColumn: The image column does not fit.
+    """
+    source = schema.image(df)
+    read = schema.tensor_reader(source)
+    context = df.sparkSession.sparkContext
+    weights = files[plan.WEIGHTS]
+    shipment = _Shipment(
+        hashlib.sha256(weights).hexdigest() + network.name,
+        context.broadcast((network, {plan.WEIGHTS: weights})),
+        int(context.getConf().get("spark.task.cpus", "1")),
+    )
+
+    @F.pandas_udf("array<float>")  # type: ignore[call-overload]
+    def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        model = _model(shipment)
+        for images in batches:
+            features = read(images)
+            scores = [
+                model(features[start : start + batch_size])
+                for start in range(0, len(features), batch_size)
+            ]
+            yield pd.Series([row for part in scores for row in part])
+
+    scored: Column = score(source.column)
+    return scored
+
+
+def predicted(scores: Column) -> Column:
+    """The class of highest probability, the first of equals, as an int."""
+    return (F.array_position(scores, F.array_max(scores)) - 1).cast("int")
+
+
+def one_hot(label: Column, classes: int) -> Column:
+    """``array<int>`` with a one at the class and zeros elsewhere."""
+    return F.array(*((label == number).cast("int") for number in range(classes)))
+
+
+def cross_entropy(scores: Column, label: Column) -> Column:
+    """The loss of one row."""
+    return -F.log(F.greatest(F.get(scores, label).cast("double"), F.lit(LEAST)))
+
+
+def evaluations(
+    df: DataFrame, scores: Column, label: Column, *, rate: float, repeat: int, seed: int
+) -> list[tuple[float | None, float | None]]:
+    """Measure ``repeat`` random shares of the rows in one pass: score once, then draw.
+
+    Returns:
+        Mean loss and accuracy of each share, None for a share that drew no row.
+    """
+    scored = df.select(scores.alias("scores"), label.alias("label")).select(
+        cross_entropy(F.col("scores"), F.col("label")).alias("loss"),
+        (predicted(F.col("scores")) == F.col("label")).cast("int").alias("correct"),
+    )
+    drawn = (
+        scored.withColumn("no", F.explode(F.sequence(F.lit(1), F.lit(repeat))))
+        .where(F.rand(seed) < rate)
+        .groupBy("no")
+        .agg(F.avg("loss").alias("loss"), F.avg("correct").alias("accuracy"))
+    )
+    found = {row["no"]: (row["loss"], row["accuracy"]) for row in drawn.collect()}
+    return [found.get(number, (None, None)) for number in range(1, repeat + 1)]
+
+
+@dataclass(frozen=True)
+class _Shipment:
+    """A model on its way to the executors; equal to every other of the same content."""
+
+    digest: str
+    broadcast: Broadcast[tuple[plan.Network, dict[str, bytes]]] = field(compare=False)
+    threads: int = field(compare=False)
+
+
+@functools.lru_cache(maxsize=2)
+def _model(shipment: _Shipment) -> Model:
+    """Build the model, once for each Python worker; Spark uses these again."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    from spark_mnist import checkpoint, networks
+
+    with contextlib.suppress(RuntimeError):  # already running: another model came first
+        tf.config.threading.set_intra_op_parallelism_threads(shipment.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(shipment.threads)
+    network, files = shipment.broadcast.value
+    model = networks.build(network)
+    checkpoint.restore_weights(model, files)
+    signature = [tf.TensorSpec((None, network.inputs), tf.float32)]
+    call = tf.function(lambda x: model(x, training=False), input_signature=signature)
+    return lambda features: np.asarray(call(features))

@@ -1,0 +1,182 @@
+"""DataFrame to balanced Parquet row groups, through Petastorm. Runs on the driver.
+
+Every row gets a place that depends on its content and the seed alone: rows are ordered by a
+hash, the first share of them trains, the rest validates. So the same rows give the same split and
+the same shards, however the DataFrame was partitioned or sorted, and identical rows stay together.
+
+Petastorm hands out row groups by ``index % ranks``, whatever their sizes. Here each file is one row
+group and rows are dealt to the files in turn, so all ranks get the same number of rows, give or
+take one; the footers are read back to prove it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+
+import fsspec
+import pyarrow.parquet as pq
+from pyspark import StorageLevel
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+
+from spark_mnist import errors, plan, schema, world
+
+GROUP_BYTES = 32 << 20
+"""Most bytes of images in one row group."""
+BLOCK_BYTES = 128 << 20
+"""Parquet's own bound on a row group: well above ours, so that a file never has two."""
+BUCKETS = 256
+"""Parts in which rows are ordered."""
+CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
+
+
+@contextlib.contextmanager
+def materialized(
+    df: DataFrame, census: schema.Census, *, url: str, ranks: int, ratio: float, seed: int
+) -> Iterator[tuple[plan.Shards, plan.Shards]]:
+    """Write training and validation rows as Parquet; delete them at the end.
+
+    Args:
+        df: The input that ``census`` was taken of.
+        census: Its rows and columns.
+        url: A directory of this fit alone, which all executors can reach.
+        ranks: How many will read.
+        ratio: Share of the rows that trains.
+        seed: Of the order.
+
+    Yields:
+        Training shards and validation shards.
+
+    Raises:
+        errors.TooFewRows: Fewer rows would train than there are ranks.
+    """
+    training = world.share_of_ratio(census.rows, ratio)
+    if training < ranks:
+        raise errors.TooFewRows(
+            f"{census.rows} rows with train_validation_ratio={ratio} leave {training} to train: "
+            f"fewer than the {ranks} ranks; use more rows, a larger ratio or fewer num_proc"
+        )
+    packed = df.select(schema.pack(census.source).alias("image"), census.label.alias("label"))
+    with _ordered(packed, census.rows, seed) as rows, contextlib.ExitStack() as stack:
+        position = F.col("position")
+        parts = (
+            (rows.where(position < training), training),
+            (
+                rows.where(position >= training).withColumn("position", position - training),
+                census.rows - training,
+            ),
+        )
+        written = [
+            stack.enter_context(_written(part, count, census.source.pixels, url=url, ranks=ranks))
+            for part, count in parts
+        ]
+        yield written[0], written[1]
+
+
+@contextlib.contextmanager
+def _ordered(packed: DataFrame, rows: int, seed: int) -> Iterator[DataFrame]:
+    """Give every row its ``position``, 0 to ``rows - 1``, by content and seed alone."""
+    key = F.xxhash64(F.lit(seed), "image", "label")
+    bucket = F.shiftrightunsigned(key, 64 - int(math.log2(BUCKETS))).cast("int")
+    window = Window.partitionBy("bucket").orderBy("key", "image", "label")
+    numbered = (
+        packed.withColumn("key", key)
+        .withColumn("bucket", bucket)
+        .withColumn("number", F.row_number().over(window) - 1)
+        .persist(StorageLevel.MEMORY_AND_DISK)
+    )
+    try:
+        counts = {row["bucket"]: row["count"] for row in numbered.groupBy("bucket").count().collect()}
+        if sum(counts.values()) != rows:
+            raise errors.BadRows(
+                f"the DataFrame gave {rows} rows when counted and {sum(counts.values())} when "
+                "written; its source changes or is random: persist or save it first"
+            )
+        starts = [sum(counts.get(b, 0) for b in range(bucket)) for bucket in range(BUCKETS)]
+        start = F.get(F.array(*(F.lit(s).cast("long") for s in starts)), F.col("bucket"))
+        yield numbered.select("image", "label", (start + F.col("number")).alias("position"))
+    finally:
+        numbered.unpersist()
+
+
+@contextlib.contextmanager
+def _written(
+    rows: DataFrame, count: int, pixels: schema.Pixels, *, url: str, ranks: int
+) -> Iterator[plan.Shards]:
+    if not count:
+        yield plan.Shards(urls=(), rows=0, dtype=pixels.dtype, scale=pixels.scale)
+        return
+    from petastorm.spark import make_spark_converter
+
+    files = min(count, ranks * math.ceil(count * pixels.row_bytes / ranks / GROUP_BYTES))
+    placed = (
+        rows.repartition(files, _partition_keys(rows.sparkSession, files)[F.col("position") % files])
+        .sortWithinPartitions("position")
+        .select("image", "label")
+    )
+    # Petastorm returns an earlier result for an equal plan under the same parent directory, even
+    # when the source has changed since; a directory of this fit alone has no earlier result.
+    with _session_conf(rows.sparkSession, CACHE_DIR, url), _quiet():
+        converter = make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)
+    try:
+        urls = tuple(sorted(converter.file_urls))
+        _check_footers(urls, count, files)
+        yield plan.Shards(urls=urls, rows=count, dtype=pixels.dtype, scale=pixels.scale)
+    finally:
+        converter.delete()
+
+
+def _partition_keys(spark: SparkSession, partitions: int) -> Column:
+    """An array whose element ``i`` is an integer that ``repartition`` puts in partition ``i``.
+
+    Spark's hash partitioning is ``pmod(hash(key), partitions)``, which sends several consecutive
+    integers to one partition and none to another; with these keys every partition gets its own.
+    """
+    candidates = spark.range(64 * partitions + 1024).select(
+        "id", F.pmod(F.hash("id"), F.lit(partitions)).alias("partition")
+    )
+    found = {row["partition"]: row["key"] for row in candidates.groupBy("partition").agg(F.min("id").alias("key")).collect()}
+    assert len(found) == partitions, f"{partitions - len(found)} of {partitions} partitions lack a key"
+    return F.array(*(F.lit(found[partition]).cast("long") for partition in range(partitions)))
+
+
+def _check_footers(urls: tuple[str, ...], rows: int, files: int) -> None:
+    """Prove by the footers that each file is one row group of its share of the rows."""
+    expected = [(1, world.share(rows, index, files)) for index in range(files)]
+    found = []
+    for url in urls:
+        with fsspec.open(url) as file:
+            footer = pq.read_metadata(file)
+        found.append((footer.num_row_groups, footer.num_rows))
+    assert found == expected, f"row groups and rows of the files: {found}, not {expected}"
+
+
+@contextlib.contextmanager
+def _session_conf(spark: SparkSession, key: str, value: str) -> Iterator[None]:
+    before = spark.conf.get(key, None)
+    spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            spark.conf.unset(key)
+        else:
+            spark.conf.set(key, before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what Petastorm says of file sizes and precision: it does not apply here."""
+    logger = logging.getLogger("petastorm.spark.spark_dataset_converter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
