@@ -1,23 +1,30 @@
 """Runs the worker on N Spark tasks through Horovod, and turns failures into errors. On the driver.
 
-Leaves the caller as it found him: signal handlers restored, session alive.
+Leaves the caller as it found him: signal handlers untouched, session alive.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
+import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
 from pyspark.sql import SparkSession
 
-from spark_mnist import errors, plan, progress
+from spark_mnist import errors, events, plan, progress
+
+logger = logging.getLogger(__name__)
 
 SLOTS_TIMEOUT = 4.0
 """Seconds that executors which are still starting get to offer their slots."""
+
+_ONE_FIT = threading.Lock()
+"""Held while ranks run: what Horovod needs replaced is global to the process."""
 
 
 def slots(spark: SparkSession) -> int:
@@ -47,7 +54,7 @@ def ranks(spark: SparkSession, num_proc: int | None) -> int:
 
 
 def train(
-    spark: SparkSession, training: plan.TrainingPlan, *, title: str, shown: bool
+    spark: SparkSession, training: plan.TrainingPlan, *, title: str, visible: bool
 ) -> list[plan.RankReport]:
     """Train on as many Spark tasks as the plan has ranks.
 
@@ -61,30 +68,32 @@ def train(
     """
     import horovod.spark
 
-    watched = progress.Progress(
+    shown = progress.Progress(
         title,
         first=training.first_epoch,
         epochs=training.first_epoch + training.epochs,
         steps=training.world.steps,
-        marker=plan.EVENT,
-        shown=shown,
+        visible=visible,
     )
-    try:
-        with _signal_handlers_kept():
+    output = _Output()
+    host = spark.conf.get("spark.driver.host")
+    with shown, events.Inbox(host, shown.update) as inbox, _signals_left_alone():
+        try:
             reports = horovod.spark.run(
                 _rank,
-                args=(training,),
+                args=(dataclasses.replace(training, inbox=inbox.address),),
                 num_proc=training.world.size,
+                use_gloo=True,  # else Horovod looks for MPI first, and imports TensorFlow to do so
                 env=_environment(),
-                stdout=watched,
-                stderr=watched,
+                stdout=output,
+                stderr=output,
                 verbose=0,
                 executable=spark.sparkContext.pythonExec,
             )
-    except RuntimeError as error:
-        raise errors.TrainingError(f"{error}\nLast output of the ranks:\n{watched.tail}") from error
-    finally:
-        watched.close()
+        except RuntimeError as error:
+            raise errors.TrainingError(
+                f"{error}\nLast output of the ranks:\n{output.tail}"
+            ) from error
     _check(reports)
     return list(reports)
 
@@ -112,20 +121,46 @@ def _check(reports: Sequence[plan.RankReport]) -> None:
         )
 
 
+class _Output:
+    """A stream for what the ranks print: logged at debug level, its end kept for an error."""
+
+    def __init__(self) -> None:
+        self._lines: collections.deque[str] = collections.deque(maxlen=30)
+
+    def write(self, text: str) -> int:
+        """Take a block of output, as Horovod forwards it."""
+        for line in text.splitlines():
+            self._lines.append(line)
+            logger.debug("%s", line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    @property
+    def tail(self) -> str:
+        return "\n".join(self._lines)
+
+
 def _environment() -> dict[str, str]:
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     return {name: os.environ.get(name, value) for name, value in quiet.items()}
 
 
 @contextlib.contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Horovod replaces the handlers of SIGINT and SIGTERM and never puts them back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def _signals_left_alone() -> Iterator[None]:
+    """Keep Horovod from replacing the handlers of SIGINT and SIGTERM.
+
+    It never puts them back, so a later Ctrl-C would be swallowed, and outside the main thread the
+    attempt fails. Without its handlers an interrupt is Python's own: it leaves ``run``, which then
+    cancels the Spark job, and the ranks end with their tasks.
+    """
+    from horovod.runner import gloo_run
+
+    with _ONE_FIT:
+        register = gloo_run.register_shutdown_event
+        gloo_run.register_shutdown_event = threading.Event
+        try:
+            yield
+        finally:
+            gloo_run.register_shutdown_event = register

@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from spark_mnist import world
-
-EVENT = "spark-mnist-event "
-"""Begins a line on a rank's stdout that is meant for the driver: one JSON object follows."""
-
+from spark_mnist import events, world
 
 WEIGHTS = "weights.npz"
 OPTIMIZER = "optimizer.npz"
@@ -67,6 +63,8 @@ class TrainingPlan:
     seed: int
     threads: int
     """Cores that one rank may use."""
+    inbox: events.Address | None = None
+    """Where the driver hears of progress."""
     files: dict[str, bytes] = field(default_factory=dict)
     """The checkpoint to go on from; empty when training starts afresh."""
 

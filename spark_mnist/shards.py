@@ -31,6 +31,8 @@ BLOCK_BYTES = 128 << 20
 """Parquet's own bound on a row group: well above ours, so that a file never has two."""
 BUCKETS = 256
 """Parts in which rows are ordered."""
+SORT_BYTES = 64 << 20
+"""Bytes of images that one task orders."""
 CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
 
 
@@ -61,7 +63,8 @@ def materialized(
             f"fewer than the {ranks} ranks; use more rows, a larger ratio or fewer num_proc"
         )
     packed = df.select(schema.pack(census.source).alias("image"), census.label.alias("label"))
-    with _ordered(packed, census.rows, seed) as rows, contextlib.ExitStack() as stack:
+    size = census.rows * census.source.pixels.row_bytes
+    with _ordered(packed, census.rows, size, seed) as rows, contextlib.ExitStack() as stack:
         position = F.col("position")
         parts = (
             (rows.where(position < training), training),
@@ -78,14 +81,17 @@ def materialized(
 
 
 @contextlib.contextmanager
-def _ordered(packed: DataFrame, rows: int, seed: int) -> Iterator[DataFrame]:
+def _ordered(packed: DataFrame, rows: int, size: int, seed: int) -> Iterator[DataFrame]:
     """Give every row its ``position``, 0 to ``rows - 1``, by content and seed alone."""
+    slots = packed.sparkSession.sparkContext.defaultParallelism
+    tasks = min(BUCKETS, max(slots, math.ceil(size / SORT_BYTES)))
     key = F.xxhash64(F.lit(seed), "image", "label")
     bucket = F.shiftrightunsigned(key, 64 - int(math.log2(BUCKETS))).cast("int")
     window = Window.partitionBy("bucket").orderBy("key", "image", "label")
     numbered = (
         packed.withColumn("key", key)
         .withColumn("bucket", bucket)
+        .repartition(tasks, "bucket")
         .withColumn("number", F.row_number().over(window) - 1)
         .persist(StorageLevel.MEMORY_AND_DISK)
     )
@@ -110,8 +116,6 @@ def _written(
     if not count:
         yield plan.Shards(urls=(), rows=0, dtype=pixels.dtype, scale=pixels.scale)
         return
-    from petastorm.spark import make_spark_converter
-
     files = min(count, ranks * math.ceil(count * pixels.row_bytes / ranks / GROUP_BYTES))
     placed = (
         rows.repartition(files, _partition_keys(rows.sparkSession, files)[F.col("position") % files])
@@ -121,6 +125,8 @@ def _written(
     # Petastorm returns an earlier result for an equal plan under the same parent directory, even
     # when the source has changed since; a directory of this fit alone has no earlier result.
     with _session_conf(rows.sparkSession, CACHE_DIR, url), _quiet():
+        from petastorm.spark import make_spark_converter
+
         converter = make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)
     try:
         urls = tuple(sorted(converter.file_urls))
@@ -170,13 +176,12 @@ def _session_conf(spark: SparkSession, key: str, value: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what Petastorm says of file sizes and precision: it does not apply here."""
+    """Keep back what Petastorm says of file sizes and precision, and of pyarrow for good."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
     logger = logging.getLogger("petastorm.spark.spark_dataset_converter")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
+        yield
     finally:
         logger.setLevel(level)

@@ -33,7 +33,7 @@ class FitResult:
     model_name: str
     version: int
     """Number of the version that this fit published."""
-    epochs: tuple[plan.EpochRecord, ...]
+    epochs: tuple[plan.EpochRecord, ...] = field(repr=False)
     """One record for each epoch of this fit."""
     history: DataFrame = field(repr=False)
     """The same as a table: ``epoch`` int, ``losses`` and ``metrics`` map<string,double>."""
@@ -112,7 +112,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
             threads=int(spark.sparkContext.getConf().get("spark.task.cpus", "1")),
             files=parent.files,
         )
-        reports = launch.train(spark, training, title=model_name, shown=chosen.verbose > 0)
+        reports = launch.train(spark, training, title=model_name, visible=chosen.verbose > 0)
     records = reports[0].history
     version = store.publish(
         model_name,

@@ -6,8 +6,6 @@ rank that failed first and not the ones that Horovod stopped after it.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
-from spark_mnist import averaging, batches, checkpoint, networks, plan
+from spark_mnist import averaging, batches, checkpoint, events, networks, plan
 
 STEPS_PER_CALL = 32
 """Steps that TensorFlow runs without coming back to Python."""
@@ -68,19 +66,20 @@ class RowMean(keras.metrics.Metric):
 
 
 class Announce(keras.callbacks.Callback):
-    """Tells the driver how far rank 0 is, a few times a second at most."""
+    """Tells the driver how far this rank is, a few times a second at most."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, outbox: events.Outbox, steps: int) -> None:
         super().__init__()
+        self.outbox = outbox
         self.steps = steps
         self.epoch = 0
         self.next = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if hvd.rank() == 0 and time.monotonic() >= self.next:
+        if time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.2
             step = min(batch + 1, self.steps)
-            _tell(event="step", epoch=self.epoch, step=step, loss=float(logs["loss"]))
+            self.outbox.send(epoch=self.epoch, step=step, loss=float(logs["loss"]))
 
 
 def _train(training: plan.TrainingPlan) -> plan.RankReport:
@@ -93,7 +92,8 @@ def _train(training: plan.TrainingPlan) -> plan.RankReport:
         RowMean("accuracy", keras.metrics.sparse_categorical_accuracy),
     )
     model = _model(training, ranks, meters)
-    announce = Announce(training.world.steps)
+    outbox = events.Outbox(training.inbox if rank == 0 else None)
+    announce = Announce(outbox, training.world.steps)
     history = []
     for epoch in range(training.first_epoch, training.first_epoch + training.epochs):
         announce.epoch = epoch + 1
@@ -106,8 +106,7 @@ def _train(training: plan.TrainingPlan) -> plan.RankReport:
                 model.evaluate(batches.validation(held_out), verbose=0)
             learned |= {f"val_{name}": value for name, value in _means(*meters).items()}
         history.append(_record(epoch + 1, learned))
-        if rank == 0:
-            _tell(event="epoch", epoch=epoch + 1, **learned)
+        outbox.send(epoch=epoch + 1, step=training.world.steps, done=True, **learned)
     return plan.RankReport(
         rank=rank,
         history=tuple(history) if rank == 0 else (),
@@ -148,8 +147,3 @@ def _record(epoch: int, means: dict[str, float]) -> plan.EpochRecord:
     losses = {name: value for name, value in means.items() if name.endswith("loss")}
     metrics = {name: value for name, value in means.items() if name not in losses}
     return plan.EpochRecord(epoch=epoch, losses=losses, metrics=metrics)
-
-
-def _tell(**event: Any) -> None:
-    sys.stdout.write(f"{plan.EVENT}{json.dumps(event)}\n")
-    sys.stdout.flush()

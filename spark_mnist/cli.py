@@ -1,0 +1,225 @@
+"""The command line: ``mymnist fit|predict|eval MODEL key=value ... --input DATA``.
+
+Results go to stdout and nothing else does; logs and progress go to stderr. Exit codes: 0 done, 1
+failed, 2 not understood, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from spark_mnist import errors, grammar, options
+from spark_mnist._version import __version__
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+DATASETS = ("digits", "mnist")
+FORMATS = ("parquet", "csv", "json", "orc")
+EXAMPLES = """\
+examples:
+  mymnist fit test_model batch_size=128 epochs=5 --input digits:train
+  mymnist predict test_model batch_size=128 interpret=true --input digits:test --output out.parquet
+  mymnist eval test_model repeat=2 batch_size=128 rate=0.8 --input digits:test
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("spark_mnist").setLevel("DEBUG" if arguments.verbose else "WARNING")
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        command = grammar.parse_words([*arguments.words, *_settings(arguments)])
+        with _only_results_on_stdout() as stdout:
+            _run(command, arguments, stdout)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if arguments.debug:
+            raise
+        usage = isinstance(error, errors.CommandError)
+        return _fail(_message(error), 2 if usage else 1)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mymnist",
+        usage="mymnist fit|predict|eval MODEL [key=value ...] --input DATA [--output PATH]",
+        description="Train a Keras model on the rows of a Spark DataFrame, apply it, or measure it.",
+        epilog=f"key=value:\n{_table()}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("words", nargs="*", metavar="WORD", help="operation, model name, then key=value")
+    add("--input", metavar="DATA", help="digits:train|test, mnist:train|test, or a path for Spark")
+    add("--format", choices=FORMATS, help="of the input, where its ending does not tell")
+    add("--output", metavar="PATH", help="write the result there instead of showing it")
+    add("--output-format", choices=FORMATS, help="of the output, where its ending does not tell")
+    add("--overwrite", action="store_true", help="replace an output that is there")
+    add("--json", action="store_true", help="one JSON object a line on stdout")
+    add("--store", metavar="URL", help="the same as store=URL")
+    add("--num-proc", metavar="N", help="the same as num_proc=N")
+    add("--master", help="Spark master, outside spark-submit only")
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("--verbose", action="store_true", help="log what the ranks say")
+    volume.add_argument("--quiet", action="store_true", help="the same as verbose=0")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--version", action="version", version=f"mymnist {__version__}")
+    return parser
+
+
+def _table() -> str:
+    """The options of all operations as lines of ``--help``."""
+    lines = []
+    for name, field in options.FIELDS.items():
+        users = [op for op, kind in options.OPERATIONS.items() if name in _names(kind)]
+        default = field.metadata["shown"] or field.default
+        for_all = "" if len(users) == len(options.OPERATIONS) else f" ({', '.join(users)})"
+        words = f"{field.metadata['doc']}{for_all}; {field.metadata['kind'].words}; default {default}"
+        lines += textwrap.wrap(
+            words, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26
+        )
+    return "\n".join(lines)
+
+
+def _names(kind: type[options.Options]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _settings(arguments: argparse.Namespace) -> list[str]:
+    """The flags that are another way to write an option."""
+    flags = {
+        "store": arguments.store,
+        "num_proc": arguments.num_proc,
+        "verbose": "0" if arguments.quiet else None,
+    }
+    return [f"{name}={value}" for name, value in flags.items() if value is not None]
+
+
+@contextlib.contextmanager
+def _only_results_on_stdout() -> Iterator[TextIO]:
+    """Yield stdout, and send to stderr what anyone else, the JVM included, prints on it."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO) -> None:
+    if not arguments.input:
+        raise errors.CommandError("--input is missing: name digits:train, mnist:train or a path")
+    reader = _reader(arguments.input, arguments.format)
+    write = _writer(arguments) if arguments.output else None
+
+    from spark_mnist import verbs
+
+    spark = _session(arguments)
+    result = verbs.run(command, reader(spark))
+    if write:
+        write(result)
+    elif arguments.json:
+        for line in result.toJSON().toLocalIterator():
+            print(line, file=stdout)
+    else:
+        whole = command.operation != "predict"
+        with contextlib.redirect_stdout(stdout):
+            result.show(result.count() if whole else 20, truncate=not whole)
+
+
+def _session(arguments: argparse.Namespace) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.appName("mymnist")
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit started this process
+        if arguments.master:
+            raise errors.CommandError("--master is for use outside spark-submit; give it there")
+        return builder.getOrCreate()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    if arguments.master:
+        builder = builder.master(arguments.master)
+    spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    spark.sparkContext.setLogLevel("WARN" if arguments.verbose else "ERROR")
+    return spark
+
+
+def _reader(source: str, given: str | None) -> Any:
+    """A function from a session to the input; checks the words before a session starts."""
+    name, colon, split = source.partition(":")
+    if colon and name in DATASETS:
+        if split not in ("train", "test"):
+            raise errors.CommandError(f"--input {source}: {name} has the splits train and test")
+        from spark_mnist import datasets
+
+        return lambda spark: getattr(datasets, name)(spark, split)
+    kind = _format(source, given, "--format")
+    read_options = {"header": True} if kind == "csv" else {}
+    return lambda spark: spark.read.format(kind).options(**read_options).load(source)
+
+
+def _writer(arguments: argparse.Namespace) -> Any:
+    kind = _format(arguments.output, arguments.output_format, "--output-format")
+    mode = "overwrite" if arguments.overwrite else "error"
+
+    def write(result: DataFrame) -> None:
+        table = _as_text(result) if kind == "csv" else result
+        write_options = {"header": True} if kind == "csv" else {}
+        table.write.mode(mode).format(kind).options(**write_options).save(arguments.output)
+
+    return write
+
+
+def _format(path: str, given: str | None, flag: str) -> str:
+    ending = path.rstrip("/").rpartition(".")[2].lower()
+    if given or ending in FORMATS:
+        return given or ending
+    raise errors.CommandError(f"the format of {path!r} is not clear: add {flag} {'|'.join(FORMATS)}")
+
+
+def _as_text(result: DataFrame) -> DataFrame:
+    """CSV holds no arrays or maps: write them as the manual does, and as JSON."""
+    from pyspark.sql import functions as F
+    from pyspark.sql import types as T
+
+    def text(field: T.StructField) -> Any:
+        if isinstance(field.dataType, T.ArrayType):
+            return F.array_join(field.name, ",").alias(field.name)
+        if isinstance(field.dataType, T.MapType):
+            return F.to_json(field.name).alias(field.name)
+        return F.col(field.name)
+
+    return result.select(*(text(field) for field in result.schema))
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, errors.SparkMnistError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"mymnist: {message}", file=sys.stderr)
+    return code
+
+
