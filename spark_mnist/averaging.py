@@ -1,7 +1,8 @@
 """Data-parallel training with Keras 3 over Horovod's public collectives. Runs on ranks.
 
-Horovod's own ``DistributedOptimizer`` hooks a method that Keras 3 no longer calls: it trains without
-averaging and without a word. Here the averaging sits in ``apply``, where every gradient passes.
+Horovod's own ``DistributedOptimizer`` hooks a method that Keras 3 no longer calls: it trains
+without averaging and without a word. Here the averaging sits in ``apply``, where every gradient
+passes.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ def averaged(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimize
 
     def apply(self: Any, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         mean = [
-            g if g is None else hvd.allreduce(tf.convert_to_tensor(g), op=hvd.Average) for g in grads
+            g if g is None else hvd.allreduce(tf.convert_to_tensor(g), op=hvd.Average)
+            for g in grads
         ]
         base.apply(self, mean, trainable_variables)
 
-    distributed = type(base.__name__, (base,), {"apply": apply, "__module__": base.__module__})
+    distributed: Any = type(base.__name__, (base,), {"apply": apply, "__module__": base.__module__})
     return distributed.from_config(optimizer.get_config())
 
 

@@ -51,14 +51,17 @@ def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
     labels = [np.empty(0, np.int32)]
     if rank < len(shards.urls):
         # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
-        with _quiet(), make_batch_reader(
-            list(shards.urls),
-            reader_pool_type="dummy",
-            shuffle_row_groups=False,
-            num_epochs=1,
-            cur_shard=rank,
-            shard_count=ranks,
-        ) as reader:
+        with (
+            _quiet(),
+            make_batch_reader(
+                list(shards.urls),
+                reader_pool_type="dummy",
+                shuffle_row_groups=False,
+                num_epochs=1,
+                cur_shard=rank,
+                shard_count=ranks,
+            ) as reader,
+        ):
             for group in reader:
                 images.append(schema.unpack(group.image, pixels))
                 labels.append(np.asarray(group.label, np.int32))
@@ -66,7 +69,7 @@ def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
     expected = _footer_rows(shards.urls[rank::ranks])
     if len(shard) != expected:
         raise RuntimeError(
-            f"rank {rank} read {len(shard)} rows of its shard; the footers of its files say {expected}"
+            f"rank {rank} read {len(shard)} rows of its shard; its files' footers say {expected}"
         )
     return shard
 
@@ -90,9 +93,7 @@ def training(
 
 def validation(shard: Shard) -> tf.data.Dataset:
     """Every row once, in order, in the same form as ``training``."""
-    return _batched(
-        shard, np.arange(len(shard)), np.ones(len(shard), np.float32), VALIDATION_BATCH
-    )
+    return _batched(shard, np.arange(len(shard)), np.ones(len(shard), np.float32), VALIDATION_BATCH)
 
 
 def _batched(

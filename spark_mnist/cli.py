@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mymnist",
         usage="mymnist fit|predict|eval MODEL [key=value ...] --input DATA [--output PATH]",
-        description="Train a Keras model on the rows of a Spark DataFrame, apply it, or measure it.",
+        description="Train a Keras model on rows of a Spark DataFrame, apply it, or measure it.",
         epilog=f"key=value:\n{_table()}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -91,10 +91,10 @@ def _table() -> str:
         users = [op for op, kind in options.OPERATIONS.items() if name in _names(kind)]
         default = field.metadata["shown"] or field.default
         for_all = "" if len(users) == len(options.OPERATIONS) else f" ({', '.join(users)})"
-        words = f"{field.metadata['doc']}{for_all}; {field.metadata['kind'].words}; default {default}"
-        lines += textwrap.wrap(
-            words, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26
+        words = (
+            f"{field.metadata['doc']}{for_all}; {field.metadata['kind'].words}; default {default}"
         )
+        lines += textwrap.wrap(words, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26)
     return "\n".join(lines)
 
 
@@ -141,7 +141,7 @@ def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO
         write(result)
     elif arguments.json:
         for line in result.toJSON().toLocalIterator():
-            print(line, file=stdout)
+            stdout.write(f"{line}\n")
     else:
         whole = command.operation != "predict"
         with contextlib.redirect_stdout(stdout):
@@ -194,7 +194,9 @@ def _format(path: str, given: str | None, flag: str) -> str:
     ending = path.rstrip("/").rpartition(".")[2].lower()
     if given or ending in FORMATS:
         return given or ending
-    raise errors.CommandError(f"the format of {path!r} is not clear: add {flag} {'|'.join(FORMATS)}")
+    raise errors.CommandError(
+        f"the format of {path!r} is not clear: add {flag} {'|'.join(FORMATS)}"
+    )
 
 
 def _as_text(result: DataFrame) -> DataFrame:
@@ -219,7 +221,5 @@ def _message(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"mymnist: {message}", file=sys.stderr)
+    sys.stderr.write(f"mymnist: {message}\n")
     return code
-
-

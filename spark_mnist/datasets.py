@@ -1,4 +1,4 @@
-"""Real handwritten digits as DataFrames: ``image`` binary of 784 bytes, ``label`` int. On the driver.
+"""Real handwritten digits as DataFrames: ``image`` binary(784), ``label`` int. On the driver.
 
 ``digits`` needs no download; ``mnist`` reads a directory, or downloads once and checks what came.
 """
@@ -18,12 +18,12 @@ from spark_mnist import errors
 
 MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 FILES = {
-    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
-"""The original files, by name, with their sha256."""
+"""The original files, by name without ``.gz``, with the sha256 of the compressed file."""
 PREFIX = {"train": "train", "test": "t10k"}
 HELD_OUT = 5
 """One digit in so many is in the test split of ``digits``."""
@@ -58,7 +58,9 @@ def digits(spark: SparkSession, split: str) -> DataFrame:
     for digit in range(10):
         nth[labels == digit] = np.arange((labels == digit).sum())
     chosen = (nth % HELD_OUT == 0) == (split == "test")
-    scaled = ndimage.zoom(source.images[chosen], (1, 2.5, 2.5), order=1, grid_mode=True, mode="nearest")
+    scaled = ndimage.zoom(
+        source.images[chosen], (1, 2.5, 2.5), order=1, grid_mode=True, mode="nearest"
+    )
     frames = np.pad(scaled, ((0, 0), (4, 4), (4, 4)))
     return _frame(spark, np.rint(frames / 16 * 255).astype(np.uint8), labels[chosen])
 
@@ -107,18 +109,17 @@ def _read(directory: Path, split: str) -> tuple[Bytes, Bytes]:
 
 
 def _existing(directory: Path, name: str) -> Path:
-    for candidate in (directory / name, directory / name.removesuffix(".gz")):
+    for candidate in (directory / f"{name}.gz", directory / name):
         if candidate.exists():
             return candidate
-    raise errors.DatasetError(f"{directory} has neither {name}, unpacked or not, nor mnist.npz")
+    raise errors.DatasetError(f"{directory} has neither {name}.gz, unpacked or not, nor mnist.npz")
 
 
 def _idx(path: Path) -> Bytes:
     """Read an IDX file of bytes: magic number, one big-endian int32 a dimension, the bytes."""
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
     try:
-        with opened as file:
-            content = file.read()
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError) as error:
         raise errors.DatasetError(f"{path} cannot be read: {error}") from error
     dimensions = content[3] if content[:3] == b"\0\0\x08" else 0
@@ -137,8 +138,9 @@ def _download(split: str) -> tuple[Bytes, Bytes]:
             "mnist is downloaded with pooch; install spark-mnist[datasets], or name a directory"
         ) from error
     base = os.environ.get("MNIST_MIRROR", MIRROR)
-    store = pooch.create(pooch.os_cache("spark_mnist"), base, registry=FILES, retry_if_failed=2)
-    names = [name for name in FILES if name.startswith(PREFIX[split])]
+    registry = {f"{name}.gz": f"sha256:{digest}" for name, digest in FILES.items()}
+    store = pooch.create(pooch.os_cache("spark_mnist"), base, registry=registry, retry_if_failed=2)
+    names = [name for name in registry if name.startswith(PREFIX[split])]
     try:
         images, labels = (_idx(Path(store.fetch(name, progressbar=True))) for name in names)
     except (OSError, ValueError) as error:

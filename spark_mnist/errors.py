@@ -1,24 +1,24 @@
 """Every error a user can meet, one leaf for each thing that he can act on.
 
-    SparkMnistError
-    ├── CommandError (ValueError)          the text of a command is not understood
-    ├── OptionError (ValueError)           an option has a value that is not allowed
-    ├── UnknownOption (TypeError)          there is no option of that name
-    ├── MissingColumn (KeyError)           the DataFrame lacks a column
-    ├── UnreadableColumn (TypeError)       a column's type has no tensor form
-    ├── ColumnTaken (ValueError)           the input has a column of a result's name
-    ├── BadRows (ValueError)               rows that no network can learn from
-    ├── TooFewRows (ValueError)            not a row, or not one for each rank
-    ├── ModelNameError (ValueError)        a name that cannot be a model's
-    ├── ModelNotFound (LookupError)        nothing is saved under that name
-    ├── DamagedModel (OSError)             a saved version is not what was written
-    ├── ModelMismatch (ValueError)         a saved model and this fit do not go together
-    ├── VersionError (ImportError)         an installed package is missing or outside its range
-    ├── TooFewSlots (RuntimeError)         Spark cannot run that many ranks at once
-    ├── DatasetError (OSError)             a data set cannot be read or downloaded
-    └── TrainingError (RuntimeError)       the ranks failed
-        ├── RankError                      one rank raised: which one, what, and where
-        └── RanksDiverged                  the ranks ended with different weights
+SparkMnistError
+├── CommandError (ValueError)          the text of a command is not understood
+├── OptionError (ValueError)           an option has a value that is not allowed
+├── UnknownOption (TypeError)          there is no option of that name
+├── MissingColumn (KeyError)           the DataFrame lacks a column
+├── UnreadableColumn (TypeError)       a column's type has no tensor form
+├── ColumnTaken (ValueError)           the input has a column of a result's name
+├── BadRows (ValueError)               rows that no network can learn from
+├── TooFewRows (ValueError)            not a row, or not one for each rank
+├── ModelNameError (ValueError)        a name that cannot be a model's
+├── ModelNotFound (LookupError)        nothing is saved under that name
+├── DamagedModel (OSError)             a saved version is not what was written
+├── ModelMismatch (ValueError)         a saved model and this fit do not go together
+├── VersionError (ImportError)         an installed package is missing or outside its range
+├── TooFewSlots (RuntimeError)         Spark cannot run that many ranks at once
+├── DatasetError (OSError)             a data set cannot be read or downloaded
+└── TrainingError (RuntimeError)       the ranks failed
+    ├── RankError                      one rank raised: which one, what, and where
+    └── RanksDiverged                  the ranks ended with different weights
 """
 
 from __future__ import annotations

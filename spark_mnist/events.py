@@ -1,4 +1,4 @@
-"""Messages from the ranks to the driver while they train: small JSON objects, signed, never pickled.
+"""Messages from the ranks to the driver while they train: small, signed, never pickled.
 
 Horovod forwards the ranks' output in blocks of 64 KiB, hence at the end of most fits; so the ranks
 tell the driver themselves how far they are. The driver listens on the address that Spark's own
@@ -55,7 +55,9 @@ class Inbox:
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         with contextlib.suppress(OSError, EOFError, AuthenticationError):  # wakes the listener
-            connection.Client((self.address.host, self.address.port), authkey=self.address.key).close()
+            connection.Client(
+                (self.address.host, self.address.port), authkey=self.address.key
+            ).close()
         self._thread.join(timeout=5)
         self._listener.close()
 
@@ -82,7 +84,9 @@ class Outbox:
         self._connection = None
         if address is not None:
             with contextlib.suppress(OSError, EOFError, AuthenticationError):
-                self._connection = connection.Client((address.host, address.port), authkey=address.key)
+                self._connection = connection.Client(
+                    (address.host, address.port), authkey=address.key
+                )
 
     def send(self, **event: Any) -> None:
         """Send one event."""

@@ -52,6 +52,8 @@ class Word:
 
 @dataclass(frozen=True)
 class Assignment:
+    """``name=value``."""
+
     name: Word
     value: Word
 
@@ -66,10 +68,10 @@ def parse(text: str) -> Command:
         errors.CommandError: The text is not a command; the message shows where with a caret.
     """
     try:
-        tree = _parser().parse(text)
+        items: Any = _parser().parse(text)
     except lark.exceptions.UnexpectedInput as error:
         raise _syntax_error(text, error) from None
-    return _checked(text, [_item(node) for node in tree.children])
+    return _checked(text, items)
 
 
 def parse_words(words: Sequence[str]) -> Command:
@@ -95,17 +97,17 @@ def parse_words(words: Sequence[str]) -> Command:
 
 @functools.cache
 def _parser() -> lark.Lark:
-    return lark.Lark(GRAMMAR, start="command", parser="lalr")
+    return lark.Lark(GRAMMAR, start="command", parser="lalr", transformer=_Items())
 
 
-def _item(node: lark.Tree[Any]) -> Word | Assignment:
-    if node.data == "option":
-        name, value = (_item(child) for child in node.children)
-        assert isinstance(name, Word) and isinstance(value, Word)
-        return Assignment(name, value)
-    (token,) = node.children
-    text = str(token)[1:-1] if token.type == "QUOTED" else str(token)
-    return Word(text, token.start_pos)
+class _Items(lark.Transformer[Any, list[Word | Assignment]]):
+    """From what the parser found to words and assignments."""
+
+    WORD = staticmethod(lambda token: Word(str(token), token.start_pos))
+    QUOTED = staticmethod(lambda token: Word(str(token)[1:-1], token.start_pos))
+    token = staticmethod(lambda children: children[0])
+    option = staticmethod(lambda children: Assignment(*children))
+    command: Any = staticmethod(list)
 
 
 def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:

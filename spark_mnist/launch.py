@@ -76,7 +76,7 @@ def train(
         visible=visible,
     )
     output = _Output()
-    host = spark.conf.get("spark.driver.host")
+    host = spark.sparkContext.getConf().get("spark.driver.host", "localhost")
     with shown, events.Inbox(host, shown.update) as inbox, _signals_left_alone():
         try:
             reports = horovod.spark.run(
@@ -106,7 +106,9 @@ def _rank(training: plan.TrainingPlan) -> plan.RankReport:
 
 
 def _check(reports: Sequence[plan.RankReport]) -> None:
-    failed = [(r.failure.collective, r.failure.time, r.rank, r.failure) for r in reports if r.failure]
+    failed = [
+        (r.failure.collective, r.failure.time, r.rank, r.failure) for r in reports if r.failure
+    ]
     if failed:
         _, _, rank, failure = min(failed)
         raise errors.RankError(
@@ -117,7 +119,7 @@ def _check(reports: Sequence[plan.RankReport]) -> None:
     digests = {report.rank: report.weights_digest for report in reports}
     if len(set(digests.values())) != 1:
         raise errors.RanksDiverged(
-            f"the ranks ended with different weights, so nothing was saved; sha256 by rank: {digests}"
+            f"the ranks ended with different weights, nothing was saved; sha256 by rank: {digests}"
         )
 
 

@@ -53,6 +53,7 @@ TEXT = Kind("text", str, lambda v: isinstance(v, str) and v != "")
 
 
 def one_of(*names: str) -> Kind:
+    """Make the kind of an option that is one of a few words."""
     return Kind(" or ".join(names), str, lambda v: v in names)
 
 

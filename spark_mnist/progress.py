@@ -37,14 +37,17 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
             self._bar.close()
 
     def update(self, event: events.Event) -> None:
-        """Show where rank 0 is: ``epoch``, ``step``, the means so far, ``done`` at the epoch's end."""
+        """Show where rank 0 is: ``epoch``, ``step``, means so far, ``done`` at an epoch's end."""
         means = ", ".join(f"{k} {v:.4f}" for k, v in event.items() if isinstance(v, float))
         text = f"epoch {event['epoch']}/{self._epochs}: {means}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update((event["epoch"] - self._first - 1) * self._steps + event["step"] - self._bar.n)
+            self._bar.update(
+                (event["epoch"] - self._first - 1) * self._steps + event["step"] - self._bar.n
+            )
         elif self._lines and event.get("done"):
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
 
 def _in_notebook() -> bool:

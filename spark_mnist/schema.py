@@ -21,6 +21,7 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.functions import pandas_udf
 
 from spark_mnist import errors
 
@@ -46,6 +47,7 @@ class Pixels:
 
     @property
     def row_bytes(self) -> int:
+        """Size of a packed row."""
         return WIDTH * np.dtype(self.dtype).itemsize
 
 
@@ -122,7 +124,10 @@ def fault(source: Source, label: Column | None) -> Column:
     if not source.binary:
         top = int(pixels.scale)
         rules += [
-            (F.exists(column, lambda p: p.isNull() | F.isnan(p)), f"{IMAGE} has a pixel that is no number"),
+            (
+                F.exists(column, lambda p: p.isNull() | F.isnan(p)),
+                f"{IMAGE} has a pixel that is no number",
+            ),
             (
                 (F.array_min(column) < 0) | (F.array_max(column) > top),
                 f"{IMAGE} has a pixel outside {pixels.values}",
@@ -169,7 +174,7 @@ def pack(source: Source) -> Column:
         return source.column
     dtype = source.pixels.dtype
 
-    @F.pandas_udf("binary")  # type: ignore[call-overload]
+    @pandas_udf("binary")  # type: ignore[call-overload,untyped-decorator]
     def packed(images: pd.Series) -> pd.Series:
         return pd.Series([np.asarray(row, dtype).tobytes() for row in images])
 

@@ -21,6 +21,7 @@ import pandas as pd
 from pyspark import Broadcast
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
 
 from spark_mnist import plan, schema
 
@@ -53,7 +54,7 @@ def probabilities(
         int(context.getConf().get("spark.task.cpus", "1")),
     )
 
-    @F.pandas_udf("array<float>")  # type: ignore[call-overload]
+    @pandas_udf("array<float>")  # type: ignore[call-overload,untyped-decorator]
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         model = _model(shipment)
         for images in batches:

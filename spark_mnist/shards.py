@@ -96,7 +96,9 @@ def _ordered(packed: DataFrame, rows: int, size: int, seed: int) -> Iterator[Dat
         .persist(StorageLevel.MEMORY_AND_DISK)
     )
     try:
-        counts = {row["bucket"]: row["count"] for row in numbered.groupBy("bucket").count().collect()}
+        counts = {
+            row["bucket"]: row["count"] for row in numbered.groupBy("bucket").count().collect()
+        }
         if sum(counts.values()) != rows:
             raise errors.BadRows(
                 f"the DataFrame gave {rows} rows when counted and {sum(counts.values())} when "
@@ -118,7 +120,9 @@ def _written(
         return
     files = min(count, ranks * math.ceil(count * pixels.row_bytes / ranks / GROUP_BYTES))
     placed = (
-        rows.repartition(files, _partition_keys(rows.sparkSession, files)[F.col("position") % files])
+        rows.repartition(
+            files, _partition_keys(rows.sparkSession, files)[F.col("position") % files]
+        )
         .sortWithinPartitions("position")
         .select("image", "label")
     )
@@ -145,8 +149,13 @@ def _partition_keys(spark: SparkSession, partitions: int) -> Column:
     candidates = spark.range(64 * partitions + 1024).select(
         "id", F.pmod(F.hash("id"), F.lit(partitions)).alias("partition")
     )
-    found = {row["partition"]: row["key"] for row in candidates.groupBy("partition").agg(F.min("id").alias("key")).collect()}
-    assert len(found) == partitions, f"{partitions - len(found)} of {partitions} partitions lack a key"
+    found = {
+        row["partition"]: row["key"]
+        for row in candidates.groupBy("partition").agg(F.min("id").alias("key")).collect()
+    }
+    assert len(found) == partitions, (
+        f"{partitions - len(found)} of {partitions} partitions lack a key"
+    )
     return F.array(*(F.lit(found[partition]).cast("long") for partition in range(partitions)))
 
 

@@ -1,4 +1,4 @@
-"""Where named models live: every path of a model, and how a version comes to be. Runs on the driver.
+"""Where named models live: each path of a model, how a version comes to be. Runs on the driver.
 
     <store>/<model_name>/v000001/          a published version, never changed again
                          manifest.json     written last: no manifest, no version
@@ -67,11 +67,17 @@ class Store:
 
     def names(self) -> list[str]:
         """Names that have at least one version, sorted."""
-        return [name for name in self._entries(self._root) if NAME.fullmatch(name) and self.versions(name)]
+        return [
+            name
+            for name in self._entries(self._root)
+            if NAME.fullmatch(name) and self.versions(name)
+        ]
 
     def versions(self, name: str) -> list[int]:
         """Numbers of a model's published versions, ascending."""
-        return [n for n in self._numbers(name) if self._fs.exists(f"{self._path(name, n)}/{MANIFEST}")]
+        return [
+            n for n in self._numbers(name) if self._fs.exists(f"{self._path(name, n)}/{MANIFEST}")
+        ]
 
     def newest(self, name: str, version: int | None = None) -> int:
         """The number of the newest version, or the given one if it is there.
@@ -95,12 +101,18 @@ class Store:
             errors.DamagedModel: It cannot be understood.
         """
         try:
-            manifest: Manifest = json.loads(self._fs.cat_file(f"{self._path(name, version)}/{MANIFEST}"))
+            manifest: Manifest = json.loads(
+                self._fs.cat_file(f"{self._path(name, version)}/{MANIFEST}")
+            )
             known = manifest["format"]
         except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(name, version, f"its {MANIFEST} is not readable ({error!r})") from None
+            raise self._damaged(
+                name, version, f"its {MANIFEST} is not readable ({error!r})"
+            ) from None
         if known != FORMAT:
-            raise self._damaged(name, version, f"it has format {known!r}; this release reads {FORMAT}")
+            raise self._damaged(
+                name, version, f"it has format {known!r}; this release reads {FORMAT}"
+            )
         return manifest
 
     def read(self, name: str, version: int) -> tuple[Manifest, dict[str, bytes]]:
@@ -199,7 +211,9 @@ class Store:
     def _damaged(self, name: str, version: int, why: str) -> errors.DamagedModel:
         others = [v for v in self.versions(name) if v < version]
         remedy = f"; version={others[-1]} is the one before" if others else ""
-        return errors.DamagedModel(f"version {version} of model {name!r} cannot be used: {why}{remedy}")
+        return errors.DamagedModel(
+            f"version {version} of model {name!r} cannot be used: {why}{remedy}"
+        )
 
 
 def _stamp(content: bytes) -> dict[str, Any]:

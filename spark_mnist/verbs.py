@@ -10,18 +10,27 @@ import datetime
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, TypeVar
 
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_mnist import errors, grammar, launch, options, plan, schema, scoring, shards, versions, world
+from spark_mnist import (
+    errors,
+    grammar,
+    launch,
+    lineage,
+    options,
+    plan,
+    schema,
+    scoring,
+    shards,
+    versions,
+    world,
+)
 from spark_mnist import store as stores
 
 STORE_CONF = "spark.mnist.store"
 DEFAULT_STORE = "models"
-LEARNING_RATES = {"adam": 0.001, "sgd": 0.1, "momentum": 0.02}
-LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,7 +69,9 @@ def _takes(kind: type[options.Options]) -> Callable[[F], F]:
         signature = inspect.signature(verb)
         fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         named = [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+            )
             for f in dataclasses.fields(kind)
         ]
         verb.__signature__ = signature.replace(parameters=[*fixed, *named])  # type: ignore[attr-defined]
@@ -74,7 +85,8 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
     """Train a model on the rows of a DataFrame and publish it as a new version.
 
     Args:
-        df: Columns ``image`` (784 pixels) and ``label`` (0..9 or one-hot), in any of the manual's forms.
+        df: Columns ``image`` (784 pixels) and ``label`` (0..9 or one-hot); ``schema`` says in
+            which types.
         model_name: What it is saved under.
         **given: The fields of ``options.FitOptions``.
 
@@ -86,7 +98,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
     chosen = options.make(options.FitOptions, given)
     spark = df.sparkSession
     store = _store(spark, chosen.store)
-    parent = _Parent.of(store, stores.checked_name(model_name), chosen)
+    begin = lineage.start(store, stores.checked_name(model_name), chosen)
     ranks = launch.ranks(spark, chosen.num_proc)
     census = schema.inspect(df)
     with (
@@ -97,27 +109,27 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
             url=work,
             ranks=ranks,
             ratio=chosen.train_validation_ratio,
-            seed=parent.seed,
+            seed=begin.seed,
         ) as (train, validation),
     ):
         training = plan.TrainingPlan(
-            network=parent.network,
-            optimizer=parent.optimizer,
+            network=begin.network,
+            optimizer=begin.optimizer,
             world=world.World(size=ranks, rows=train.rows, batch_size=chosen.batch_size),
             train=train,
             validation=validation,
-            first_epoch=parent.epochs,
+            first_epoch=begin.epochs,
             epochs=chosen.epochs,
-            seed=parent.seed,
+            seed=begin.seed,
             threads=int(spark.sparkContext.getConf().get("spark.task.cpus", "1")),
-            files=parent.files,
+            files=begin.files,
         )
         reports = launch.train(spark, training, title=model_name, visible=chosen.verbose > 0)
     records = reports[0].history
     version = store.publish(
         model_name,
         reports[0].files,
-        lambda number: _manifest(model_name, number, training, parent, records),
+        lambda number: lineage.manifest(model_name, number, training, begin, records),
     )
     return FitResult(model_name, version, records, _history(spark, records))
 
@@ -132,8 +144,9 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
         **given: The fields of ``options.PredictOptions``.
 
     Returns:
-        The input's columns, then ``prediction`` (one-hot ``array<int>``), then ``interpreted`` (int)
-        with ``interpret=True``. A model trained again later does not change it.
+        The input's columns, then ``prediction`` (one-hot ``array<int>``), with
+        ``interpret=True`` then ``interpreted`` (int). A model trained again later does not
+        change it.
 
     Raises:
         errors.SparkMnistError: One of its leaves. A row without 784 pixels in their range raises
@@ -227,46 +240,6 @@ def models(store: str | None = None) -> list[ModelInfo]:
     return infos
 
 
-@dataclass(frozen=True)
-class _Parent:
-    """What a fit starts from: a saved version, or nothing but the options."""
-
-    network: plan.Network
-    optimizer: plan.Optimizer
-    seed: int
-    version: int | None = None
-    epochs: int = 0
-    files: dict[str, bytes] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, store: stores.Store, name: str, chosen: options.FitOptions) -> _Parent:
-        if not chosen.continuous:
-            optimizer = chosen.optimizer or "adam"
-            rate = chosen.learning_rate or LEARNING_RATES[optimizer]
-            return cls(
-                plan.Network(
-                    name=chosen.network or "mlp", inputs=schema.WIDTH, classes=schema.CLASSES
-                ),
-                plan.Optimizer(name=optimizer, learning_rate=rate),
-                chosen.seed or 0,
-            )
-        version = store.newest(name)
-        manifest, files = store.read(name, version)
-        network = plan.Network(**manifest["network"])
-        saved = plan.Optimizer(**manifest["optimizer"])
-        for option, value in (("network", network.name), ("optimizer", saved.name)):
-            wanted = getattr(chosen, option)
-            if wanted not in (None, value):
-                raise errors.ModelMismatch(
-                    f"model {name!r} has {option}={value}, and continuous=true cannot make it "
-                    f"{wanted}; leave {option} out, or train afresh"
-                )
-        rate = chosen.learning_rate or saved.learning_rate
-        seed = manifest["seed"] if chosen.seed is None else chosen.seed
-        optimizer = dataclasses.replace(saved, learning_rate=rate)
-        return cls(network, optimizer, seed, version, manifest["epochs"], files)
-
-
 def _store(spark: SparkSession | None, given: str | None) -> stores.Store:
     conf = spark.conf.get(STORE_CONF, None) if spark else None
     return stores.Store(given or conf or DEFAULT_STORE)
@@ -279,37 +252,6 @@ def _scores(
     manifest, files = store.read(name, store.newest(name, chosen.version))
     network = plan.Network(**manifest["network"])
     return network, scoring.probabilities(df, network, files, chosen.batch_size)
-
-
-def _manifest(
-    name: str,
-    version: int,
-    training: plan.TrainingPlan,
-    parent: _Parent,
-    records: tuple[plan.EpochRecord, ...],
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "version": version,
-        "parent": parent.version,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(),
-        "network": dataclasses.asdict(training.network),
-        "optimizer": dataclasses.asdict(training.optimizer),
-        "epochs": parent.epochs + training.epochs,
-        "history": [dataclasses.asdict(record) for record in records],
-        "ranks": training.world.size,
-        "batch_size": training.world.batch_size,
-        "seed": training.seed,
-        "rows": {"train": training.train.rows, "validation": training.validation.rows},
-        "libraries": {library: _version(library) for library in LIBRARIES},
-    }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _history(spark: SparkSession, records: tuple[plan.EpochRecord, ...]) -> DataFrame:

@@ -46,7 +46,7 @@ def run(training: plan.TrainingPlan) -> plan.RankReport:
         hvd.shutdown()
 
 
-class RowMean(keras.metrics.Metric):
+class RowMean(keras.metrics.Metric):  # type: ignore[misc]
     """The mean of a value over real rows, kept as sum and count so that ranks can be merged."""
 
     def __init__(self, name: str, value: Any) -> None:
@@ -62,10 +62,11 @@ class RowMean(keras.metrics.Metric):
         self.count.assign_add(tf.reduce_sum(real))
 
     def result(self) -> Any:
+        """Mean over the rows counted so far on this rank."""
         return tf.math.divide_no_nan(self.sum.value, self.count.value)
 
 
-class Announce(keras.callbacks.Callback):
+class Announce(keras.callbacks.Callback):  # type: ignore[misc]
     """Tells the driver how far this rank is, a few times a second at most."""
 
     def __init__(self, outbox: events.Outbox, steps: int) -> None:
@@ -76,6 +77,7 @@ class Announce(keras.callbacks.Callback):
         self.next = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Send the step and the running loss."""
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.2
             step = min(batch + 1, self.steps)
@@ -115,9 +117,7 @@ def _train(training: plan.TrainingPlan) -> plan.RankReport:
     )
 
 
-def _model(
-    training: plan.TrainingPlan, ranks: int, meters: Sequence[RowMean]
-) -> keras.Model:
+def _model(training: plan.TrainingPlan, ranks: int, meters: Sequence[RowMean]) -> keras.Model:
     """Build, compile, restore and broadcast: the same weights on every rank when it returns."""
     spec = training.optimizer
     optimizer = networks.optimizer(spec, spec.learning_rate * ranks)

@@ -27,7 +27,8 @@ class World:
     """Rows of one step on one rank."""
 
     def __post_init__(self) -> None:
-        assert 1 <= self.size <= self.rows and self.batch_size >= 1, self
+        assert 1 <= self.size <= self.rows, self
+        assert self.batch_size >= 1, self
 
     @property
     def padded_rows(self) -> int:

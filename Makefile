@@ -1,0 +1,53 @@
+# make setup | demo | test | lint. Each is safe to repeat.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell command -v python$(v))))
+BIN := .venv/bin
+SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets
+DATA ?= digits
+DEMO := $(BIN)/python -m spark_mnist
+DEMO_STORE := demo-output/models
+DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
+
+# Spark's machine-local parts need an address; laptops and containers often have no usable host name.
+export SPARK_LOCAL_IP ?= 127.0.0.1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test lint check-tools clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
+
+setup: check-tools .venv/.synced ## Make .venv and install all that is locked
+
+.venv/.synced: uv.lock setup.cfg pyproject.toml
+	@test -x $(BIN)/uv || { "$(PYTHON)" -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.8; }
+	@echo "Installing into .venv; the first time Horovod is compiled, about 5 minutes"
+	@$(SYNC)
+	@touch $@
+
+check-tools:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is missing: install python3.11 (with its venv module)"; exit 1; }
+	@command -v g++ > /dev/null || { echo "A C++ compiler is missing: install g++ (Debian: build-essential)"; exit 1; }
+	@version=$$(java -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p'); \
+	  test "$${version:-0}" -ge 17 || { echo "Java 17 or newer is missing (found: $${version:-none}): install openjdk-17-jre-headless"; exit 1; }
+
+demo: setup ## Train, continue, predict and evaluate on real digits (DATA=mnist for MNIST)
+	@rm -rf demo-output
+	$(DEMO) fit test_model batch_size=32 epochs=$(DEMO_EPOCHS) --input $(DATA):train --store $(DEMO_STORE)
+	$(DEMO) fit test_model batch_size=32 epochs=2 continuous=true --input $(DATA):train --store $(DEMO_STORE)
+	$(DEMO) predict test_model batch_size=128 interpret=true --input $(DATA):test --store $(DEMO_STORE)
+	$(DEMO) eval test_model repeat=2 batch_size=128 rate=0.8 --input $(DATA):test --store $(DEMO_STORE)
+
+test: setup ## Run all tests
+	$(BIN)/pytest
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove what the other targets made
+	rm -rf .venv demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,55 @@
+"""One Spark session for all tests: real, local, two slots. Its workers run this Python."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+os.environ["PYSPARK_PYTHON"] = sys.executable
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pyspark.sql import DataFrame, SparkSession
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    session = (
+        SparkSession.builder.master("local[2]")
+        .appName("spark_mnist tests")
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.sql.shuffle.partitions", "2")
+        .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
+        .getOrCreate()
+    )
+    session.sparkContext.setLogLevel("OFF")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def digits(spark: SparkSession) -> DataFrame:
+    """256 real digits, in an order that says nothing about their labels."""
+    from spark_mnist import datasets
+
+    return datasets.digits(spark, "train").limit(256).repartition(3).cache()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "models")
+
+
+def arrays(store: str, name: str, version: int, file: str = "weights.npz") -> list[np.ndarray]:
+    """The arrays of a published version, straight from its file."""
+    path = Path(store) / name / f"v{version:06d}" / file
+    with np.load(path, allow_pickle=False) as saved:
+        return [saved[key] for key in sorted(saved.files)]

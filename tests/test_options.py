@@ -1,0 +1,52 @@
+import dataclasses
+
+import pytest
+
+from spark_mnist import errors, networks, options
+
+
+def test_the_manuals_defaults():
+    fit, predict, evaluate = (
+        options.FitOptions(),
+        options.PredictOptions(),
+        options.EvaluateOptions(),
+    )
+    assert (fit.epochs, fit.batch_size, fit.train_validation_ratio, fit.continuous) == (
+        5,
+        32,
+        0.8,
+        False,
+    )
+    assert (predict.batch_size, predict.interpret) == (32, False)
+    assert (evaluate.batch_size, evaluate.rate, evaluate.repeat) == (32, 0.7, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 5.0), ("epochs", True), ("epochs", "5"), ("epochs", 0), ("epochs", None),
+        ("train_validation_ratio", float("nan")), ("train_validation_ratio", 1.01),
+        ("train_validation_ratio", "0.8"), ("continuous", 1), ("continuous", "true"),
+        ("network", "resnet"), ("num_proc", 0), ("learning_rate", 0), ("store", ""), ("seed", -1),
+    ],
+)  # fmt: skip
+def test_bad_values_name_the_option_what_is_allowed_and_the_value(name, value):
+    with pytest.raises(errors.OptionError) as caught:
+        options.make(options.FitOptions, {name: value})
+    kind = options.FIELDS[name].metadata["kind"]
+    assert str(caught.value) == f"{name} must be {kind.words}, not {value!r}"
+
+
+def test_an_unknown_option_is_a_type_error_with_the_nearest_name():
+    with pytest.raises(TypeError, match="did you mean 'batch_size'"):
+        options.make(options.PredictOptions, {"batchsize": 3})
+
+
+def test_options_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.FitOptions().epochs = 3
+
+
+def test_the_names_of_networks_and_optimizers_are_those_that_can_be_built():
+    assert set(options.NETWORKS) == set(networks.REGISTRY)
+    assert set(options.OPTIMIZERS) == set(networks.OPTIMIZERS)
