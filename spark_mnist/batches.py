@@ -59,7 +59,7 @@ def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
                 shuffle_row_groups=False,
                 num_epochs=1,
                 cur_shard=rank,
-                shard_count=ranks,
+                shard_count=min(ranks, len(shards.urls)),
             ) as reader,
         ):
             for group in reader:

@@ -94,7 +94,7 @@ def train(
             raise errors.TrainingError(
                 f"{error}\nLast output of the ranks:\n{output.tail}"
             ) from error
-    _check(reports)
+    check(reports)
     return list(reports)
 
 
@@ -105,7 +105,8 @@ def _rank(training: plan.TrainingPlan) -> plan.RankReport:
     return worker.run(training)
 
 
-def _check(reports: Sequence[plan.RankReport]) -> None:
+def check(reports: Sequence[plan.RankReport]) -> None:
+    """Raise what went wrong on the ranks, if anything did; see ``train``."""
     failed = [
         (r.failure.collective, r.failure.time, r.rank, r.failure) for r in reports if r.failure
     ]

@@ -1,0 +1,248 @@
+"""Training for real: Spark tasks, Petastorm shards, Horovod ranks."""
+
+import json
+import logging
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyspark.sql import functions as F
+
+import spark_mnist
+from spark_mnist import errors, launch, plan, shards
+from tests.conftest import arrays
+
+QUIET = {"verbose": 0, "num_proc": 2, "batch_size": 16}
+
+
+def manifest(store, name, version=1):
+    return json.loads((Path(store) / name / f"v{version:06d}" / "manifest.json").read_text())
+
+
+def assert_close(found, expected, atol):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=atol, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """A model of five epochs, and one of two that was continued for three."""
+    root = str(tmp_path_factory.mktemp("models"))
+    options = {**QUIET, "store": root, "seed": 3}
+    whole = spark_mnist.fit(digits, "whole", epochs=5, **options)
+    spark_mnist.fit(digits, "parts", epochs=2, **options)
+    parts = spark_mnist.fit(digits, "parts", epochs=3, continuous=True, **{**options, "seed": None})
+    return root, whole, parts
+
+
+def test_the_table_of_the_manual(trained):
+    _, whole, _ = trained
+    assert whole.history.dtypes == [
+        ("epoch", "int"),
+        ("losses", "map<string,double>"),
+        ("metrics", "map<string,double>"),
+    ]
+    rows = whole.history.collect()
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert all(set(row["losses"]) == {"loss", "val_loss"} for row in rows)
+    assert all(set(row["metrics"]) == {"accuracy", "val_accuracy"} for row in rows)
+    assert rows[-1]["losses"]["loss"] < rows[0]["losses"]["loss"] / 2
+    assert rows[-1]["metrics"]["val_accuracy"] > 0.7
+
+
+def test_two_and_three_epochs_equal_five(trained):
+    root, whole, parts = trained
+    assert_close(arrays(root, "parts", 2), arrays(root, "whole", 1), atol=1e-6)
+    slots = [
+        arrays(root, name, version, "optimizer.npz")
+        for name, version in (("parts", 2), ("whole", 1))
+    ]
+    assert_close(*slots, atol=1e-6)
+    assert [record.epoch for record in parts.epochs] == [3, 4, 5]
+    for mine, other in zip(parts.epochs, whole.epochs[2:], strict=True):
+        assert mine.losses == pytest.approx(other.losses, abs=1e-6)
+
+
+def test_the_manifest_tells_how_the_model_came_to_be(trained):
+    root, _, _ = trained
+    found = manifest(root, "parts", 2)
+    assert (found["parent"], found["epochs"], found["ranks"], found["seed"]) == (1, 5, 2, 3)
+    assert found["rows"] == {"train": 205, "validation": 51}
+    assert found["optimizer"] == {"name": "adam", "learning_rate": 0.001}
+    assert found["libraries"]["horovod"] == "0.28.1"
+    assert set(found["files"]) == {"weights.npz", "optimizer.npz"}
+
+
+def test_models_lists_the_newest_versions(trained):
+    root, whole, _ = trained
+    listed = spark_mnist.models(root)
+    assert [(m.name, m.version, m.epochs) for m in listed] == [("parts", 2, 5), ("whole", 1, 5)]
+    assert listed[1].metrics == whole.epochs[-1].metrics
+    assert listed[0].created > listed[1].created
+
+
+def test_the_learning_rate_is_the_same_after_three_resumes(digits, store):
+    few = digits.limit(40)
+    options = {**QUIET, "store": store, "epochs": 1, "network": "softmax"}
+    spark_mnist.fit(few, "m", optimizer="momentum", learning_rate=0.01, **options)
+    for _ in range(3):
+        spark_mnist.fit(few, "m", continuous=True, **options)
+    found = [manifest(store, "m", version) for version in (1, 2, 3, 4)]
+    assert [m["optimizer"]["learning_rate"] for m in found] == [0.01] * 4
+    assert [m["epochs"] for m in found] == [1, 2, 3, 4]
+    assert [m["parent"] for m in found] == [None, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(128, 64), (101, 64)])
+def test_one_step_of_two_ranks_equals_one_of_one_rank_on_the_joined_batch(
+    digits, store, rows, batch_size
+):
+    few = digits.limit(rows)
+    options = {
+        "store": store,
+        "epochs": 1,
+        "train_validation_ratio": 1,
+        "optimizer": "sgd",
+        "verbose": 0,
+    }
+    two = spark_mnist.fit(
+        few, "two", num_proc=2, batch_size=batch_size, learning_rate=0.05, **options
+    )
+    one = spark_mnist.fit(
+        few, "one", num_proc=1, batch_size=2 * batch_size, learning_rate=0.1, **options
+    )
+    assert_close(arrays(store, "two", 1), arrays(store, "one", 1), atol=1e-6)
+    assert two.epochs[0].losses == pytest.approx(one.epochs[0].losses, abs=1e-6)
+    assert two.epochs[0].metrics == one.epochs[0].metrics
+    assert set(two.epochs[0].losses) == {"loss"}  # no validation with a ratio of 1
+
+
+def test_rows_sorted_by_label_train_as_well_as_shuffled(digits, store):
+    options = {**QUIET, "store": store, "epochs": 2}
+    in_order = spark_mnist.fit(digits.orderBy("label"), "sorted", **options)
+    mixed = spark_mnist.fit(digits.orderBy(F.rand(1)), "mixed", **options)
+    assert in_order.epochs == mixed.epochs
+
+
+def test_nothing_is_left_and_the_session_works_on(spark, digits, store):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    threads = threading.active_count()
+    cached = len(spark.sparkContext._jsc.getPersistentRDDs())
+    result = spark_mnist.fit(digits.limit(50), "m", store=store, epochs=1, **QUIET)
+    assert result.version == 1
+    entries = sorted(path.name for path in Path(store).rglob("*"))
+    assert entries == ["m", "manifest.json", "optimizer.npz", "v000001", "weights.npz"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert threading.active_count() <= threads + 2  # Horovod's job thread may still be ending
+    assert len(spark.sparkContext._jsc.getPersistentRDDs()) == cached
+    assert spark.conf.get(shards.CACHE_DIR, None) is None
+    assert spark.range(3).count() == 3
+
+
+def test_a_fit_in_another_thread(digits, store):
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(
+            spark_mnist.fit(digits.limit(50), "m", store=store, epochs=1, **QUIET)
+        )
+    )
+    thread.start()
+    thread.join()
+    assert found[0].version == 1
+
+
+def test_progress_goes_to_stderr_line_by_line(digits, store, capfd):
+    options = {**QUIET, "verbose": 1}
+    spark_mnist.fit(digits.limit(60), "m", store=store, epochs=2, **options)
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("epoch ")]
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert "val_accuracy" in lines[0]
+    assert out == ""
+
+
+def test_verbose_0_is_silent(digits, store, capfd, caplog):
+    with caplog.at_level(logging.INFO, "spark_mnist"):
+        spark_mnist.fit(digits.limit(60), "m", store=store, epochs=1, **QUIET)
+    out, err = capfd.readouterr()
+    assert (out, [line for line in err.splitlines() if "epoch" in line], caplog.text) == (
+        "",
+        [],
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": 0}, errors.OptionError, "epochs must be int >= 1, not 0"),
+        ({"epoch": 3}, errors.UnknownOption, "did you mean 'epochs'"),
+        ({"num_proc": 3}, errors.TooFewSlots, "num_proc=3 ranks .* Spark has 2 slots"),
+        ({"continuous": True}, errors.ModelNotFound, "no model 'm' .* none yet"),
+        ({"train_validation_ratio": 0.0}, errors.TooFewRows, "leave 0 to train"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_rank_starts(
+    digits, store, monkeypatch, options, error, message
+):
+    monkeypatch.setattr(launch, "train", lambda *_, **__: pytest.fail("ranks were started"))
+    with pytest.raises(error, match=message):
+        spark_mnist.fit(digits, "m", **{**QUIET, "store": store, **options})
+    assert not list(Path(store).glob("*"))
+
+
+@pytest.mark.parametrize(("option", "value"), [("network", "softmax"), ("optimizer", "sgd")])
+def test_continuing_as_something_else_is_refused_with_both_values(trained, digits, option, value):
+    saved = {"network": "mlp", "optimizer": "adam"}[option]
+    with pytest.raises(errors.ModelMismatch, match=f"{option}={saved}, .*cannot make it {value}"):
+        spark_mnist.fit(
+            digits, "whole", store=trained[0], continuous=True, **QUIET, **{option: value}
+        )
+
+
+def test_continuing_with_another_number_of_ranks(digits, store):
+    options = {"store": store, "epochs": 1, "verbose": 0}
+    spark_mnist.fit(digits, "m", num_proc=2, **options)
+    result = spark_mnist.fit(digits, "m", num_proc=1, continuous=True, **options)
+    assert result.epochs[0].epoch == 2
+    assert manifest(store, "m", 2)["ranks"] == 1
+
+
+def test_the_rank_that_failed_is_named(digits, store, monkeypatch):
+    real = launch.train
+
+    def without_a_file(spark, training, **rest):
+        Path(training.train.urls[1].removeprefix("file:")).unlink()
+        return real(spark, training, **rest)
+
+    monkeypatch.setattr(launch, "train", without_a_file)
+    with pytest.raises(errors.RankError, match=r"rank 1 of 2 raised OSError: .*part-00001") as caught:
+        spark_mnist.fit(digits.limit(50), "m", store=store, **QUIET)
+    assert "batches.py" in caught.value.rank_traceback
+    assert not list(Path(store).glob("*"))
+
+
+def report(rank, digest="same", **failure):
+    failed = plan.Failure(**failure) if failure else None
+    return plan.RankReport(rank=rank, weights_digest=digest, failure=failed)
+
+
+def test_ranks_that_drifted_apart_are_an_error():
+    launch.check([report(0), report(1)])
+    with pytest.raises(errors.RanksDiverged, match="nothing was saved"):
+        launch.check([report(0), report(1, digest="other")])
+
+
+def test_the_first_cause_is_told_and_not_its_effects():
+    effect = {
+        "type": "UnknownError",
+        "message": "Horovod has been shut down",
+        "traceback": "",
+        "collective": True,
+    }
+    cause = {"type": "ValueError", "message": "bad row", "traceback": "line 1", "collective": False}
+    with pytest.raises(errors.RankError, match="rank 1 of 2 raised ValueError: bad row") as caught:
+        launch.check([report(0, time=1.0, **effect), report(1, time=2.0, **cause)])
+    assert (caught.value.rank, caught.value.rank_traceback) == (1, "line 1")

@@ -1,0 +1,146 @@
+import numpy as np
+import pandas as pd
+import pytest
+from pyspark.ml.linalg import Vectors, VectorUDT
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from spark_mnist import errors, schema
+
+PICTURE = np.random.default_rng(0).integers(0, 256, 784)
+FORMS = {  # name: (Spark type, the same picture)
+    "binary": (T.BinaryType(), PICTURE.astype("uint8").tobytes()),
+    "bytes": (T.ArrayType(T.ShortType()), PICTURE.tolist()),
+    "integers": (T.ArrayType(T.IntegerType()), PICTURE.tolist()),
+    "longs": (T.ArrayType(T.LongType()), PICTURE.tolist()),
+    "floats": (T.ArrayType(T.FloatType()), (PICTURE / 255).tolist()),
+    "doubles": (T.ArrayType(T.DoubleType()), (PICTURE / 255).tolist()),
+    "dense vector": (VectorUDT(), Vectors.dense(PICTURE / 255)),
+    "sparse vector": (VectorUDT(), Vectors.sparse(784, np.arange(784), PICTURE / 255)),
+    "text": (T.StringType(), ",".join(str(p) for p in PICTURE / 255)),
+    "text with blanks": (T.StringType(), " , ".join(str(p) for p in PICTURE / 255)),
+}
+ONE_HOT = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+LABELS = {
+    "int": (T.IntegerType(), 3),
+    "long": (T.LongType(), 3),
+    "double": (T.DoubleType(), 3.0),
+    "text": (T.StringType(), " 3"),
+    "one-hot ints": (T.ArrayType(T.IntegerType()), ONE_HOT),
+    "one-hot doubles": (T.ArrayType(T.DoubleType()), [float(x) for x in ONE_HOT]),
+    "one-hot vector": (VectorUDT(), Vectors.dense(ONE_HOT)),
+    "one-hot text": (T.StringType(), "0,0,0,1,0,0,0,0,0,0"),
+}
+
+
+def frame(spark, image, label):
+    fields = [T.StructField("image", image[0]), T.StructField("label", label[0])]
+    return spark.createDataFrame([(image[1], label[1])], T.StructType(fields))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_representation_gives_the_same_tensor(spark, form):
+    df = frame(spark, FORMS[form], LABELS["int"])
+    source = schema.image(df)
+    expected = (PICTURE / 255).astype("float32").reshape(1, 784)
+    scored = schema.tensor_reader(source)(df.select(source.column).toPandas().iloc[:, 0])
+    packed = df.select(schema.pack(source)).first()[0]
+    trained = schema.unpack([bytes(packed)], source.pixels).astype("float32") / source.pixels.scale
+    np.testing.assert_allclose(scored, expected, atol=6e-8)
+    np.testing.assert_array_equal(trained.astype("float32"), scored)
+    assert schema.inspect(df).rows == 1
+
+
+@pytest.mark.parametrize("form", LABELS)
+def test_every_label_form_gives_the_same_class(spark, form):
+    df = frame(spark, FORMS["binary"], LABELS[form])
+    assert df.select(schema.label(df)).first()[0] == 3
+    assert schema.inspect(df).rows == 1
+
+
+def changed(index, value):
+    pixels = (PICTURE / 255).tolist()
+    pixels[index] = value
+    return pixels
+
+
+DOUBLES, INTEGERS, TEXT = FORMS["doubles"][0], FORMS["integers"][0], T.StringType()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "why"),
+    [
+        (DOUBLES, None, "image is null"),
+        (DOUBLES, PICTURE.tolist()[:783], "784 pixels"),
+        (DOUBLES, [0.0] * 785, "784 pixels"),
+        (DOUBLES, [], "784 pixels"),
+        (DOUBLES, changed(5, None), "no number"),
+        (DOUBLES, changed(5, float("nan")), "no number"),
+        (DOUBLES, changed(5, float("inf")), "outside 0..1"),
+        (DOUBLES, changed(5, -0.1), "outside 0..1"),
+        (DOUBLES, changed(5, 255.0), "outside 0..1"),
+        (INTEGERS, [256] + [0] * 783, "outside 0..255"),
+        (INTEGERS, [-1] + [0] * 783, "outside 0..255"),
+        (T.ArrayType(T.LongType()), [10**12] + [0] * 783, "outside 0..255"),
+        (T.BinaryType(), b"\0" * 783, "784 pixels"),
+        (VectorUDT(), Vectors.dense([0.5]), "784 pixels"),
+        (TEXT, "", "784 pixels"),
+        (TEXT, ",".join(["0"] * 783 + ["x"]), "no number"),
+        (TEXT, ",".join(["0"] * 783 + ["7"]), "outside 0..1"),
+    ],
+)
+def test_images_that_are_none_are_counted_with_the_reason(spark, kind, value, why):
+    df = frame(spark, (kind, value), LABELS["int"])
+    good = frame(spark, (kind, blank(kind)), LABELS["int"])
+    with pytest.raises(errors.BadRows, match=f"1 of 2 rows cannot be used: 1 x image .*{why}"):
+        schema.inspect(df.union(good))
+
+
+def blank(kind):
+    if isinstance(kind, T.ArrayType):
+        return [0.0 if kind.elementType == T.DoubleType() else 0] * 784
+    forms = {"binary": b"\0" * 784, "string": ",".join(["0"] * 784)}
+    return forms.get(kind.typeName(), Vectors.dense([0.0] * 784))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (T.IntegerType(), None), (T.IntegerType(), 10), (T.IntegerType(), -1),
+        (T.LongType(), 10**15), (T.DoubleType(), 3.5), (T.DoubleType(), float("nan")),
+        (TEXT, "seven"), (TEXT, "3.5"), (TEXT, ""), (TEXT, "0,1"),
+        (T.ArrayType(T.IntegerType()), [0] * 10), (T.ArrayType(T.IntegerType()), [1, 1] + [0] * 8),
+        (T.ArrayType(T.IntegerType()), [1, None] + [0] * 8), (T.ArrayType(T.IntegerType()), [1] + [0] * 8),
+        (T.ArrayType(T.DoubleType()), [0.5, 0.5] + [0.0] * 8),
+        (VectorUDT(), Vectors.dense([2.0] + [0.0] * 9)),
+    ],
+)  # fmt: skip
+def test_labels_that_are_none_are_counted(spark, kind, value):
+    with pytest.raises(ValueError, match=r"1 of 1 rows .*label is neither 0..9 nor one-hot"):
+        schema.inspect(frame(spark, FORMS["binary"], (kind, value)))
+
+
+def test_no_rows(spark):
+    empty = frame(spark, FORMS["binary"], LABELS["int"]).where("label = 4")
+    with pytest.raises(errors.TooFewRows, match="no rows"):
+        schema.inspect(empty)
+
+
+def test_a_missing_column_is_a_key_error_with_the_nearest_name(spark):
+    df = frame(spark, FORMS["binary"], LABELS["int"]).withColumnRenamed("label", "lable")
+    with pytest.raises(KeyError, match=r"no column 'label' among .*did you mean 'lable'"):
+        schema.label(df)
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_type_without_tensor_form_is_a_type_error(spark, column):
+    df = frame(spark, FORMS["binary"], LABELS["int"]).withColumn(column, F.current_date())
+    with pytest.raises(TypeError, match=f"column '{column}' is date; it may be"):
+        schema.inspect(df)
+
+
+@pytest.mark.parametrize("bad", [None, np.zeros(783), np.full(784, np.nan), np.full(784, 1.5)])
+def test_rows_to_predict_are_checked_when_they_are_read(spark, bad):
+    source = schema.image(frame(spark, FORMS["doubles"], LABELS["int"]))
+    with pytest.raises(errors.BadRows, match="a row to predict"):
+        schema.tensor_reader(source)(pd.Series([np.zeros(784), bad]))

@@ -1,0 +1,144 @@
+import collections
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import functions as F
+
+from spark_mnist import batches, errors, schema, shards, world
+
+
+def written(df, tmp_path, *, ranks, ratio=0.8, seed=0):
+    """Sizes of the row groups and the rows of every rank, training and validation."""
+    with shards.materialized(
+        df, schema.inspect(df), url=f"file://{tmp_path}", ranks=ranks, ratio=ratio, seed=seed
+    ) as parts:
+        sizes = [
+            [pq.read_metadata(url.removeprefix("file:")).num_rows for url in part.urls]
+            for part in parts
+        ]
+        rows = [
+            [
+                [(i.tobytes(), int(n)) for i, n in zip(shard.images, shard.labels, strict=True)]
+                for shard in ranked
+            ]
+            for ranked in (
+                [batches.read(part, rank=r, ranks=ranks) for r in range(ranks)] for part in parts
+            )
+        ]
+    return sizes, rows
+
+
+def rows_of(df):
+    return collections.Counter((bytes(r["image"]), r["label"]) for r in df.collect())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_every_row_is_once_in_training_or_validation_and_shards_are_balanced(
+    digits, tmp_path, ranks
+):
+    sizes, (train, validation) = written(digits, tmp_path, ranks=ranks)
+    for ranked in (train, validation):
+        counts = [len(rows) for rows in ranked]
+        assert counts == [world.share(sum(counts), rank, ranks) for rank in range(ranks)]
+    everything = collections.Counter(
+        row for part in (train, validation) for rank in part for row in rank
+    )
+    assert everything == rows_of(digits)
+    assert (sum(sizes[0]), sum(sizes[1])) == (205, 51)
+
+
+def test_split_and_shards_depend_on_content_and_seed_alone(digits, tmp_path):
+    first = written(digits, tmp_path, ranks=2)
+    for same in (
+        digits.repartition(5),
+        digits.orderBy("label"),
+        digits.coalesce(1).orderBy(F.desc("image")),
+    ):
+        assert written(same, tmp_path, ranks=2) == first
+    assert written(digits, tmp_path, ranks=2, seed=1)[1] != first[1]
+
+
+def test_a_row_that_trains_still_trains_when_other_rows_come_along(digits, tmp_path):
+    _, (train, _) = written(digits.limit(200), tmp_path, ranks=1)
+    _, (more, _) = written(digits, tmp_path, ranks=1)
+    trained, again = set(train[0]), set(more[0])
+    known = rows_of(digits.limit(200))
+    assert len(trained - again) <= 0.1 * len(known)
+
+
+def test_sorted_input_gives_mixed_shards(digits, tmp_path):
+    _, (train, validation) = written(digits.orderBy("label"), tmp_path, ranks=2)
+    for rank in (*train, *validation):
+        assert len({label for _, label in rank}) >= 9
+
+
+def test_many_row_groups_are_balanced_too(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "GROUP_BYTES", 20 * 784)
+    (train, _), (ranked, _) = written(digits, tmp_path, ranks=2)
+    assert len(train) == 12
+    assert max(train) - min(train) <= 1
+    assert [len(rows) for rows in ranked] == [103, 102]
+
+
+def test_no_validation(digits, tmp_path):
+    (_, validation), _ = written(digits, tmp_path, ranks=2, ratio=1.0)
+    assert validation == []
+
+
+def test_fewer_validation_rows_than_ranks(digits, tmp_path):
+    _, (_, validation) = written(digits.limit(10), tmp_path, ranks=3, ratio=0.9)
+    assert [len(rows) for rows in validation] == [1, 0, 0]
+
+
+def test_fewer_training_rows_than_ranks(digits, tmp_path):
+    with pytest.raises(
+        errors.TooFewRows, match=r"4 rows with .*=0.5 leave 2 to train: fewer than the 3 ranks"
+    ):
+        written(digits.limit(4), tmp_path, ranks=3, ratio=0.5)
+
+
+def test_nothing_is_left_behind(spark, digits, tmp_path):
+    written(digits, tmp_path, ranks=2)
+    assert list(tmp_path.iterdir()) == []
+    assert spark.conf.get(shards.CACHE_DIR, None) is None
+    part = shards.materialized(
+        digits, schema.inspect(digits), url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0
+    )
+    with pytest.raises(RuntimeError, match="the fit failed"), part:
+        fail_if_written(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail_if_written(directory):
+    if list(directory.iterdir()):
+        raise RuntimeError("the fit failed")
+
+
+def test_a_source_that_changes_is_noticed(spark, digits, tmp_path):
+    digits.coalesce(1).write.parquet(str(tmp_path / "source"))
+    df = spark.read.parquet(str(tmp_path / "source"))
+    census = schema.inspect(df)
+    smaller = df.where("label < 5")
+    with (
+        pytest.raises(errors.BadRows, match="gave 256 rows when counted"),
+        shards.materialized(smaller, census, url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0),
+    ):
+        pass
+
+
+def test_overwritten_sources_are_read_anew(spark, digits, tmp_path):
+    source = str(tmp_path / "source")
+    work = tmp_path / "work"
+    for count in (20, 50):
+        digits.limit(count).write.mode("overwrite").parquet(source)
+        _, (train, _) = written(spark.read.parquet(source), work, ranks=1, ratio=1.0)
+        assert len(train[0]) == count
+
+
+def test_pixels_are_stored_as_bytes(digits, tmp_path):
+    with shards.materialized(
+        digits, schema.inspect(digits), url=f"file://{tmp_path}", ranks=1, ratio=1.0, seed=0
+    ) as (train, _):
+        assert (train.dtype, train.scale) == ("uint8", 255.0)
+        assert batches.read(train, rank=0, ranks=1).images.dtype == np.uint8
