@@ -49,24 +49,23 @@ def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
     pixels = schema.Pixels(shards.dtype, shards.scale, "")
     images = [np.empty((0, schema.WIDTH), shards.dtype)]
     labels = [np.empty(0, np.int32)]
-    if rank < len(shards.urls):
+    mine = shards.urls[rank::ranks]
+    if mine:
         # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
         with (
             _quiet(),
             make_batch_reader(
-                list(shards.urls),
+                list(mine),
                 reader_pool_type="dummy",
                 shuffle_row_groups=False,
                 num_epochs=1,
-                cur_shard=rank,
-                shard_count=min(ranks, len(shards.urls)),
             ) as reader,
         ):
             for group in reader:
                 images.append(schema.unpack(group.image, pixels))
                 labels.append(np.asarray(group.label, np.int32))
     shard = Shard(np.concatenate(images), np.concatenate(labels), shards.scale)
-    expected = _footer_rows(shards.urls[rank::ranks])
+    expected = _footer_rows(mine)
     if len(shard) != expected:
         raise RuntimeError(
             f"rank {rank} read {len(shard)} rows of its shard; its files' footers say {expected}"

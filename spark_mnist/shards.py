@@ -6,7 +6,7 @@ the same shards, however the DataFrame was partitioned or sorted, and identical 
 
 Petastorm hands out row groups by ``index % ranks``, whatever their sizes. Here each file is one row
 group and rows are dealt to the files in turn, so all ranks get the same number of rows, give or
-take one; the footers are read back to prove it.
+take one; the footers are read back to prove it. A rank then opens its own files alone.
 """
 
 from __future__ import annotations

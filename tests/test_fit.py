@@ -218,7 +218,9 @@ def test_the_rank_that_failed_is_named(digits, store, monkeypatch):
         return real(spark, training, **rest)
 
     monkeypatch.setattr(launch, "train", without_a_file)
-    with pytest.raises(errors.RankError, match=r"rank 1 of 2 raised OSError: .*part-00001") as caught:
+    with pytest.raises(
+        errors.RankError, match=r"rank 1 of 2 raised OSError: .*part-00001"
+    ) as caught:
         spark_mnist.fit(digits.limit(50), "m", store=store, **QUIET)
     assert "batches.py" in caught.value.rank_traceback
     assert not list(Path(store).glob("*"))

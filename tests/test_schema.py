@@ -70,8 +70,8 @@ DOUBLES, INTEGERS, TEXT = FORMS["doubles"][0], FORMS["integers"][0], T.StringTyp
 @pytest.mark.parametrize(
     ("kind", "value", "why"),
     [
-        (DOUBLES, None, "image is null"),
-        (DOUBLES, PICTURE.tolist()[:783], "784 pixels"),
+        (DOUBLES, None, "is null"),
+        (DOUBLES, [0.0] * 783, "784 pixels"),
         (DOUBLES, [0.0] * 785, "784 pixels"),
         (DOUBLES, [], "784 pixels"),
         (DOUBLES, changed(5, None), "no number"),
@@ -92,7 +92,7 @@ DOUBLES, INTEGERS, TEXT = FORMS["doubles"][0], FORMS["integers"][0], T.StringTyp
 def test_images_that_are_none_are_counted_with_the_reason(spark, kind, value, why):
     df = frame(spark, (kind, value), LABELS["int"])
     good = frame(spark, (kind, blank(kind)), LABELS["int"])
-    with pytest.raises(errors.BadRows, match=f"1 of 2 rows cannot be used: 1 x image .*{why}"):
+    with pytest.raises(errors.BadRows, match=rf"1 of 2 rows cannot be used: 1 x image.*{why}"):
         schema.inspect(df.union(good))
 
 

@@ -1,0 +1,202 @@
+"""``predict`` and ``evaluate`` with a model that was trained for real."""
+
+import numpy as np
+import pytest
+from pyspark.ml.functions import array_to_vector
+from pyspark.sql import functions as F
+
+import spark_mnist
+from spark_mnist import errors
+
+
+@pytest.fixture(scope="module")
+def root(digits, tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("models"))
+    spark_mnist.fit(digits, "m", epochs=15, batch_size=16, num_proc=2, store=root, verbose=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def held_out(spark):
+    return spark_mnist.datasets.digits(spark, "test").repartition(3).cache()
+
+
+def test_the_columns_and_rows_of_the_manual(root, held_out):
+    df = held_out.withColumn("id", F.monotonically_increasing_id())
+    predicted = spark_mnist.predict(df, "m", interpret=True, batch_size=100, store=root)
+    assert predicted.dtypes == [*df.dtypes, ("prediction", "array<int>"), ("interpreted", "int")]
+    before, after = df.collect(), predicted.collect()
+    assert [row["id"] for row in after] == [row["id"] for row in before]
+    assert [bytes(row["image"]) for row in after] == [bytes(row["image"]) for row in before]
+    for row in after:
+        assert row["prediction"] == [int(i == row["interpreted"]) for i in range(10)]
+    assert np.mean([row["interpreted"] == row["label"] for row in after]) > 0.85
+
+
+def test_without_interpret_there_is_one_column_more(root, held_out):
+    predicted = spark_mnist.predict(held_out.select("image"), "m", store=root)
+    assert predicted.columns == ["image", "prediction"]
+
+
+def test_every_representation_gives_the_same_prediction(spark, root, held_out):
+    integers = F.expr("transform(sequence(1, 784), i -> conv(hex(substring(image, i, 1)), 16, 10))")
+    ints = held_out.withColumn("image", integers.cast("array<int>")).cache()
+    floats = ints.withColumn("image", F.transform("image", lambda p: (p / 255).cast("double")))
+    forms = {
+        "binary": held_out,
+        "integers": ints,
+        "doubles": floats,
+        "floats": floats.withColumn("image", F.col("image").cast("array<float>")),
+        "vector": floats.withColumn("image", array_to_vector("image")),
+        "text": floats.withColumn(
+            "image", F.array_join(F.transform("image", lambda p: p.cast("string")), ",")
+        ),
+    }
+    found = {
+        form: [
+            row[0]
+            for row in spark_mnist.predict(df, "m", interpret=True, store=root)
+            .select("interpreted")
+            .collect()
+        ]
+        for form, df in forms.items()
+    }
+    assert all(labels == found["binary"] for labels in found.values())
+
+
+def test_the_batch_size_changes_nothing(root, held_out):
+    tables = [
+        spark_mnist.predict(held_out, "m", interpret=True, store=root, batch_size=size).collect()
+        for size in (1000, 7)
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_a_model_trained_again_does_not_change_what_was_made(digits, store, held_out):
+    options = {"store": store, "num_proc": 1, "verbose": 0}
+    spark_mnist.fit(digits, "m", epochs=1, **options)
+    lazy = spark_mnist.predict(held_out, "m", store=store)
+    first = lazy.collect()
+    spark_mnist.fit(digits, "m", epochs=10, **options)
+    assert lazy.collect() == first
+    assert spark_mnist.predict(held_out, "m", store=store, version=1).collect() == first
+    assert spark_mnist.predict(held_out, "m", store=store).collect() != first
+
+
+def test_one_scoring_pass(root, held_out):
+    predicted = spark_mnist.predict(held_out, "m", interpret=True, store=root)
+    plan = predicted._jdf.queryExecution().executedPlan().toString()
+    assert plan.count("ArrowEvalPython") == 1
+    assert plan.count("score(") == 1
+
+
+def test_empty_input(root, held_out):
+    predicted = spark_mnist.predict(held_out.where("label > 9"), "m", interpret=True, store=root)
+    assert predicted.count() == 0
+
+
+def test_a_bad_row_says_what_is_wrong(root, held_out):
+    bad = held_out.withColumn("image", F.substring("image", 1, 783))
+    with pytest.raises(Exception, match="a row to predict has no image of 784 pixels"):
+        spark_mnist.predict(bad, "m", store=root).collect()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error", "message"),
+    [
+        (lambda df: df, {"name": "n"}, errors.ModelNotFound, "no model 'n'.*there is m"),
+        (lambda df: df, {"version": 9}, errors.ModelNotFound, "no version 9"),
+        (lambda df: df, {"name": "../m"}, errors.ModelNameError, "cannot be a model's name"),
+        (
+            lambda df: df,
+            {"interpret": "true"},
+            errors.OptionError,
+            "interpret must be true or false",
+        ),
+        (lambda df: df.drop("image"), {}, errors.MissingColumn, "no column 'image'"),
+        (
+            lambda df: df.withColumn("prediction", F.lit(1)),
+            {},
+            errors.ColumnTaken,
+            "'prediction' already",
+        ),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused_at_once(
+    root, held_out, change, options, error, message
+):
+    name = options.pop("name", "m")
+    with pytest.raises(error, match=message):
+        spark_mnist.predict(change(held_out), name, store=root, **options)
+
+
+def test_the_manuals_table_of_evaluations(root, held_out):
+    found = spark_mnist.evaluate(held_out, "m", repeat=3, rate=0.8, batch_size=128, store=root)
+    assert found.dtypes == [
+        ("no", "int"),
+        ("losses", "map<string,double>"),
+        ("metrics", "map<string,double>"),
+    ]
+    rows = found.collect()
+    assert [row["no"] for row in rows] == [1, 2, 3]
+    assert all(
+        set(row["losses"]) == {"loss"} and set(row["metrics"]) == {"accuracy"} for row in rows
+    )
+    assert len({row["losses"]["loss"] for row in rows}) == 3  # each has a random share of its own
+    assert all(row["metrics"]["accuracy"] > 0.8 for row in rows)
+
+
+def test_rate_1_measures_every_row_alike(root, held_out):
+    rows = spark_mnist.evaluate(held_out, "m", repeat=2, rate=1, store=root).collect()
+    predicted = spark_mnist.predict(held_out, "m", interpret=True, store=root)
+    right = predicted.where("interpreted = label").count() / held_out.count()
+    assert [row["metrics"]["accuracy"] for row in rows] == pytest.approx([right, right])
+    assert rows[0]["losses"] == rows[1]["losses"]
+
+
+def test_the_loss_is_the_one_that_training_reports(digits, store):
+    options = {"store": store, "num_proc": 1, "verbose": 0, "train_validation_ratio": 0.5}
+    result = spark_mnist.fit(digits, "m", epochs=1, learning_rate=1e-12, **options)
+    (row,) = spark_mnist.evaluate(digits, "m", rate=1, store=store).collect()
+    record = result.epochs[0]
+    halves = [record.losses["loss"], record.losses["val_loss"]]
+    assert row["losses"]["loss"] == pytest.approx(sum(halves) / 2, rel=1e-5)
+
+
+def test_a_share_without_rows_has_no_numbers(root, held_out):
+    (row,) = spark_mnist.evaluate(held_out, "m", rate=0, store=root).collect()
+    assert (row["losses"], row["metrics"]) == ({"loss": None}, {"accuracy": None})
+
+
+def test_evaluations_are_the_same_each_time_and_other_with_another_seed(root, held_out):
+    losses = [
+        spark_mnist.evaluate(held_out, "m", rate=0.5, seed=seed, store=root).first()["losses"]
+        for seed in (1, 1, 2)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_evaluate_needs_labels(root, held_out):
+    with pytest.raises(errors.MissingColumn, match="no column 'label'"):
+        spark_mnist.evaluate(held_out.drop("label"), "m", store=root)
+    with pytest.raises(errors.BadRows, match="label is neither"):
+        spark_mnist.evaluate(held_out.withColumn("label", F.lit(11)), "m", store=root)
+
+
+def test_the_command_in_the_manuals_words(spark, digits, held_out, store):
+    spark.conf.set("spark.mnist.store", store)
+    try:
+        fit = spark_mnist.command(
+            "mymnist fit test_model batch_size=128 epochs=5 verbose=0", digits
+        )
+        assert fit.count() == 5
+        predict = spark_mnist.command(
+            "mymnist predict test_model batch_size=128 interpret=true", held_out
+        )
+        assert predict.columns == [*held_out.columns, "prediction", "interpreted"]
+        table = spark_mnist.command(
+            "mymnist eval test_model repeat=2 batch_size=128 rate=0.8", held_out
+        )
+        assert [row["no"] for row in table.collect()] == [1, 2]
+    finally:
+        spark.conf.unset("spark.mnist.store")
