@@ -1,0 +1,196 @@
+"""The command line as a user runs it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import spark_mnist
+from spark_mnist import cli, datasets, errors, grammar, options
+
+MYMNIST = str(Path(sys.executable).parent / "mymnist")
+
+
+def run(*words, program=(MYMNIST,), cwd):
+    return subprocess.run(
+        [*program, *words], cwd=cwd, text=True, capture_output=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory in which the manual's first example was run."""
+    home = tmp_path_factory.mktemp("home")
+    fit = run(
+        "fit", "test_model", "batch_size=128", "epochs=5", "--input", "digits:train", cwd=home
+    )
+    (home / "fit").write_text(fit.stdout)
+    assert fit.returncode == 0, fit.stderr
+    assert "epoch 5/5: loss" in fit.stderr
+    return home
+
+
+def test_fit_shows_its_table_and_nothing_else_on_stdout(home):
+    lines = (home / "fit").read_text().strip().splitlines()
+    header = [cell.strip() for cell in lines[1].split("|")[1:4]]
+    assert header == ["epoch", "losses", "metrics"]
+    assert [line.split("|")[1].strip() for line in lines[3:-1]] == ["1", "2", "3", "4", "5"]
+    assert (home / "models" / "test_model" / "v000001" / "manifest.json").exists()
+
+
+def test_predict_writes_any_format(home, spark):
+    words = ("predict", "test_model", "batch_size=128", "interpret=true", "--input", "digits:test")
+    done = run(*words, "--output", "out.parquet", cwd=home)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    table = spark.read.parquet(str(home / "out.parquet"))
+    assert table.columns == ["image", "label", "prediction", "interpreted"]
+    assert table.count() == datasets.digits(spark, "test").count()
+    again = run(*words, "--output", "out.parquet", cwd=home)
+    assert again.returncode == 1
+    assert "already exists" in again.stderr
+
+
+def test_eval_as_json(home):
+    words = (
+        "eval",
+        "test_model",
+        "repeat=2",
+        "batch_size=128",
+        "rate=0.8",
+        "--input",
+        "digits:test",
+    )
+    done = run(*words, "--json", program=(sys.executable, "-m", "spark_mnist"), cwd=home)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["no"] for row in rows] == [1, 2]
+    assert all(set(row) == {"no", "losses", "metrics"} for row in rows)
+
+
+def test_a_csv_of_the_manuals_table_through_spark_submit(home, spark):
+    few = datasets.digits(spark, "test").limit(5)
+    text = "array_join(transform(sequence(1, 784), i -> conv(hex(substring(image, i, 1)), 16, 10) / 255), ',')"
+    few.selectExpr(f"{text} AS image", "label").coalesce(1).write.csv(
+        str(home / "in.csv"), header=True
+    )
+    submit = str(Path(sys.executable).parent / "spark-submit")
+    main = str(Path(spark_mnist.__file__).parent / "__main__.py")
+    done = subprocess.run(
+        [submit, "--master", "local[2]", main, "predict", "test_model", "interpret=true",
+         "--input", "in.csv", "--output", "out.csv"],
+        cwd=home, text=True, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = spark.read.csv(str(home / "out.csv"), header=True).collect()
+    assert len(rows) == 5
+    for row in rows:
+        hot = [int(word) for word in row["prediction"].split(",")]
+        assert hot.index(1) == int(row["interpreted"])
+        assert len(row["image"].split(",")) == 784
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            ["fit", "m", "epochs=0", "--input", "digits:train"],
+            2,
+            "epochs must be int >= 1, not '0'",
+        ),
+        (["fit", "--input", "digits:train"], 2, "the model name is missing"),
+        (["fit", "m"], 2, "--input is missing"),
+        (["fit", "m", "--input", "digits:dev"], 2, "digits has the splits train and test"),
+        (["fit", "m", "--input", "rows"], 2, "the format of 'rows' is not clear: add --format"),
+        (["predict", "m", "--input", "digits:test", "--output", "x"], 2, "add --output-format"),
+        (
+            ["fit", "m", "--num-proc", "0", "--input", "digits:train"],
+            2,
+            "num_proc must be int >= 1",
+        ),
+        (
+            ["fit", "m", "store=a", "--store", "b", "--input", "digits:train"],
+            2,
+            "store is given twice",
+        ),
+    ],
+)
+def test_usage_errors_come_before_a_session_and_exit_with_2(words, code, message, capsys):
+    assert cli.main(words) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mymnist: ")
+    assert message in err
+
+
+def test_a_failure_is_one_line_and_exits_with_1(tmp_path):
+    done = run("predict", "nobody", "--input", "digits:test", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mymnist:")]
+    assert (
+        line
+        == f"mymnist: no model 'nobody' in file://{tmp_path}/models: there is none yet; fit one first"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_exits_with_130_and_leaves_the_version_before(home):
+    before = {path: path.read_bytes() for path in (home / "models").rglob("*") if path.is_file()}
+    command = [MYMNIST, "fit", "test_model", "epochs=5000", "--input", "digits:train"]
+    with subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("epoch 3/"):
+                break
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(60) == 130
+    deadline = time.monotonic() + 20
+    while ranks() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert ranks() == []
+    after = {path: path.read_bytes() for path in (home / "models").rglob("*") if path.is_file()}
+    assert after == before
+    assert [path.name for path in (home / "models" / "test_model").iterdir()] == ["v000001"]
+
+
+def ranks():
+    """Processes that are ranks of some fit."""
+    commands = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                commands.append((entry / "cmdline").read_bytes())
+            except OSError:
+                continue
+    return [command for command in commands if b"horovod.spark.task.gloo_exec_fn" in command]
+
+
+def test_help_has_every_option_and_the_manuals_examples(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name, field in options.FIELDS.items():
+        assert f"  {name} " in text
+        assert field.metadata["doc"].split()[0] in text
+    for line in cli.EXAMPLES.splitlines()[1:]:
+        assert line in text
+        words = line.split(" --")[0].split()
+        assert grammar.parse_words(words[1:]).operation in options.OPERATIONS
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"mymnist {spark_mnist.__version__}\n"
+
+
+def test_debug_lets_the_traceback_through(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.CommandError):
+        cli.main(["fit", "--debug"])
