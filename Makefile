@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell command -v python$(v))))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+  $$p -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2> /dev/null && { command -v $$p; break; }; done)
 BIN := .venv/bin
 SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets
 DATA ?= digits
@@ -29,9 +30,9 @@ setup: check-tools .venv/.synced ## Make .venv and install all that is locked
 	@touch $@
 
 check-tools:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is missing: install python3.11 (with its venv module)"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with its venv module is missing: install python3.11 and python3.11-venv"; exit 1; }
 	@command -v g++ > /dev/null || { echo "A C++ compiler is missing: install g++ (Debian: build-essential)"; exit 1; }
-	@version=$$(java -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p'); \
+	@version=$$(java -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' || true); \
 	  test "$${version:-0}" -ge 17 || { echo "Java 17 or newer is missing (found: $${version:-none}): install openjdk-17-jre-headless"; exit 1; }
 
 demo: setup ## Train, continue, predict and evaluate on real digits (DATA=mnist for MNIST)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
@@ -88,7 +87,7 @@ def _table() -> str:
     """The options of all operations as lines of ``--help``."""
     lines = []
     for name, field in options.FIELDS.items():
-        users = [op for op, kind in options.OPERATIONS.items() if name in _names(kind)]
+        users = options.users(name)
         default = field.metadata["shown"] or field.default
         for_all = "" if len(users) == len(options.OPERATIONS) else f" ({', '.join(users)})"
         words = (
@@ -96,10 +95,6 @@ def _table() -> str:
         )
         lines += textwrap.wrap(words, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26)
     return "\n".join(lines)
-
-
-def _names(kind: type[options.Options]) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _settings(arguments: argparse.Namespace) -> list[str]:

@@ -9,7 +9,6 @@ unquoted, are taken as they are, and are never joined again.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import shlex
@@ -130,7 +129,6 @@ def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
 
 
 def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> dict[str, Any]:
-    used = {field.name for field in dataclasses.fields(options.OPERATIONS[operation])}
     seen: set[str] = set()
     values: dict[str, Any] = {}
     for item in items:
@@ -149,7 +147,7 @@ def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> d
             value = options.read(name, item.value.text)
         except errors.OptionError as error:
             raise _error(text, item.value.column, str(error)) from None
-        if name in used:
+        if operation in options.users(name):
             values[name] = value
         else:
             logger.warning("%s does not use %s; it is ignored", operation, name)

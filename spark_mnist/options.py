@@ -62,6 +62,11 @@ def option(default: Any, kind: Kind, doc: str, shown: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"kind": kind, "doc": doc, "shown": shown})
 
 
+def _seed() -> Any:
+    doc = "of all that is random: split, shuffles, first weights, shares"
+    return option(None, COUNT, doc, "0, or the saved model's")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What every operation takes. Checked on construction.
@@ -105,9 +110,7 @@ class FitOptions(Options):
     num_proc: int | None = option(
         None, POSITIVE, "ranks, one Spark task each", "all that Spark can run at once"
     )
-    seed: int | None = option(
-        None, COUNT, "of the split, the shuffles and the first weights", "0, or the saved model's"
-    )
+    seed: int | None = _seed()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +127,7 @@ class EvaluateOptions(Options):
 
     rate: float = option(0.7, RATIO, "random share of the rows that one evaluation uses")
     repeat: int = option(1, POSITIVE, "how many evaluations, each on a fresh random share")
-    seed: int = option(0, COUNT, "of the random shares")
+    seed: int | None = _seed()
     version: int | None = option(None, POSITIVE, "which version of the model", "the newest")
 
 
@@ -134,10 +137,33 @@ OPERATIONS: Mapping[str, type[Options]] = {
     "eval": EvaluateOptions,
 }
 
-FIELDS: Mapping[str, dataclasses.Field[Any]] = {
+MANUAL = (
+    "epochs",
+    "batch_size",
+    "train_validation_ratio",
+    "continuous",
+    "rate",
+    "repeat",
+    "interpret",
+)
+"""The options of the manual, in its order; more follow in the order of the classes."""
+
+_ALL = {
     field.name: field for options in OPERATIONS.values() for field in dataclasses.fields(options)
 }
+
+FIELDS: Mapping[str, dataclasses.Field[Any]] = {name: _ALL[name] for name in (*MANUAL, *_ALL)}
 """Every option of any operation, by name."""
+
+
+def users(name: str) -> list[str]:
+    """The operations that use an option."""
+    return [
+        operation
+        for operation, kind in OPERATIONS.items()
+        if name in {field.name for field in dataclasses.fields(kind)}
+    ]
+
 
 T = TypeVar("T", bound=Options)
 

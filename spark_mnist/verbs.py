@@ -102,7 +102,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
     ranks = launch.ranks(spark, chosen.num_proc)
     census = schema.inspect(df)
     with (
-        store.work(model_name) as work,
+        _cache(spark, store).work(model_name) as work,
         shards.materialized(
             df,
             census,
@@ -187,7 +187,7 @@ def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     _, scores = _scores(df, model_name, chosen)
     census = schema.inspect(df)
     measured = scoring.evaluations(
-        df, scores, census.label, rate=chosen.rate, repeat=chosen.repeat, seed=chosen.seed
+        df, scores, census.label, rate=chosen.rate, repeat=chosen.repeat, seed=chosen.seed or 0
     )
     rows = [
         (number, {"loss": loss}, {"accuracy": accuracy})
@@ -243,6 +243,12 @@ def models(store: str | None = None) -> list[ModelInfo]:
 def _store(spark: SparkSession | None, given: str | None) -> stores.Store:
     conf = spark.conf.get(STORE_CONF, None) if spark else None
     return stores.Store(given or conf or DEFAULT_STORE)
+
+
+def _cache(spark: SparkSession, store: stores.Store) -> stores.Store:
+    """Where the shards of a fit lie: Petastorm's cache directory where one is set."""
+    directory = spark.conf.get(shards.CACHE_DIR, None)
+    return stores.Store(directory) if directory else store
 
 
 def _scores(

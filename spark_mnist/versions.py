@@ -25,10 +25,12 @@ def check() -> None:
     except metadata.PackageNotFoundError:  # shipped as plain files: there is nothing to compare
         return
     faults = [fault for line in lines if (fault := _fault(Requirement(line)))]
+    if not faults and not _has_tensorflow("horovod"):
+        faults = ["horovod was built without TensorFlow, which its installer does not say"]
     if faults:
         raise errors.VersionError(
-            f"packages that spark_mnist does not work with: {'; '.join(faults)}; install those "
-            "that its README locks"
+            f"spark_mnist cannot work with what is installed: {'; '.join(faults)}; its README "
+            "says how to install what works"
         )
 
 
@@ -42,3 +44,9 @@ def _fault(wanted: Requirement) -> str | None:
     if wanted.specifier.contains(found, prereleases=True):
         return None
     return f"{wanted.name} {found} is installed, {wanted.specifier} works"
+
+
+def _has_tensorflow(package: str) -> bool:
+    """Whether a package's compiled part for TensorFlow is installed; imports neither."""
+    files = metadata.files(package) or []
+    return any("tensorflow/mpi_lib" in str(file) for file in files)

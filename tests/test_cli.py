@@ -12,6 +12,7 @@ import pytest
 
 import spark_mnist
 from spark_mnist import cli, datasets, errors, grammar, options
+from tests.conftest import REPOSITORY
 
 MYMNIST = str(Path(sys.executable).parent / "mymnist")
 
@@ -73,18 +74,17 @@ def test_eval_as_json(home):
 
 
 def test_a_csv_of_the_manuals_table_through_spark_submit(home, spark):
+    text = "transform(sequence(1, 784), i -> conv(hex(substring(image, i, 1)), 16, 10) / 255)"
     few = datasets.digits(spark, "test").limit(5)
-    text = "array_join(transform(sequence(1, 784), i -> conv(hex(substring(image, i, 1)), 16, 10) / 255), ',')"
-    few.selectExpr(f"{text} AS image", "label").coalesce(1).write.csv(
-        str(home / "in.csv"), header=True
-    )
-    submit = str(Path(sys.executable).parent / "spark-submit")
+    few = few.selectExpr(f"array_join({text}, ',') AS image", "label").coalesce(1)
+    few.write.csv(str(home / "in.csv"), header=True)
+    conf = str(REPOSITORY / "conf" / "spark-defaults.conf")
     main = str(Path(spark_mnist.__file__).parent / "__main__.py")
-    done = subprocess.run(
-        [submit, "--master", "local[2]", main, "predict", "test_model", "interpret=true",
-         "--input", "in.csv", "--output", "out.csv"],
-        cwd=home, text=True, capture_output=True, timeout=300, check=False,
-    )  # fmt: skip
+    submit = ("spark-submit", "--master", "local[2]", "--properties-file", conf, main)
+    words = ("predict", "test_model", "interpret=true", "--input", "in.csv", "--output", "out.csv")
+    done = run(
+        *words, program=(str(Path(sys.executable).with_name(submit[0])), *submit[1:]), cwd=home
+    )
     assert done.returncode == 0, done.stderr
     rows = spark.read.csv(str(home / "out.csv"), header=True).collect()
     assert len(rows) == 5

@@ -200,3 +200,16 @@ def test_the_command_in_the_manuals_words(spark, digits, held_out, store):
         assert [row["no"] for row in table.collect()] == [1, 2]
     finally:
         spark.conf.unset("spark.mnist.store")
+
+
+def test_shards_go_to_petastorms_cache_where_one_is_set(spark, digits, tmp_path):
+    cache = f"file://{tmp_path}/cache"
+    spark.conf.set("petastorm.spark.converter.parentCacheDirUrl", cache)
+    try:
+        store = "memory://models-of-a-test"  # executors could not read shards from the driver's memory
+        spark_mnist.fit(digits.limit(50), "m", epochs=1, num_proc=2, store=store, verbose=0)
+        assert spark_mnist.predict(digits.limit(3), "m", store=store).count() == 3
+        assert spark.conf.get("petastorm.spark.converter.parentCacheDirUrl") == cache
+    finally:
+        spark.conf.unset("petastorm.spark.converter.parentCacheDirUrl")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -1,0 +1,44 @@
+"""Real executors: a Spark cluster of two worker processes, each with one slot."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyspark
+
+JOB = """
+from pyspark.sql import SparkSession
+import spark_mnist
+
+spark = (
+    SparkSession.builder.master("local-cluster[2,1,1024]")
+    .config("spark.ui.enabled", "false")
+    .config("spark.mnist.store", "models")
+    .getOrCreate()
+)
+train = spark_mnist.datasets.digits(spark, "train")
+test = spark_mnist.datasets.digits(spark, "test")
+fit = spark_mnist.fit(train, "m", epochs=8)
+again = spark_mnist.fit(train, "m", epochs=1, continuous=True)
+right = spark_mnist.predict(test, "m", interpret=True).where("label = interpreted").count()
+(row,) = spark_mnist.evaluate(test, "m", rate=1).collect()
+assert row["metrics"]["accuracy"] == right / test.count() > 0.9, row
+executors = spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
+print("executors", len(executors) - 1, "epochs", [e.epoch for e in again.epochs])
+"""
+
+
+def test_two_executors_train_continue_and_score(tmp_path):
+    home = tmp_path / "spark"  # local-cluster writes its executors' files below SPARK_HOME
+    home.mkdir()
+    for part in ("bin", "jars", "sbin", "python"):
+        (home / part).symlink_to(Path(pyspark.__file__).parent / part)
+    environment = {**os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(
+        [sys.executable, "-c", JOB],
+        cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "executors 2 epochs [9]"
+    assert sorted(p.name for p in (tmp_path / "models" / "m").iterdir()) == ["v000001", "v000002"]

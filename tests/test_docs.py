@@ -1,0 +1,104 @@
+"""What the README, the notebook and the package's metadata say is so."""
+
+import email
+import re
+import subprocess
+import sys
+import zipfile
+
+import spark_mnist
+from spark_mnist import cli, grammar, options
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_the_table_of_options_is_the_codes():
+    for name, field in options.FIELDS.items():
+        users = options.users(name)
+        of = "all" if len(users) == len(options.OPERATIONS) else ", ".join(users)
+        default = field.metadata["shown"] or field.default
+        row = f"| `{name}` | {of} | {field.metadata['doc']} | {field.metadata['kind'].words} | {default} |"
+        assert row in README.splitlines()
+
+
+def test_the_commands_are_understood():
+    lines = [
+        line for block in blocks("sh") for line in block.splitlines() if line.startswith("mymnist ")
+    ]
+    assert len(lines) == 3
+    for line in lines:
+        command, *flags = line.removeprefix("mymnist ").split(" --")
+        assert grammar.parse(command) == grammar.parse_words(command.split())
+        assert f"  {line}" in cli.EXAMPLES.splitlines()
+        assert flags
+
+
+def test_the_make_targets_are_there():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(
+        r"^(?:MNIST_DIR=\S+ )?make (\w+)", "\n".join(blocks("sh")), flags=re.M
+    ):
+        assert re.search(rf"^{target}:.*##", makefile, flags=re.M)
+
+
+def test_the_python_of_the_readme_and_the_notebook_runs(spark, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scope = {"spark": spark}
+    for block in blocks("python"):
+        exec(block, scope)
+    assert "val_accuracy" in capsys.readouterr().out
+    assert [(m.name, m.version) for m in spark_mnist.models()] == [("test_model", 3)]
+    notebook = (REPOSITORY / "notebooks" / "01_quickstart.py").read_text()
+    assert notebook.startswith("# Databricks notebook source\n")
+    exec(compile(notebook, "01_quickstart.py", "exec"), {"spark": spark})
+    out = capsys.readouterr().out
+    assert "[('quickstart', 2, 12), ('test_model', 3, 5)]" in out
+
+
+def test_the_wheels_metadata_is_whole(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "build",
+        "--wheel",
+        "--quiet",
+        "--out-dir",
+        str(tmp_path),
+        str(REPOSITORY),
+    ]
+    subprocess.run(command, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        info = next(name.split("/")[0] for name in names if ".dist-info/" in name)
+        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+        scripts = archive.read(f"{info}/entry_points.txt").decode()
+    assert (metadata["Name"], metadata["Version"]) == ("spark-mnist", spark_mnist.__version__)
+    assert metadata["License"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == "<3.13,>=3.11"
+    assert "## The way of the data" in metadata.get_payload()
+    assert sorted(metadata.get_all("Provides-Extra")) == ["cpu", "datasets", "gpu"]
+    requires = {re.split(r"[<>=\[ ]", line)[0] for line in metadata.get_all("Requires-Dist")}
+    assert {
+        "pyspark",
+        "horovod",
+        "petastorm",
+        "numpy",
+        "keras",
+        "tensorflow",
+        "tensorflow-cpu",
+    } <= requires
+    assert not any("#" in line for line in metadata.get_all("Requires-Dist"))
+    assert "mymnist = spark_mnist.cli:main" in scripts
+    assert "spark_mnist/py.typed" in names
+    assert not [name for name in names if name.startswith("tests")]
+
+
+def test_the_changelog_knows_the_version():
+    assert f"## {spark_mnist.__version__}\n" in (REPOSITORY / "CHANGELOG.md").read_text()
