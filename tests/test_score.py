@@ -206,7 +206,7 @@ def test_shards_go_to_petastorms_cache_where_one_is_set(spark, digits, tmp_path)
     cache = f"file://{tmp_path}/cache"
     spark.conf.set("petastorm.spark.converter.parentCacheDirUrl", cache)
     try:
-        store = "memory://models-of-a-test"  # executors could not read shards from the driver's memory
+        store = "memory://models-of-a-test"  # which executors cannot read
         spark_mnist.fit(digits.limit(50), "m", epochs=1, num_proc=2, store=store, verbose=0)
         assert spark_mnist.predict(digits.limit(3), "m", store=store).count() == 3
         assert spark.conf.get("petastorm.spark.converter.parentCacheDirUrl") == cache
