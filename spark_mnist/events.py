@@ -1,24 +1,27 @@
 """Messages from the ranks to the driver while they train: small, signed, never pickled.
 
 Horovod forwards the ranks' output in blocks of 64 KiB, hence at the end of most fits; so the ranks
-tell the driver themselves how far they are. The driver listens on the address that Spark's own
-executors use; both sides prove by HMAC that they know the key of this fit, which travels with the
-plan. Training never depends on a message's arrival.
+tell the driver themselves how far they are: a line of JSON behind its HMAC-SHA256. The key is this
+fit's alone and travels with the plan. Training never depends on a message's arrival.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import json
 import secrets
+import socket
+import socketserver
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import AuthenticationError, connection
 from typing import Any
 
 MOST_BYTES = 4096
-"""Longest message that is read."""
+"""Longest line that is read."""
+SEND_TIMEOUT = 5.0
+"""Seconds that a rank waits for the driver before it goes silent."""
 
 Event = dict[str, Any]
 
@@ -37,40 +40,35 @@ class Inbox:
 
     Args:
         host: Name or address of this machine, as executors reach it.
+        bind: The address to listen on, where it is another.
         receive: Called with each event; calls may overlap when several ranks send.
     """
 
-    def __init__(self, host: str, receive: Callable[[Event], None]) -> None:
+    def __init__(self, host: str, bind: str, receive: Callable[[Event], None]) -> None:
         key = secrets.token_bytes(32)
-        self._receive = receive
-        self._listener = connection.Listener((host, 0), authkey=key)
-        self.address = Address(host, self._listener.address[1], key)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+        class Reader(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                while line := self.rfile.readline(MOST_BYTES):
+                    signature, _, body = line.rstrip(b"\n").partition(b" ")
+                    if not hmac.compare_digest(signature, _sign(key, body)):
+                        return  # a stranger: hang up
+                    receive(json.loads(body))
+
+        self._server = socketserver.ThreadingTCPServer((bind, 0), Reader)
+        self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        self.address = Address(host, self._server.server_address[1], key)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
 
     def __enter__(self) -> Inbox:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        with contextlib.suppress(OSError, EOFError, AuthenticationError):  # wakes the listener
-            connection.Client(
-                (self.address.host, self.address.port), authkey=self.address.key
-            ).close()
-        self._thread.join(timeout=5)
-        self._listener.close()
-
-    def _listen(self) -> None:
-        while not self._closed.is_set():
-            with contextlib.suppress(OSError, EOFError, AuthenticationError):
-                sender = self._listener.accept()
-                threading.Thread(target=self._read, args=(sender,), daemon=True).start()
-
-    def _read(self, sender: connection.Connection[Any, Any]) -> None:
-        with sender, contextlib.suppress(OSError, EOFError):
-            while not self._closed.is_set():
-                self._receive(json.loads(sender.recv_bytes(MOST_BYTES)))
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 class Outbox:
@@ -81,18 +79,23 @@ class Outbox:
     """
 
     def __init__(self, address: Address | None) -> None:
-        self._connection = None
-        if address is not None:
-            with contextlib.suppress(OSError, EOFError, AuthenticationError):
-                self._connection = connection.Client(
-                    (address.host, address.port), authkey=address.key
-                )
+        self._key = address.key if address else b""
+        self._socket: socket.socket | None = None
+        if address:
+            with contextlib.suppress(OSError):
+                target = (address.host, address.port)
+                self._socket = socket.create_connection(target, timeout=SEND_TIMEOUT)
 
     def send(self, **event: Any) -> None:
         """Send one event."""
-        if self._connection is None:
+        if self._socket is None:
             return
+        body = json.dumps(event).encode()
         try:
-            self._connection.send_bytes(json.dumps(event).encode())
+            self._socket.sendall(_sign(self._key, body) + b" " + body + b"\n")
         except OSError:
-            self._connection = None
+            self._socket = None
+
+
+def _sign(key: bytes, body: bytes) -> bytes:
+    return hmac.digest(key, body, "sha256").hex().encode()

@@ -76,8 +76,10 @@ def train(
         visible=visible,
     )
     output = _Output()
-    host = spark.sparkContext.getConf().get("spark.driver.host", "localhost")
-    with shown, events.Inbox(host, shown.update) as inbox, _signals_left_alone():
+    conf = spark.sparkContext.getConf()
+    host = str(conf.get("spark.driver.host"))
+    bind = str(conf.get("spark.driver.bindAddress", host))
+    with shown, events.Inbox(host, bind, shown.update) as inbox, _signals_left_alone():
         try:
             reports = horovod.spark.run(
                 _rank,
@@ -146,8 +148,8 @@ class _Output:
 
 
 def _environment() -> dict[str, str]:
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
-    return {name: os.environ.get(name, value) for name, value in quiet.items()}
+    name = "TF_CPP_MIN_LOG_LEVEL"
+    return {name: os.environ.get(name, "3")}
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from pyspark.sql.pandas.functions import pandas_udf
 from spark_mnist import plan, schema
 
 Model = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+SCORES = "__spark_mnist_scores"
 LEAST = 1e-37
 """Least probability whose logarithm counts, that of the smallest normal float32."""
 
@@ -74,9 +75,16 @@ def predicted(scores: Column) -> Column:
     return (F.array_position(scores, F.array_max(scores)) - 1).cast("int")
 
 
-def one_hot(label: Column, classes: int) -> Column:
-    """``array<int>`` with a one at the class and zeros elsewhere."""
-    return F.array(*((label == number).cast("int") for number in range(classes)))
+def predictions(df: DataFrame, scores: Column, classes: int) -> DataFrame:
+    """Add ``prediction``, one-hot ``array<int>``, and ``interpreted``, the class as an int.
+
+    The class is a column of its own first, so that Spark computes it once and not once for each
+    element of the array.
+    """
+    found = df.withColumn(SCORES, scores).withColumn("interpreted", predicted(F.col(SCORES)))
+    label = F.col("interpreted")
+    one_hot = F.array(*((label == number).cast("int") for number in range(classes)))
+    return found.withColumn("prediction", one_hot)
 
 
 def cross_entropy(scores: Column, label: Column) -> Column:

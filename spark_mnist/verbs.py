@@ -155,15 +155,11 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     versions.check()
     chosen = options.make(options.PredictOptions, given)
     added = ["prediction", "interpreted"] if chosen.interpret else ["prediction"]
-    taken = [name for name in added if name in df.columns]
+    taken = [name for name in df.columns if name.lower() in added]
     if taken:
         raise errors.ColumnTaken(f"the input has a column {taken[0]!r} already; rename or drop it")
     network, scores = _scores(df, model_name, chosen)
-    found = df.select("*", scores.alias("__scores"))
-    found = found.withColumn("interpreted_", scoring.predicted(found["__scores"]))
-    one_hot = scoring.one_hot(found["interpreted_"], network.classes)
-    columns = [one_hot.alias("prediction"), found["interpreted_"].alias("interpreted")]
-    return found.select("*", *columns[: len(added)]).drop("__scores", "interpreted_")
+    return scoring.predictions(df, scores, network.classes).select(*df.columns, *added)
 
 
 @_takes(options.EvaluateOptions)
