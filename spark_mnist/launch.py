@@ -92,7 +92,7 @@ def train(
                 verbose=0,
                 executable=spark.sparkContext.pythonExec,
             )
-        except RuntimeError as error:
+        except Exception as error:  # Horovod raises several types for what goes wrong out there
             raise errors.TrainingError(
                 f"{error}\nLast output of the ranks:\n{output.tail}"
             ) from error
