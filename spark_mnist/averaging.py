@@ -13,6 +13,7 @@ from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -47,6 +48,17 @@ def state(model: keras.Model) -> list[keras.Variable]:
 def broadcast(model: keras.Model) -> None:
     """Give every rank rank 0's weights and optimizer variables."""
     hvd.broadcast_variables([variable.value for variable in state(model)], root_rank=0)
+
+
+def seed_dropout(model: keras.Model, key: Sequence[int]) -> None:
+    """Set the states of the model's random layers from a key, say (seed, epoch, rank).
+
+    They are no part of a checkpoint, so an epoch must not depend on how it was arrived at.
+    """
+    states = [v for v in model.variables if "seed_generator_state" in v.path]
+    for number, variable in enumerate(states):
+        rng = np.random.default_rng((*key, number))
+        variable.assign(rng.integers(0, 2**32, variable.shape, dtype=np.uint32))
 
 
 def total(values: Sequence[float]) -> list[float]:

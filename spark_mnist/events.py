@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import logging
 import secrets
 import socket
 import socketserver
@@ -17,6 +18,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 MOST_BYTES = 4096
 """Longest line that is read."""
@@ -57,7 +60,7 @@ class Inbox:
 
         self._server = socketserver.ThreadingTCPServer((bind, 0), Reader)
         self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        self._server.handle_error = _log_error  # type: ignore[method-assign,assignment]
         self.address = Address(host, self._server.server_address[1], key)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
 
@@ -95,6 +98,10 @@ class Outbox:
             self._socket.sendall(_sign(self._key, body) + b" " + body + b"\n")
         except OSError:
             self._socket = None
+
+
+def _log_error(*_: Any) -> None:
+    logger.debug("an event was lost", exc_info=True)
 
 
 def _sign(key: bytes, body: bytes) -> bytes:

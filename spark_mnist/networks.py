@@ -1,7 +1,8 @@
 """The Keras models that can be trained, and their optimizers. Runs on ranks and executors.
 
 Every network takes float32 ``[B, inputs]`` and gives class probabilities ``[B, classes]``. Layers
-are named, so that a saved model's arrays can be told apart.
+are named, so that a saved model's arrays can be told apart. A new network is a function in
+``REGISTRY``, with its name in ``options`` and its defaults in ``lineage``.
 """
 
 from __future__ import annotations
@@ -9,26 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import keras
+from keras import layers
 
 from spark_mnist import plan
 
-Stack = Callable[[keras.KerasTensor], keras.KerasTensor]
+Stack = Callable[[keras.KerasTensor, plan.Network], keras.KerasTensor]
+"""From the inputs ``[B, inputs]`` to what the class probabilities are computed of."""
 
 
-def _softmax(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Softmax regression: no hidden layer."""
-    return x
+def _dense(x: keras.KerasTensor, network: plan.Network) -> keras.KerasTensor:
+    """ReLU layers of ``hidden`` units, then dropout."""
+    for number, units in enumerate(network.hidden, start=1):
+        x = layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
+    return layers.Dropout(network.dropout, name="dropout")(x) if network.dropout else x
 
 
-def _mlp(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Two ReLU layers of 128 and 32 units."""
-    for number, units in enumerate((128, 32), start=1):
-        x = keras.layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
-    return x
+def _cnn(x: keras.KerasTensor, network: plan.Network) -> keras.KerasTensor:
+    """32 and 64 filters of 5x5, each with 2x2 pooling, before the dense layers."""
+    x = layers.Reshape((28, 28, 1), name="image")(x)
+    for number, filters in enumerate((32, 64), start=1):
+        name = f"convolution_{number}"
+        x = layers.Conv2D(filters, 5, padding="same", activation="relu", name=name)(x)
+        x = layers.MaxPooling2D(2, name=f"pooling_{number}")(x)
+    return _dense(layers.Flatten(name="flat")(x), network)
 
 
-REGISTRY: dict[str, Stack] = {"mlp": _mlp, "softmax": _softmax}
-"""The layers between input and class probabilities, by the name in ``network=``."""
+REGISTRY: dict[str, Stack] = {"softmax": _dense, "mlp": _dense, "small": _dense, "cnn": _cnn}
+"""The networks, by the name in ``network=``."""
 
 OPTIMIZERS: dict[str, Callable[[float], keras.optimizers.Optimizer]] = {
     "adam": lambda rate: keras.optimizers.Adam(rate),
@@ -40,8 +48,8 @@ OPTIMIZERS: dict[str, Callable[[float], keras.optimizers.Optimizer]] = {
 def build(network: plan.Network) -> keras.Model:
     """Make the model with fresh weights, drawn from Keras' global seed."""
     inputs = keras.Input((network.inputs,), name="features")
-    hidden = REGISTRY[network.name](inputs)
-    outputs = keras.layers.Dense(network.classes, activation="softmax", name="classes")(hidden)
+    hidden = REGISTRY[network.name](inputs, network)
+    outputs = layers.Dense(network.classes, activation="softmax", name="classes")(hidden)
     return keras.Model(inputs, outputs, name=network.name)
 
 

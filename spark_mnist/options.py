@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from spark_mnist import errors
 
-NETWORKS = ("mlp", "softmax")
+NETWORKS = ("mlp", "softmax", "small", "cnn")
 OPTIMIZERS = ("adam", "sgd", "momentum")
 
 
@@ -49,6 +50,12 @@ COUNT = Kind("int >= 0", int, lambda v: _is_int(v) and v >= 0)
 RATIO = Kind("float in [0, 1]", float, lambda v: _is_number(v) and 0 <= v <= 1)
 RATE = Kind("float > 0", float, lambda v: _is_number(v) and v > 0)
 BOOL = Kind("true or false", _read_bool, lambda v: isinstance(v, bool))
+SHARE = Kind("float in [0, 1)", float, lambda v: _is_number(v) and 0 <= v < 1)
+UNITS = Kind(
+    "integers like 128,32",
+    str,
+    lambda v: isinstance(v, str) and re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", v) is not None,
+)
 TEXT = Kind("text", str, lambda v: isinstance(v, str) and v != "")
 
 
@@ -100,6 +107,12 @@ class FitOptions(Options):
     continuous: bool = option(False, BOOL, "go on from the saved model, with new rows")
     network: str | None = option(
         None, one_of(*NETWORKS), "what is trained", "mlp, or the saved model's"
+    )
+    hidden: str | None = option(
+        None, UNITS, "units of the dense hidden layers, first to last", "the network's"
+    )
+    dropout: float | None = option(
+        None, SHARE, "share of the last hidden units left out while training", "the network's"
     )
     optimizer: str | None = option(
         None, one_of(*OPTIMIZERS), "how weights follow gradients", "adam, or the saved model's"

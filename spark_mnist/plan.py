@@ -20,6 +20,10 @@ class Network:
     inputs: int
     """Numbers of one row."""
     classes: int
+    hidden: tuple[int, ...]
+    """Units of the dense hidden layers, first to last."""
+    dropout: float
+    """Share of the last hidden units left out while training."""
 
 
 @dataclass(frozen=True, kw_only=True)

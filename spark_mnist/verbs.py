@@ -252,7 +252,7 @@ def _scores(
 ) -> tuple[plan.Network, Any]:
     store = _store(df.sparkSession, chosen.store)
     manifest, files = store.read(name, store.newest(name, chosen.version))
-    network = plan.Network(**manifest["network"])
+    network = lineage.saved_network(manifest)
     return network, scoring.probabilities(df, network, files, chosen.batch_size)
 
 

@@ -99,6 +99,7 @@ def _train(training: plan.TrainingPlan) -> plan.RankReport:
     history = []
     for epoch in range(training.first_epoch, training.first_epoch + training.epochs):
         announce.epoch = epoch + 1
+        averaging.seed_dropout(model, (training.seed, epoch, rank))
         data = batches.training(train, training.world, rank=rank, seed=training.seed, epoch=epoch)
         model.fit(data, verbose=0, callbacks=[announce])
         learned = _means(*meters)

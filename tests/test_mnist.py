@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("network", "epochs", "accuracy"), [("softmax", 10, 0.92), ("mlp", 12, 0.975)]
+    ("network", "epochs", "accuracy"),
+    [("softmax", 10, 0.92), ("mlp", 12, 0.975), ("small", 8, 0.945)],
 )
 def test_two_ranks_learn_to_read_mnist(spark, store, network, epochs, accuracy):
     train = spark_mnist.datasets.mnist(spark, "train")

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from spark_mnist import errors, networks, options
+from spark_mnist import errors, lineage, networks, options
 
 
 def test_the_manuals_defaults():
@@ -27,7 +27,7 @@ def test_the_manuals_defaults():
         ("epochs", 5.0), ("epochs", True), ("epochs", "5"), ("epochs", 0), ("epochs", None),
         ("train_validation_ratio", float("nan")), ("train_validation_ratio", 1.01),
         ("train_validation_ratio", "0.8"), ("continuous", 1), ("continuous", "true"),
-        ("network", "resnet"), ("num_proc", 0), ("learning_rate", 0), ("store", ""), ("seed", -1),
+        ("network", "resnet"), ("num_proc", 0), ("learning_rate", 0), ("hidden", "128;32"), ("hidden", "0"), ("hidden", (20, 20)), ("dropout", 1.0), ("store", ""), ("seed", -1),
     ],
 )  # fmt: skip
 def test_bad_values_name_the_option_what_is_allowed_and_the_value(name, value):
@@ -49,4 +49,5 @@ def test_options_are_frozen():
 
 def test_the_names_of_networks_and_optimizers_are_those_that_can_be_built():
     assert set(options.NETWORKS) == set(networks.REGISTRY)
-    assert set(options.OPTIMIZERS) == set(networks.OPTIMIZERS)
+    assert set(options.OPTIMIZERS) == set(networks.OPTIMIZERS) == set(lineage.LEARNING_RATES)
+    assert set(options.NETWORKS) == set(lineage.HIDDEN) == set(lineage.DROPOUT)

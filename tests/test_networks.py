@@ -1,0 +1,79 @@
+"""The networks by their shapes, and those with random layers trained on two ranks."""
+
+import keras
+import numpy as np
+import pytest
+
+import spark_mnist
+from spark_mnist import averaging, errors, lineage, networks, options, store
+from tests.conftest import arrays
+
+
+def build(**chosen):
+    start = lineage.start(store.Store("memory://"), "m", options.FitOptions(**chosen))
+    return networks.build(start.network)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "parameters"),
+    [
+        ({"network": "softmax"}, 784 * 10 + 10),
+        ({}, 784 * 128 + 128 + 128 * 32 + 32 + 32 * 10 + 10),
+        ({"network": "small"}, 784 * 20 + 20 + 20 * 20 + 20 + 20 * 10 + 10),
+        ({"network": "cnn"}, 3_274_634),  # as the tutorial's
+        ({"network": "mlp", "hidden": "5,4,3"}, 784 * 5 + 5 + 24 + 15 + 40),
+        ({"network": "cnn", "hidden": "10", "dropout": 0.0}, 832 + 51264 + 3136 * 10 + 10 + 110),
+    ],
+)
+def test_shapes_are_the_tutorials_or_those_that_were_asked_for(chosen, parameters):
+    model = build(**chosen)
+    assert model.count_params() == parameters
+    probabilities = model(np.random.default_rng(0).random((3, 784), "float32")).numpy()
+    assert probabilities.shape == (3, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_dropout_is_where_it_was_asked_for():
+    assert [layer.rate for layer in build(network="cnn").layers if "dropout" in layer.name] == [0.5]
+    assert [layer.rate for layer in build(dropout=0.1).layers if "dropout" in layer.name] == [0.1]
+
+
+@pytest.mark.parametrize("chosen", [{"hidden": "5"}, {"dropout": 0.5}])
+def test_softmax_has_no_hidden_layers(chosen):
+    with pytest.raises(errors.OptionError, match="softmax has no hidden layers"):
+        build(network="softmax", **chosen)
+
+
+def test_dropout_follows_its_key():
+    model = keras.Sequential([keras.Input((50,)), keras.layers.Dropout(0.5)])
+    ones = np.ones((1, 50), "float32")
+
+    def mask(*key):
+        averaging.seed_dropout(model, key)
+        return model(ones, training=True).numpy()
+
+    np.testing.assert_array_equal(mask(0, 1, 0), mask(0, 1, 0))
+    for other in ((0, 1, 1), (0, 2, 0), (1, 1, 0)):
+        assert (mask(0, 1, 0) != mask(*other)).any()
+
+
+def test_a_cnn_with_dropout_continues_as_if_it_had_never_stopped(digits, tmp_path):
+    root = str(tmp_path)
+    few = digits.limit(64)
+    rest = {
+        "network": "cnn",
+        "hidden": "16",
+        "batch_size": 16,
+        "num_proc": 2,
+        "store": root,
+        "verbose": 0,
+    }
+    spark_mnist.fit(few, "whole", epochs=2, **rest)
+    spark_mnist.fit(few, "parts", epochs=1, **rest)
+    spark_mnist.fit(few, "parts", epochs=1, continuous=True, **rest)
+    for whole, part in zip(arrays(root, "whole", 1), arrays(root, "parts", 2), strict=True):
+        np.testing.assert_allclose(part, whole, atol=1e-6)
+    assert spark_mnist.predict(few, "whole", store=root).count() == 64
+    for change in ({"hidden": "32"}, {"dropout": 0.1}):
+        with pytest.raises(errors.ModelMismatch, match=r"(hidden=16|dropout=0\.5), and"):
+            spark_mnist.fit(few, "parts", continuous=True, **{**rest, **change})
