@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -34,6 +35,9 @@ BUCKETS = 256
 SORT_BYTES = 64 << 20
 """Bytes of images that one task orders."""
 CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
+"""Spark setting by which Petastorm is told where to write."""
+_ONE_CONVERTER = threading.Lock()
+"""Held while that setting is ours: fits in several threads may share a session."""
 
 
 @contextlib.contextmanager
@@ -64,20 +68,18 @@ def materialized(
         )
     packed = df.select(schema.pack(census.source).alias("image"), census.label.alias("label"))
     size = census.rows * census.source.pixels.row_bytes
-    with _ordered(packed, census.rows, size, seed) as rows, contextlib.ExitStack() as stack:
-        position = F.col("position")
-        parts = (
-            (rows.where(position < training), training),
-            (
-                rows.where(position >= training).withColumn("position", position - training),
-                census.rows - training,
-            ),
-        )
-        written = [
-            stack.enter_context(_written(part, count, census.source.pixels, url=url, ranks=ranks))
-            for part, count in parts
-        ]
-        yield written[0], written[1]
+    position = F.col("position")
+    with contextlib.ExitStack() as stack:
+
+        def write(rows: DataFrame, count: int) -> plan.Shards:
+            part = _written(rows, count, census.source.pixels, url=url, ranks=ranks)
+            return stack.enter_context(part)
+
+        with _ordered(packed, census.rows, size, seed) as rows:
+            train = write(rows.where(position < training), training)
+            rest = rows.where(position >= training).withColumn("position", position - training)
+            validation = write(rest, census.rows - training)
+        yield train, validation
 
 
 @contextlib.contextmanager
@@ -128,7 +130,7 @@ def _written(
     )
     # Petastorm returns an earlier result for an equal plan under the same parent directory, even
     # when the source has changed since; a directory of this fit alone has no earlier result.
-    with _session_conf(rows.sparkSession, CACHE_DIR, url), _quiet():
+    with _ONE_CONVERTER, _session_conf(rows.sparkSession, CACHE_DIR, url), _quiet():
         from petastorm.spark import make_spark_converter
 
         converter = make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)
