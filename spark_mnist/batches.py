@@ -29,15 +29,15 @@ VALIDATION_BATCH = 1024
 class Shard:
     """One rank's rows in memory."""
 
-    images: npt.NDArray[np.generic]
+    images: tf.Tensor
     """[N, 784], as stored."""
-    labels: npt.NDArray[np.int32]
-    """[N]"""
+    labels: tf.Tensor
+    """[N] int32"""
     scale: float
     """What a stored pixel is divided by."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return int(self.labels.shape[0])
 
 
 def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
@@ -64,7 +64,8 @@ def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
             for group in reader:
                 images.append(schema.unpack(group.image, pixels))
                 labels.append(np.asarray(group.label, np.int32))
-    shard = Shard(np.concatenate(images), np.concatenate(labels), shards.scale)
+    tensors = tf.constant(np.concatenate(images)), tf.constant(np.concatenate(labels))
+    shard = Shard(*tensors, shards.scale)
     expected = _footer_rows(mine)
     if len(shard) != expected:
         raise RuntimeError(
@@ -98,14 +99,13 @@ def validation(shard: Shard) -> tf.data.Dataset:
 def _batched(
     shard: Shard, order: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], size: int
 ) -> tf.data.Dataset:
-    images, labels, rows = (tf.constant(a) for a in (shard.images, shard.labels, order))
-    weight = tf.constant(weights)
+    rows, weight = tf.constant(order), tf.constant(weights)
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         part = slice(step * size, (step + 1) * size)
         index = rows[part]
-        features = tf.cast(tf.gather(images, index), tf.float32) / shard.scale
-        return features, tf.gather(labels, index), weight[part]
+        features = tf.cast(tf.gather(shard.images, index), tf.float32) / shard.scale
+        return features, tf.gather(shard.labels, index), weight[part]
 
     steps = -(-len(order) // size)
     return tf.data.Dataset.range(steps).map(batch).prefetch(4)

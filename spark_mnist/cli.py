@@ -1,7 +1,7 @@
 """The command line: ``mymnist fit|predict|eval MODEL key=value ... --input DATA``.
 
 Results go to stdout and nothing else does; logs and progress go to stderr. Exit codes: 0 done, 1
-failed, 2 not understood, 130 interrupted.
+failed, 2 not understood, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -38,11 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("spark_mnist").setLevel("DEBUG" if arguments.verbose else "WARNING")
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         command = grammar.parse_words([*arguments.words, *_settings(arguments)])
-        with _only_results_on_stdout() as stdout:
+        with _terminated_like_interrupted(), _only_results_on_stdout() as stdout:
             _run(command, arguments, stdout)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -120,6 +119,16 @@ def _only_results_on_stdout() -> Iterator[TextIO]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what a fit began is cleaned up."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO) -> None:
@@ -200,11 +209,16 @@ def _as_text(result: DataFrame) -> DataFrame:
     from pyspark.sql import types as T
 
     def text(field: T.StructField) -> Any:
+        name = f"`{field.name}`"
         if isinstance(field.dataType, T.ArrayType):
-            return F.array_join(field.name, ",").alias(field.name)
+            return F.array_join(name, ",").alias(field.name)
+        if isinstance(field.dataType, T.BinaryType):  # an image's bytes, as text that reads back
+            byte = f"conv(hex(substring({name}, i, 1)), 16, 10) / 255"
+            numbers = F.expr(f"transform(sequence(1, length({name})), i -> {byte})")
+            return F.array_join(numbers, ",").alias(field.name)
         if isinstance(field.dataType, T.MapType):
-            return F.to_json(field.name).alias(field.name)
-        return F.col(field.name)
+            return F.to_json(name).alias(field.name)
+        return F.col(name)
 
     return result.select(*(text(field) for field in result.schema))
 
@@ -212,7 +226,10 @@ def _as_text(result: DataFrame) -> DataFrame:
 def _message(error: Exception) -> str:
     if isinstance(error, errors.SparkMnistError):
         return str(error)
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    text = str(error).strip()
+    if ours := re.search(r"spark_mnist\.errors\.\w+: (.*)", text):  # raised on an executor
+        return ours[1]
+    return f"{type(error).__name__}: {text.partition(chr(10))[0]}"
 
 
 def _fail(message: str, code: int) -> int:

@@ -10,6 +10,7 @@ unquoted, are taken as they are, and are never joined again.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import shlex
 from collections.abc import Sequence
@@ -112,9 +113,12 @@ class _Items(lark.Transformer[Any, list[Word | Assignment]]):
 def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
     if items and isinstance(items[0], Word) and items[0].text == "mymnist":
         items = items[1:]
-    words = [item for item in items[:2] if isinstance(item, Word)]
+    first = itertools.takewhile(lambda item: isinstance(item, Word), items[:2])
+    words = [item for item in first if isinstance(item, Word)]
     end = items[len(words)] if len(items) > len(words) else None
     column = end.name.column if isinstance(end, Assignment) else len(text)
+    if any(isinstance(item, Word) for item in items[len(words) :]) and len(words) < 2:
+        raise _error(text, column, "the operation and the model name come before the options")
     if not words:
         raise _error(text, column, f"the operation is missing: {_operations()}")
     operation = words[0].text

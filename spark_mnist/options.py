@@ -37,6 +37,12 @@ def _read_bool(text: str) -> bool:
     return values[text.lower()]
 
 
+def _read_int(text: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        raise ValueError(text)
+    return int(text)
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -45,8 +51,9 @@ def _is_number(value: Any) -> bool:
     return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-POSITIVE = Kind("int >= 1", int, lambda v: _is_int(v) and v >= 1)
-COUNT = Kind("int >= 0", int, lambda v: _is_int(v) and v >= 0)
+POSITIVE = Kind("int >= 1", _read_int, lambda v: _is_int(v) and v >= 1)
+COUNT = Kind("int >= 0", _read_int, lambda v: _is_int(v) and v >= 0)
+SEED = Kind("int in 0..4294967295", _read_int, lambda v: _is_int(v) and 0 <= v < 2**32)
 RATIO = Kind("float in [0, 1]", float, lambda v: _is_number(v) and 0 <= v <= 1)
 RATE = Kind("float > 0", float, lambda v: _is_number(v) and v > 0)
 BOOL = Kind("true or false", _read_bool, lambda v: isinstance(v, bool))
@@ -71,7 +78,7 @@ def option(default: Any, kind: Kind, doc: str, shown: str = "") -> Any:
 
 def _seed() -> Any:
     doc = "of all that is random: split, shuffles, first weights, shares"
-    return option(None, COUNT, doc, "0, or the saved model's")
+    return option(None, SEED, doc, "0; continuing, the saved model's")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +128,10 @@ class FitOptions(Options):
         None, RATE, "for one rank; scaled by the ranks while training", "the optimizer's"
     )
     num_proc: int | None = option(
-        None, POSITIVE, "ranks, one Spark task each", "all that Spark can run at once"
+        None,
+        POSITIVE,
+        "ranks, one Spark task each",
+        "all that Spark can run at once, each with a batch or more",
     )
     seed: int | None = _seed()
 

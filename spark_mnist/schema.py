@@ -76,7 +76,7 @@ def image(df: DataFrame) -> Source:
     if isinstance(kind, T.BinaryType):
         return Source(column, BYTES, binary=True)
     if isinstance(kind, VectorUDT):
-        return Source(vector_to_array(column, "float32"), FLOATS, binary=False)
+        return Source(_elements(column), FLOATS, binary=False)
     if isinstance(kind, T.StringType):
         return Source(_numbers(IMAGE), FLOATS, binary=False)
     if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.IntegralType):
@@ -100,7 +100,7 @@ def label(df: DataFrame) -> Column:
     if isinstance(kind, T.NumericType):
         return _class(column)
     if isinstance(kind, VectorUDT):
-        return _class_of_one_hot(vector_to_array(column, "float32"))
+        return _class_of_one_hot(_elements(column))
     if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
         return _class_of_one_hot(column.cast("array<float>"))
     if isinstance(kind, T.StringType):
@@ -218,14 +218,20 @@ def _numbers(name: str) -> Column:
     return F.expr(f"transform(split(`{name}`, ','), word -> try_cast(trim(word) AS float))")
 
 
+def _elements(vector: Column) -> Column:
+    """A Vector's numbers as ``array<float>``; Spark's own function fails on a null."""
+    return F.when(vector.isNotNull(), vector_to_array(vector, "float32"))
+
+
 def _class(number: Column) -> Column:
     """0..9 as an int, and null for anything else, without a cast that could overflow."""
     digits = F.array(*(F.lit(float(digit)) for digit in range(CLASSES)))
-    return F.nullif(F.array_position(digits, number.cast("double")), F.lit(0)).cast("int") - 1
+    place = F.call_function("array_position", digits, number.cast("double"))
+    return F.nullif(place, F.lit(0)).cast("int") - 1
 
 
 def _class_of_one_hot(array: Column) -> Column:
     ones = F.filter(array, lambda x: x == 1)
     zeros = F.filter(array, lambda x: x == 0)
     proper = (F.size(ones) == 1) & (F.size(zeros) == CLASSES - 1) & (F.size(array) == CLASSES)
-    return F.when(proper, F.array_position(array, F.lit(1.0).cast("float")).cast("int") - 1)
+    return F.when(proper, F.array_position(array, 1.0).cast("int") - 1)

@@ -26,7 +26,8 @@ from pyspark.sql.pandas.functions import pandas_udf
 from spark_mnist import plan, schema
 
 Model = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-SCORES = "__spark_mnist_scores"
+SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
+"""Names of columns on the way, unlike any of a user's."""
 LEAST = 1e-37
 """Least probability whose logarithm counts, that of the smallest normal float32."""
 
@@ -72,19 +73,22 @@ def probabilities(
 
 def predicted(scores: Column) -> Column:
     """The class of highest probability, the first of equals, as an int."""
-    return (F.array_position(scores, F.array_max(scores)) - 1).cast("int")
+    first = F.call_function("array_position", scores, F.array_max(scores))
+    return (first - 1).cast("int")
 
 
-def predictions(df: DataFrame, scores: Column, classes: int) -> DataFrame:
-    """Add ``prediction``, one-hot ``array<int>``, and ``interpreted``, the class as an int.
+def predictions(df: DataFrame, scores: Column, classes: int, *, interpret: bool) -> DataFrame:
+    """Add ``prediction``, one-hot ``array<int>``, and if asked ``interpreted``, the class.
 
     The class is a column of its own first, so that Spark computes it once and not once for each
     element of the array.
     """
-    found = df.withColumn(SCORES, scores).withColumn("interpreted", predicted(F.col(SCORES)))
-    label = F.col("interpreted")
+    found = df.select("*", scores.alias(SCORES))
+    found = found.select("*", predicted(F.col(SCORES)).alias(CLASS))
+    label = F.col(CLASS)
     one_hot = F.array(*((label == number).cast("int") for number in range(classes)))
-    return found.withColumn("prediction", one_hot)
+    added = [one_hot.alias("prediction"), label.alias("interpreted")]
+    return found.select("*", *added[: 1 + interpret]).drop(SCORES, CLASS)
 
 
 def cross_entropy(scores: Column, label: Column) -> Column:

@@ -2,7 +2,7 @@
 
 Every row gets a place that depends on its content and the seed alone: rows are ordered by a
 hash, the first share of them trains, the rest validates. So the same rows give the same split and
-the same shards, however the DataFrame was partitioned or sorted, and identical rows stay together.
+the same shards, however the DataFrame was partitioned or sorted.
 
 Petastorm hands out row groups by ``index % ranks``, whatever their sizes. Here each file is one row
 group and rows are dealt to the files in turn, so all ranks get the same number of rows, give or
@@ -17,6 +17,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
+from urllib import parse
 
 import fsspec
 import pyarrow.parquet as pq
@@ -38,6 +39,25 @@ CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
 """Spark setting by which Petastorm is told where to write."""
 _ONE_CONVERTER = threading.Lock()
 """Held while that setting is ours: fits in several threads may share a session."""
+
+
+def cache_directory(spark: SparkSession) -> str | None:
+    """The directory that the user gave Petastorm, if any; not the one of a fit under way."""
+    with _ONE_CONVERTER:
+        return spark.conf.get(CACHE_DIR, None)
+
+
+def check_url(url: str) -> None:
+    """Refuse a directory whose files Petastorm could not open.
+
+    Raises:
+        errors.OptionError: The URL has characters that Spark encodes and Petastorm takes literally.
+    """
+    if parse.quote(url, safe=":/+=,@") != url:
+        raise errors.OptionError(
+            f"shards cannot lie in {url!r}: use a store, or a {CACHE_DIR}, without blanks and "
+            "special characters in its path"
+        )
 
 
 @contextlib.contextmanager
@@ -130,7 +150,9 @@ def _written(
     )
     # Petastorm returns an earlier result for an equal plan under the same parent directory, even
     # when the source has changed since; a directory of this fit alone has no earlier result.
-    with _ONE_CONVERTER, _session_conf(rows.sparkSession, CACHE_DIR, url), _quiet():
+    # It asks the first session of the process for that directory, whichever made the DataFrame.
+    conf = {CACHE_DIR: url, "spark.sql.files.maxRecordsPerFile": "0"}
+    with _ONE_CONVERTER, _session_conf(SparkSession.builder.getOrCreate(), conf), _quiet():
         from petastorm.spark import make_spark_converter
 
         converter = make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)
@@ -173,16 +195,18 @@ def _check_footers(urls: tuple[str, ...], rows: int, files: int) -> None:
 
 
 @contextlib.contextmanager
-def _session_conf(spark: SparkSession, key: str, value: str) -> Iterator[None]:
-    before = spark.conf.get(key, None)
-    spark.conf.set(key, value)
+def _session_conf(spark: SparkSession, values: dict[str, str]) -> Iterator[None]:
+    before = {key: spark.conf.get(key, None) for key in values}
     try:
+        for key, value in values.items():
+            spark.conf.set(key, value)
         yield
     finally:
-        if before is None:
-            spark.conf.unset(key)
-        else:
-            spark.conf.set(key, before)
+        for key, old in before.items():
+            if old is None:
+                spark.conf.unset(key)
+            else:
+                spark.conf.set(key, old)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@
                          weights.npz, optimizer.npz
     <store>/<model_name>/.work-<uuid>/     what an unfinished fit needs, removed at its end
 
-A version's number is claimed first, by an operation that only one of several writers can win; then
-its files are written, and last the manifest, in one step. So a reader sees whole versions only, two
-fits on one name both keep their work, and a fit that is killed leaves the version before untouched.
+A version's number is claimed first, by an operation that only one of several writers can win (on
+local disks and on object stores with conditional writes); then its files are written, and last the
+manifest, in one step. So a reader sees whole versions only, two fits on one name both keep their
+work, and a fit that is killed leaves the version before untouched.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import uuid
@@ -26,6 +28,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from spark_mnist import errors
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -59,11 +63,8 @@ class Store:
     def __init__(self, url: str) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._local = isinstance(self._fs, LocalFileSystem)
-
-    @property
-    def url(self) -> str:
+        self.url: str = f"file://{self._root}" if self._local else url.rstrip("/")
         """The root with its scheme, as executors can use it."""
-        return f"file://{self._root}" if self._local else str(self._fs.unstrip_protocol(self._root))
 
     def names(self) -> list[str]:
         """Names that have at least one version, sorted."""
@@ -105,14 +106,14 @@ class Store:
                 self._fs.cat_file(f"{self._path(name, version)}/{MANIFEST}")
             )
             known = manifest["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(
-                name, version, f"its {MANIFEST} is not readable ({error!r})"
-            ) from None
+            if known == FORMAT:
+                manifest["files"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"its {MANIFEST} is not readable ({error!r})"
+            raise self._damaged(name, version, why) from None
         if known != FORMAT:
-            raise self._damaged(
-                name, version, f"it has format {known!r}; this release reads {FORMAT}"
-            )
+            why = f"it has format {known!r}; this release reads {FORMAT}"
+            raise self._damaged(name, version, why)
         return manifest
 
     def read(self, name: str, version: int) -> tuple[Manifest, dict[str, bytes]]:
@@ -163,7 +164,12 @@ class Store:
         try:
             yield f"{self.url}{path.removeprefix(self._root)}"
         finally:
-            self._fs.rm(path, recursive=True)
+            try:
+                self._fs.rm(path, recursive=True)
+            except FileNotFoundError:
+                pass  # a store without directories keeps none that is empty
+            except OSError as error:
+                logger.warning("%s could not be removed: %s", path, error)
             with contextlib.suppress(OSError):  # not empty: the model has versions
                 self._fs.rmdir(f"{self._root}/{name}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ from spark_mnist import (
     world,
 )
 from spark_mnist import store as stores
+
+logger = logging.getLogger(__name__)
 
 STORE_CONF = "spark.mnist.store"
 DEFAULT_STORE = "models"
@@ -100,9 +103,14 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
     store = _store(spark, chosen.store)
     begin = lineage.start(store, stores.checked_name(model_name), chosen)
     ranks = launch.ranks(spark, chosen.num_proc)
+    cache = _cache(spark, store)
+    shards.check_url(cache.url)
     census = schema.inspect(df)
+    if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
+        training_rows = world.share_of_ratio(census.rows, chosen.train_validation_ratio)
+        ranks = max(1, min(ranks, training_rows // chosen.batch_size))
     with (
-        _cache(spark, store).work(model_name) as work,
+        cache.work(model_name) as work,
         shards.materialized(
             df,
             census,
@@ -125,12 +133,12 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
             files=begin.files,
         )
         reports = launch.train(spark, training, title=model_name, visible=chosen.verbose > 0)
-    records = reports[0].history
-    version = store.publish(
-        model_name,
-        reports[0].files,
-        lambda number: lineage.manifest(model_name, number, training, begin, records),
-    )
+        records = reports[0].history
+        version = store.publish(
+            model_name,
+            reports[0].files,
+            lambda number: lineage.manifest(model_name, number, training, begin, records),
+        )
     return FitResult(model_name, version, records, _history(spark, records))
 
 
@@ -149,8 +157,8 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
         change it.
 
     Raises:
-        errors.SparkMnistError: One of its leaves. A row without 784 pixels in their range raises
-            ``BadRows`` when it is read.
+        errors.SparkMnistError: One of its leaves. A row without 784 pixels in their range makes
+            Spark raise when it is read, with the words of ``errors.BadRows``.
     """
     versions.check()
     chosen = options.make(options.PredictOptions, given)
@@ -159,7 +167,7 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     if taken:
         raise errors.ColumnTaken(f"the input has a column {taken[0]!r} already; rename or drop it")
     network, scores = _scores(df, model_name, chosen)
-    return scoring.predictions(df, scores, network.classes).select(*df.columns, *added)
+    return scoring.predictions(df, scores, network.classes, interpret=chosen.interpret)
 
 
 @_takes(options.EvaluateOptions)
@@ -227,7 +235,11 @@ def models(store: str | None = None) -> list[ModelInfo]:
     infos = []
     for name in saved.names():
         version = saved.newest(name)
-        manifest = saved.manifest(name, version)
+        try:
+            manifest = saved.manifest(name, version)
+        except errors.DamagedModel as error:
+            logger.warning("%s", error)
+            continue
         last = manifest["history"][-1]
         created = datetime.datetime.fromisoformat(manifest["created"])
         infos.append(
@@ -243,7 +255,7 @@ def _store(spark: SparkSession | None, given: str | None) -> stores.Store:
 
 def _cache(spark: SparkSession, store: stores.Store) -> stores.Store:
     """Where the shards of a fit lie: Petastorm's cache directory where one is set."""
-    directory = spark.conf.get(shards.CACHE_DIR, None)
+    directory = shards.cache_directory(spark)
     return stores.Store(directory) if directory else store
 
 

@@ -1,7 +1,7 @@
 """The command line as a user runs it: in a process of its own."""
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -54,6 +54,26 @@ def test_predict_writes_any_format(home, spark):
     again = run(*words, "--output", "out.parquet", cwd=home)
     assert again.returncode == 1
     assert "already exists" in again.stderr
+
+
+def test_images_in_csv_read_back_as_the_same_pictures(home, spark):
+    datasets.digits(spark, "test").limit(20).write.parquet(str(home / "few.parquet"))
+    words = ("predict", "test_model", "interpret=true", "--input")
+    assert run(*words, "few.parquet", "--output", "once.csv", cwd=home).returncode == 0
+    once = spark.read.csv(str(home / "once.csv"), header=True)
+    again = spark_mnist.predict(
+        once.drop("prediction").withColumnRenamed("interpreted", "before"),
+        "test_model", interpret=True, store=str(home / "models"),
+    )  # fmt: skip
+    assert again.where("interpreted = before").count() == 20
+
+
+def test_a_bad_row_is_told_in_one_line(home, spark):
+    bad = datasets.digits(spark, "test").limit(2).selectExpr("substring(image, 2) AS image")
+    bad.write.parquet(str(home / "bad.parquet"))
+    done = run("predict", "test_model", "--input", "bad.parquet", cwd=home)
+    assert done.returncode == 1
+    assert "mymnist: a row to predict has no image of 784 pixels" in done.stderr.splitlines()
 
 
 def test_eval_as_json(home):
@@ -146,28 +166,28 @@ def test_an_interrupt_exits_with_130_and_leaves_the_version_before(home):
         for line in process.stderr:
             if line.startswith("epoch 3/"):
                 break
+        assert len(ranks(home)) >= 2
         process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait(60) == 130
     deadline = time.monotonic() + 20
-    while ranks() and time.monotonic() < deadline:
+    while ranks(home) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert ranks() == []
+    assert ranks(home) == []
     after = {path: path.read_bytes() for path in (home / "models").rglob("*") if path.is_file()}
     assert after == before
     assert [path.name for path in (home / "models" / "test_model").iterdir()] == ["v000001"]
 
 
-def ranks():
-    """Processes that are ranks of some fit."""
-    commands = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                commands.append((entry / "cmdline").read_bytes())
-            except OSError:
-                continue
-    return [command for command in commands if b"horovod.spark.task.gloo_exec_fn" in command]
+def ranks(home):
+    """Processes that are ranks of a fit that was started in this directory."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes()
+            if b"gloo_exec_fn" in command and (entry / "cwd").resolve() == home.resolve():
+                found.append(command)
+    return found
 
 
 def test_help_has_every_option_and_the_manuals_examples(capsys):

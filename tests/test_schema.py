@@ -54,7 +54,7 @@ def test_every_representation_gives_the_same_tensor(spark, form):
 @pytest.mark.parametrize("form", LABELS)
 def test_every_label_form_gives_the_same_class(spark, form):
     df = frame(spark, FORMS["binary"], LABELS[form])
-    assert df.select(schema.label(df)).first()[0] == 3
+    assert df.select(schema.label(df).alias("label")).first()[0] == 3
     assert schema.inspect(df).rows == 1
 
 
@@ -84,6 +84,7 @@ DOUBLES, INTEGERS, TEXT = FORMS["doubles"][0], FORMS["integers"][0], T.StringTyp
         (T.ArrayType(T.LongType()), [10**12] + [0] * 783, "outside 0..255"),
         (T.BinaryType(), b"\0" * 783, "784 pixels"),
         (VectorUDT(), Vectors.dense([0.5]), "784 pixels"),
+        (VectorUDT(), None, "is null"),
         (TEXT, "", "784 pixels"),
         (TEXT, ",".join(["0"] * 783 + ["x"]), "no number"),
         (TEXT, ",".join(["0"] * 783 + ["7"]), "outside 0..1"),

@@ -64,6 +64,20 @@ def test_every_representation_gives_the_same_prediction(spark, root, held_out):
     assert all(labels == found["binary"] for labels in found.values())
 
 
+def test_a_users_columns_stay_whatever_their_names(root, held_out):
+    odd = held_out.limit(5).withColumn("a.b", F.lit(7)).withColumn("c`d", F.lit(8))
+    odd = odd.withColumn("interpreted", F.lit(99)).select(
+        "*", F.lit(1).alias("twin"), F.lit(2).alias("twin")
+    )
+    predicted = spark_mnist.predict(odd, "m", store=root)
+    assert predicted.columns == [*odd.columns, "prediction"]
+    for row in predicted.collect():
+        assert list(row)[2:7] == [7, 8, 99, 1, 2]
+    renamed = odd.withColumnRenamed("interpreted", "Interpreted")
+    with pytest.raises(errors.ColumnTaken, match="'Interpreted' already"):
+        spark_mnist.predict(renamed, "m", interpret=True, store=root)
+
+
 def test_the_batch_size_changes_nothing(root, held_out):
     tables = [
         spark_mnist.predict(held_out, "m", interpret=True, store=root, batch_size=size).collect()

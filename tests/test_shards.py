@@ -1,4 +1,5 @@
 import collections
+import threading
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,10 @@ def written(df, tmp_path, *, ranks, ratio=0.8, seed=0):
         ]
         rows = [
             [
-                [(i.tobytes(), int(n)) for i, n in zip(shard.images, shard.labels, strict=True)]
+                [
+                    (i.tobytes(), int(n))
+                    for i, n in zip(shard.images.numpy(), shard.labels.numpy(), strict=True)
+                ]
                 for shard in ranked
             ]
             for ranked in (
@@ -142,3 +146,39 @@ def test_pixels_are_stored_as_bytes(digits, tmp_path):
     ) as (train, _):
         assert (train.dtype, train.scale) == ("uint8", 255.0)
         assert batches.read(train, rank=0, ranks=1).images.dtype == np.uint8
+
+
+def test_a_session_of_its_own_and_a_limit_on_files(spark, digits, tmp_path):
+    other = spark.newSession()
+    digits.coalesce(1).write.parquet(str(tmp_path / "source"))
+    spark.conf.set("spark.sql.files.maxRecordsPerFile", "10")
+    try:
+        sizes, _ = written(other.read.parquet(str(tmp_path / "source")), tmp_path / "work", ranks=2)
+        assert spark.conf.get("spark.sql.files.maxRecordsPerFile") == "10"
+    finally:
+        spark.conf.unset("spark.sql.files.maxRecordsPerFile")
+    assert sizes == [[103, 102], [26, 25]]
+
+
+def test_fits_in_several_threads_do_not_take_each_others_directory(spark, digits, tmp_path):
+    done = []
+
+    def write(name):
+        done.append(written(digits, tmp_path / name, ranks=2)[0])
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == [[[103, 102], [26, 25]]] * 3
+    assert shards.cache_directory(spark) is None
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///my models", "file:///a%20b", "file:///a#b", "file:///a?b"]
+)
+def test_a_directory_that_petastorm_cannot_read_is_refused(url):
+    with pytest.raises(errors.OptionError, match="without blanks and special characters"):
+        shards.check_url(url)
+    shards.check_url("s3a://bucket/models_1.2-x/m")

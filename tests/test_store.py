@@ -76,6 +76,10 @@ def test_a_version_without_manifest_is_not_there(models, monkeypatch):
         (lambda d: (d / "manifest.json").write_text("{"), "manifest.json is not readable"),
         (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json is not readable"),
         (
+            lambda d: (d / "manifest.json").write_text('{"format": 1}'),
+            "manifest.json is not readable",
+        ),
+        (
             lambda d: (d / "manifest.json").write_text('{"format": 99}'),
             "format 99; this release reads 1",
         ),
@@ -159,3 +163,21 @@ def test_the_manifest_says_size_and_hash(tmp_path):
     assert manifest["format"] == 1
     assert manifest["files"]["weights.npz"]["bytes"] == 7
     assert len(manifest["files"]["weights.npz"]["sha256"]) == 64
+
+
+def test_what_cannot_be_removed_is_told_and_harms_nothing(tmp_path, monkeypatch, caplog):
+    models = Store(str(tmp_path))
+
+    def refuse(*_, **__):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(models._fs, "rm", refuse)
+    with models.work("m"):
+        assert models.publish("m", FILES, describe) == 1
+    assert "could not be removed: read-only" in caplog.text
+
+
+def test_the_url_is_the_users_own_where_it_is_no_path(tmp_path):
+    assert Store("memory://models/").url == "memory://models"
+    assert Store(str(tmp_path)).url == f"file://{tmp_path}"
+    assert Store(f"file://{tmp_path}").url == f"file://{tmp_path}"
