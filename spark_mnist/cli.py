@@ -155,6 +155,7 @@ def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO
 def _session(arguments: argparse.Namespace) -> SparkSession:
     from pyspark.sql import SparkSession
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Horovod imports TensorFlow to look at it
     builder = SparkSession.builder.appName("mymnist")
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit started this process
         if arguments.master:
