@@ -38,6 +38,13 @@ class Address:
     key: bytes
 
 
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.debug("an event was lost", exc_info=True)
+
+
 class Inbox:
     """The driver's side: a context manager that hands each event to a function, in threads.
 
@@ -58,9 +65,7 @@ class Inbox:
                         return  # a stranger: hang up
                     receive(json.loads(body))
 
-        self._server = socketserver.ThreadingTCPServer((bind, 0), Reader)
-        self._server.daemon_threads = True
-        self._server.handle_error = _log_error  # type: ignore[method-assign,assignment]
+        self._server = _Server((bind, 0), Reader)
         self.address = Address(host, self._server.server_address[1], key)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
 
@@ -98,10 +103,6 @@ class Outbox:
             self._socket.sendall(_sign(self._key, body) + b" " + body + b"\n")
         except OSError:
             self._socket = None
-
-
-def _log_error(*_: Any) -> None:
-    logger.debug("an event was lost", exc_info=True)
 
 
 def _sign(key: bytes, body: bytes) -> bytes:

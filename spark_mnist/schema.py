@@ -174,6 +174,7 @@ def pack(source: Source) -> Column:
         return source.column
     dtype = source.pixels.dtype
 
+    # PySpark types neither a return type given as text nor the function that it makes.
     @pandas_udf("binary")  # type: ignore[call-overload,untyped-decorator]
     def packed(images: pd.Series) -> pd.Series:
         return pd.Series([np.asarray(row, dtype).tobytes() for row in images])

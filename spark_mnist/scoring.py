@@ -56,6 +56,7 @@ def probabilities(
         int(context.getConf().get("spark.task.cpus", "1")),
     )
 
+    # PySpark types neither a return type given as text nor the function that it makes.
     @pandas_udf("array<float>")  # type: ignore[call-overload,untyped-decorator]
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         model = _model(shipment)

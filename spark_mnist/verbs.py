@@ -77,7 +77,7 @@ def _takes(kind: type[options.Options]) -> Callable[[F], F]:
             )
             for f in dataclasses.fields(kind)
         ]
-        verb.__signature__ = signature.replace(parameters=[*fixed, *named])  # type: ignore[attr-defined]
+        verb.__dict__["__signature__"] = signature.replace(parameters=[*fixed, *named])
         return verb
 
     return sign

@@ -46,6 +46,7 @@ def run(training: plan.TrainingPlan) -> plan.RankReport:
         hvd.shutdown()
 
 
+# Keras ships no types, so mypy takes its classes for Any; hence the two ignores below.
 class RowMean(keras.metrics.Metric):  # type: ignore[misc]
     """The mean of a value over real rows, kept as sum and count so that ranks can be merged."""
 
