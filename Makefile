@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
   $$p -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2> /dev/null && { command -v $$p; break; }; done)
 BIN := .venv/bin
-SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets
+SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra plots
 DATA ?= digits
 DEMO := $(BIN)/python -m spark_mnist
 DEMO_STORE := demo-output/models

@@ -61,6 +61,32 @@ def seed_dropout(model: keras.Model, key: Sequence[int]) -> None:
         variable.assign(rng.integers(0, 2**32, variable.shape, dtype=np.uint32))
 
 
+def average_statistics(model: keras.Model) -> None:
+    """Give every rank the mean of what layers like BatchNormalization noted of their own rows."""
+    for variable in model.non_trainable_weights:
+        value = tf.convert_to_tensor(variable.value)
+        if value.dtype.is_floating:
+            variable.assign(hvd.allreduce(value, op=hvd.Average))
+
+
+def moments(rows: Any, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each feature over the rows of all ranks.
+
+    Args:
+        rows: This rank's, ``[N, W]`` as stored.
+        scale: What a stored number is divided by.
+
+    Returns:
+        W numbers each. A feature that never varies gets a deviation of 1.
+    """
+    values = np.asarray(rows, np.float64) / scale
+    count = total([len(values)])[0]
+    mean = np.asarray(total(values.sum(axis=0))) / count
+    variance = np.asarray(total(((values - mean) ** 2).sum(axis=0))) / count
+    deviation = np.sqrt(variance)
+    return tuple(mean.tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())
+
+
 def total(values: Sequence[float]) -> list[float]:
     """Sum each value over the ranks."""
     summed = hvd.allreduce(tf.constant(values, tf.float64), op=hvd.Sum)

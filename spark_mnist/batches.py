@@ -1,8 +1,8 @@
 """A rank's shard, through Petastorm, to batches. Runs on ranks.
 
 The shard's row groups are read once and stay in memory as they were stored, one byte a pixel where
-they came as bytes; every epoch draws a new order over all of them, and the pixels become float32 in
-the graph. Shape letters: B = rows of a batch, N = rows of the shard.
+they came as bytes; every epoch draws a new order over all of them, and the numbers become float32
+in the graph. Shape letters: B = rows of a batch, N = rows of the shard, W = numbers of a row.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ VALIDATION_BATCH = 1024
 class Shard:
     """One rank's rows in memory."""
 
-    images: tf.Tensor
-    """[N, 784], as stored."""
+    features: tf.Tensor
+    """[N, W], as stored."""
     labels: tf.Tensor
     """[N] int32"""
     scale: float
-    """What a stored pixel is divided by."""
+    """What a stored number is divided by."""
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -46,8 +46,8 @@ def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
     Raises:
         RuntimeError: Petastorm gave other rows than the files' footers say.
     """
-    pixels = schema.Pixels(shards.dtype, shards.scale, "")
-    images = [np.empty((0, schema.WIDTH), shards.dtype)]
+    encoding = schema.Encoding(shards.dtype, shards.scale, shards.width)
+    features = [np.empty((0, shards.width), shards.dtype)]
     labels = [np.empty(0, np.int32)]
     mine = shards.urls[rank::ranks]
     if mine:
@@ -62,9 +62,9 @@ def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
             ) as reader,
         ):
             for group in reader:
-                images.append(schema.unpack(group.image, pixels))
+                features.append(schema.unpack(group.features, encoding))
                 labels.append(np.asarray(group.label, np.int32))
-    tensors = tf.constant(np.concatenate(images)), tf.constant(np.concatenate(labels))
+    tensors = tf.constant(np.concatenate(features)), tf.constant(np.concatenate(labels))
     shard = Shard(*tensors, shards.scale)
     expected = _footer_rows(mine)
     if len(shard) != expected:
@@ -80,7 +80,7 @@ def training(
     """One epoch: every row once in a new order, then padding up to the equal number of steps.
 
     Returns:
-        Batches of (features [B, 784] float32, label [B] int32, weight [B] float32). A padding row
+        Batches of (features [B, W] float32, label [B] int32, weight [B] float32). A padding row
         weighs nothing; in the last step the others make up for it (see ``world``).
     """
     order = np.random.default_rng((seed, epoch, rank)).permutation(len(shard))
@@ -104,7 +104,7 @@ def _batched(
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         part = slice(step * size, (step + 1) * size)
         index = rows[part]
-        features = tf.cast(tf.gather(shard.images, index), tf.float32) / shard.scale
+        features = tf.cast(tf.gather(shard.features, index), tf.float32) / shard.scale
         return features, tf.gather(shard.labels, index), weight[part]
 
     steps = -(-len(order) // size)

@@ -20,7 +20,23 @@ from spark_mnist import errors, plan
 
 def save(model: keras.Model) -> dict[str, bytes]:
     """Return the checkpoint of a compiled model, as contents by file name."""
-    return {plan.WEIGHTS: _pack(model.weights), plan.OPTIMIZER: _pack(_slots(model.optimizer))}
+    return {plan.WEIGHTS: pack_weights(model), plan.OPTIMIZER: _pack(_slots(model.optimizer))}
+
+
+def restore(model: keras.Model, files: Mapping[str, bytes]) -> None:
+    """Put what is saved into a compiled model whose optimizer is built.
+
+    Args:
+        model: Keeps its own weights, or the optimizer's, where there is no file of them.
+        files: A checkpoint.
+
+    Raises:
+        errors.ModelMismatch: The arrays do not fit the model or its optimizer.
+    """
+    if plan.WEIGHTS in files:
+        restore_weights(model, files)
+    if plan.OPTIMIZER in files:
+        _unpack(files[plan.OPTIMIZER], _slots(model.optimizer))
 
 
 def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
@@ -30,15 +46,14 @@ def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
         errors.ModelMismatch: The arrays do not fit the model.
     """
     _unpack(files[plan.WEIGHTS], model.weights)
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with what it made of its weights before
 
 
-def restore_optimizer(model: keras.Model, files: Mapping[str, bytes]) -> None:
-    """Put saved optimizer variables into a compiled model whose optimizer is built.
-
-    Raises:
-        errors.ModelMismatch: The arrays do not fit the optimizer.
-    """
-    _unpack(files[plan.OPTIMIZER], _slots(model.optimizer))
+def pack_weights(model: keras.Model) -> bytes:
+    """The content of the weights' file."""
+    return _pack(model.weights)
 
 
 def _slots(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:

@@ -1,4 +1,7 @@
-"""The command line: ``mymnist fit|predict|eval MODEL key=value ... --input DATA``.
+"""The command line.
+
+    mymnist fit|predict|eval MODEL key=value ... --input DATA
+    mymnist models|describe|delete|rollback [MODEL] [key=value ...]
 
 Results go to stdout and nothing else does; logs and progress go to stderr. Exit codes: 0 done, 1
 failed, 2 not understood, 130 interrupted, 143 terminated.
@@ -23,13 +26,15 @@ from spark_mnist._version import __version__
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-DATASETS = ("digits", "mnist")
+DATASETS = ("digits", "iris", "mnist")
 FORMATS = ("parquet", "csv", "json", "orc")
 EXAMPLES = """\
 examples:
   mymnist fit test_model batch_size=128 epochs=5 --input digits:train
   mymnist predict test_model batch_size=128 interpret=true --input digits:test --output out.parquet
   mymnist eval test_model repeat=2 batch_size=128 rate=0.8 --input digits:test
+  mymnist fit flowers features=petal_length,petal_width label=species --input iris:train
+  mymnist rollback test_model version=1
 """
 
 
@@ -58,14 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mymnist",
-        usage="mymnist fit|predict|eval MODEL [key=value ...] --input DATA [--output PATH]",
+        usage="mymnist fit|predict|eval MODEL [key=value ...] --input DATA [--output PATH]\n"
+        "       mymnist models|describe|delete|rollback [MODEL] [key=value ...]",
         description="Train a Keras model on rows of a Spark DataFrame, apply it, or measure it.",
         epilog=f"key=value:\n{_table()}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("words", nargs="*", metavar="WORD", help="operation, model name, then key=value")
-    add("--input", metavar="DATA", help="digits:train|test, mnist:train|test, or a path for Spark")
+    add("--input", metavar="DATA", help="digits|iris|mnist:train|test, or a path for Spark")
     add("--format", choices=FORMATS, help="of the input, where its ending does not tell")
     add("--output", metavar="PATH", help="write the result there instead of showing it")
     add("--output-format", choices=FORMATS, help="of the output, where its ending does not tell")
@@ -132,15 +138,16 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO) -> None:
-    if not arguments.input:
+    with_rows = command.operation not in grammar.WITHOUT_ROWS
+    if with_rows and not arguments.input:
         raise errors.CommandError("--input is missing: name digits:train, mnist:train or a path")
-    reader = _reader(arguments.input, arguments.format)
+    reader = _reader(arguments.input, arguments.format) if with_rows else None
     write = _writer(arguments) if arguments.output else None
 
     from spark_mnist import verbs
 
     spark = _session(arguments)
-    result = verbs.run(command, reader(spark))
+    result = verbs.run(command, reader(spark) if reader else None)
     if write:
         write(result)
     elif arguments.json:
@@ -149,7 +156,8 @@ def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO
     else:
         whole = command.operation != "predict"
         with contextlib.redirect_stdout(stdout):
-            result.show(result.count() if whole else 20, truncate=not whole)
+            wide = "confusion" in result.columns
+            result.show(result.count() if whole else 20, truncate=not whole, vertical=wide)
 
 
 def _session(arguments: argparse.Namespace) -> SparkSession:
@@ -211,6 +219,11 @@ def _as_text(result: DataFrame) -> DataFrame:
 
     def text(field: T.StructField) -> Any:
         name = f"`{field.name}`"
+        nested = T.ArrayType | T.StructType
+        if isinstance(field.dataType, T.ArrayType) and isinstance(
+            field.dataType.elementType, nested
+        ):
+            return F.to_json(name).alias(field.name)
         if isinstance(field.dataType, T.ArrayType):
             return F.array_join(name, ",").alias(field.name)
         if isinstance(field.dataType, T.BinaryType):  # an image's bytes, as text that reads back

@@ -1,6 +1,8 @@
-"""Real handwritten digits as DataFrames: ``image`` binary(784), ``label`` int. On the driver.
+"""Real data sets as DataFrames. On the driver.
 
-``digits`` needs no download; ``mnist`` reads a directory, or downloads once and checks what came.
+``digits`` and ``mnist`` are handwritten digits: ``image`` binary(784), ``label`` int. ``iris`` is a
+table: four measures, ``label`` int, ``species`` string. ``digits`` and ``iris`` need no download;
+``mnist`` reads a directory, or downloads once and checks what came.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import gzip
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +29,9 @@ FILES = {
 """The original files, by name without ``.gz``, with the sha256 of the compressed file."""
 PREFIX = {"train": "train", "test": "t10k"}
 HELD_OUT = 5
-"""One digit in so many is in the test split of ``digits``."""
+"""One row of a class in so many is in the test split of ``digits`` and ``iris``."""
+MEASURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
+"""The features of ``iris``, in centimetres."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -45,24 +50,45 @@ def digits(spark: SparkSession, split: str) -> DataFrame:
         errors.DatasetError: There is no such split, or scikit-learn is not installed.
     """
     _check_split(split)
-    try:
-        from scipy import ndimage
-        from sklearn import datasets
-    except ImportError as error:
-        raise errors.DatasetError(
-            "digits come with scikit-learn; install spark-mnist[datasets]"
-        ) from error
-    source = datasets.load_digits()
+    source = _scikit_learn("load_digits")
+    from scipy import ndimage  # scikit-learn brings it
+
     labels = source.target.astype(np.uint8)
-    nth = np.zeros(len(labels), int)
-    for digit in range(10):
-        nth[labels == digit] = np.arange((labels == digit).sum())
-    chosen = (nth % HELD_OUT == 0) == (split == "test")
+    chosen = _held_out(labels) == (split == "test")
     scaled = ndimage.zoom(
         source.images[chosen], (1, 2.5, 2.5), order=1, grid_mode=True, mode="nearest"
     )
     frames = np.pad(scaled, ((0, 0), (4, 4), (4, 4)))
     return _frame(spark, np.rint(frames / 16 * 255).astype(np.uint8), labels[chosen])
+
+
+def iris(spark: SparkSession, split: str | None = None) -> DataFrame:
+    """Fisher's iris flowers: 150 rows, 50 of each species.
+
+    Args:
+        spark: Makes the DataFrame.
+        split: ``train`` (120 rows), ``test`` (every fifth of each species: 30 rows), or None for
+            all.
+
+    Returns:
+        Columns ``sepal_length``, ``sepal_width``, ``petal_length``, ``petal_width`` in cm,
+        ``label`` (0, 1, 2) and ``species`` (setosa, versicolor, virginica).
+
+    Raises:
+        errors.DatasetError: There is no such split, or scikit-learn is not installed.
+    """
+    if split is not None:
+        _check_split(split)
+    source = _scikit_learn("load_iris")
+    chosen = np.ones(len(source.target), bool)
+    if split is not None:
+        chosen = _held_out(source.target) == (split == "test")
+    rows = [
+        (*map(float, measures), int(label), str(source.target_names[label]))
+        for measures, label in zip(source.data[chosen], source.target[chosen], strict=True)
+    ]
+    columns = ", ".join(f"{name} double" for name in MEASURES)
+    return spark.createDataFrame(rows, f"{columns}, label int, species string")
 
 
 def mnist(spark: SparkSession, split: str, path: str | os.PathLike[str] | None = None) -> DataFrame:
@@ -90,6 +116,26 @@ def mnist(spark: SparkSession, split: str, path: str | os.PathLike[str] | None =
 def _check_split(split: str) -> None:
     if split not in PREFIX:
         raise errors.DatasetError(f"no split {split!r}; there is train and test")
+
+
+def _scikit_learn(name: str) -> Any:
+    """One of the data sets that come with scikit-learn."""
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise errors.DatasetError(
+            "digits and iris come with scikit-learn; install spark-mnist[datasets]"
+        ) from error
+    return getattr(datasets, name)()
+
+
+def _held_out(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which rows are in the test split."""
+    nth = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        nth[labels == label] = np.arange((labels == label).sum())
+    held_out: npt.NDArray[np.bool_] = nth % HELD_OUT == 0
+    return held_out
 
 
 def _frame(spark: SparkSession, images: Bytes, labels: Bytes) -> DataFrame:

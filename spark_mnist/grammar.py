@@ -23,6 +23,10 @@ from spark_mnist import errors, options
 
 logger = logging.getLogger(__name__)
 
+WITHOUT_ROWS = ("models", "describe", "delete", "rollback")
+"""Operations on saved models; the others work on a DataFrame."""
+NAMELESS = ("models",)
+"""Operations without a model name."""
 GRAMMAR = r"""
     command: (token | option)*
     option: token "=" token
@@ -39,6 +43,7 @@ class Command:
 
     operation: str
     model_name: str
+    """Empty for an operation that takes none."""
     options: dict[str, Any]
 
 
@@ -113,11 +118,12 @@ class _Items(lark.Transformer[Any, list[Word | Assignment]]):
 def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
     if items and isinstance(items[0], Word) and items[0].text == "mymnist":
         items = items[1:]
-    first = itertools.takewhile(lambda item: isinstance(item, Word), items[:2])
+    named = not (items and isinstance(items[0], Word) and items[0].text in NAMELESS)
+    first = itertools.takewhile(lambda item: isinstance(item, Word), items[: 1 + named])
     words = [item for item in first if isinstance(item, Word)]
     end = items[len(words)] if len(items) > len(words) else None
     column = end.name.column if isinstance(end, Assignment) else len(text)
-    if any(isinstance(item, Word) for item in items[len(words) :]) and len(words) < 2:
+    if any(isinstance(item, Word) for item in items[len(words) :]) and len(words) < 1 + named:
         raise _error(text, column, "the operation and the model name come before the options")
     if not words:
         raise _error(text, column, f"the operation is missing: {_operations()}")
@@ -127,9 +133,10 @@ def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
         raise _error(
             text, words[0].column, f"unknown operation {operation!r}: {_operations()}{hint}"
         )
-    if len(words) < 2 or not words[1].text:
+    if named and (len(words) < 2 or not words[1].text):
         raise _error(text, column, "the model name is missing after the operation")
-    return Command(operation, words[1].text, _options(text, operation, items[2:]))
+    name = words[1].text if named else ""
+    return Command(operation, name, _options(text, operation, items[1 + named :]))
 
 
 def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from spark_mnist import errors, options, plan, schema
+from spark_mnist import errors, options, plan
 from spark_mnist import store as stores
 
 HIDDEN: dict[str, tuple[int, ...]] = {
@@ -16,69 +18,193 @@ HIDDEN: dict[str, tuple[int, ...]] = {
     "mlp": (128, 32),
     "small": (20, 20),
     "cnn": (1024,),
+    "dnn": (10, 20, 10),
 }
 """Dense hidden layers of each network, where none are given."""
-DROPOUT = {"softmax": 0.0, "mlp": 0.0, "small": 0.0, "cnn": 0.5}
+DROPOUT = {"softmax": 0.0, "mlp": 0.0, "small": 0.0, "cnn": 0.5, "dnn": 0.0}
 """Dropout of each network, where none is given."""
+TABLE = "dnn"
+"""The network that reads a table; the others of ours read pictures."""
 LEARNING_RATES = {"adam": 0.001, "sgd": 0.1, "momentum": 0.02}
 """For one rank, where none is given."""
 LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
 """Their versions are noted in each manifest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """What a fit starts from: a saved version, or nothing but the options."""
 
     network: plan.Network
     optimizer: plan.Optimizer
     seed: int
+    reads: plan.Input | None
+    """None for a table whose width and classes have not been looked at."""
+    standardize: bool
     version: int | None = None
     """Number of the saved version, None when training starts afresh."""
     epochs: int = 0
     """Epochs trained so far."""
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Checkpoint of the saved version."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Checkpoint of the saved version, or the weights of the user's model."""
+    own: Any = None
+    """The user's Keras model, or his function that makes it."""
+
+    @property
+    def make(self) -> plan.Maker | None:
+        """The user's function."""
+        return None if self.own is None or _is_model(self.own) else self.own
+
+    def reading(self, reads: plan.Input) -> Start:
+        """The same start, with a network that fits the rows.
+
+        Raises:
+            errors.ModelMismatch: The user's model does not fit them, or is not the saved one.
+        """
+        if not self.version:
+            sized = dataclasses.replace(self.network, inputs=reads.width, classes=reads.classes)
+            begin = dataclasses.replace(self, reads=reads, network=sized)
+        else:
+            begin = self
+        return begin._with_model() if _is_model(self.own) else begin
+
+    def _with_model(self) -> Start:
+        from spark_mnist import checkpoint, networks, own
+
+        network = own.describe(self.own, self.network)
+        if network.custom:
+            raise errors.ModelMismatch(
+                f"the model has objects that are not Keras's own ({', '.join(network.custom)}); "
+                "give network= the function that makes it in place of the model"
+            )
+        if self.version:
+            own.check_same(self.network, network)
+            return self
+        weights = checkpoint.pack_weights(networks.build(network, self.own))
+        return dataclasses.replace(self, network=network, files={plan.WEIGHTS: weights})
 
 
 def start(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
     """Find out what a fit starts from.
 
     Raises:
+        errors.OptionError: Options do not go together.
         errors.ModelNotFound: The model to continue is not there.
         errors.ModelMismatch: It is, with another network or optimizer than the options ask for.
         errors.DamagedModel: Its files are not what was written.
     """
+    given = None if isinstance(chosen.network, str) else chosen.network
     if not chosen.continuous:
+        network = _network(chosen)
         kind = chosen.optimizer or "adam"
-        rate = chosen.learning_rate or LEARNING_RATES[kind]
-        optimizer = plan.Optimizer(name=kind, learning_rate=rate)
-        return Start(_network(chosen), optimizer, chosen.seed or 0)
+        optimizer = plan.Optimizer(
+            name=kind,
+            learning_rate=chosen.learning_rate or LEARNING_RATES[kind],
+            warmup_epochs=chosen.warmup_epochs or 0,
+            schedule=chosen.lr_schedule or "constant",
+        )
+        standardize = network.name == TABLE if chosen.standardize is None else chosen.standardize
+        return Start(
+            network=network,
+            optimizer=optimizer,
+            seed=chosen.seed or 0,
+            reads=_pictures(network.name, chosen),
+            standardize=standardize,
+            own=given,
+        )
     version = store.newest(name)
-    manifest, files = store.read(name, version)
-    network, saved = saved_network(manifest), plan.Optimizer(**manifest["optimizer"])
-    _check_unchanged(name, network, saved, chosen)
-    rate = chosen.learning_rate or saved.learning_rate
-    seed = manifest["seed"] if chosen.seed is None else chosen.seed
-    optimizer = dataclasses.replace(saved, learning_rate=rate)
-    return Start(network, optimizer, seed, version, manifest["epochs"], files)
+    manifest, files = store.read(name, version, (plan.WEIGHTS, plan.OPTIMIZER))
+    network, optimizer = saved_network(manifest), plan.Optimizer(**manifest["optimizer"])
+    reads = saved_input(manifest)
+    _check_unchanged(name, network, optimizer, reads, chosen)
+    check_makeable(name, network, given)
+    changes: dict[str, Any] = {
+        "learning_rate": chosen.learning_rate,
+        "warmup_epochs": chosen.warmup_epochs,
+        "schedule": chosen.lr_schedule,
+    }
+    changed = {name: value for name, value in changes.items() if value is not None}
+    return Start(
+        network=network,
+        optimizer=dataclasses.replace(optimizer, **changed),
+        seed=manifest["seed"] if chosen.seed is None else chosen.seed,
+        reads=reads,
+        standardize=bool(network.mean),
+        version=version,
+        epochs=manifest["epochs"],
+        files=files,
+        own=given,
+    )
 
 
 def saved_network(manifest: stores.Manifest) -> plan.Network:
     """The network of a saved version."""
-    described = manifest["network"]
-    return plan.Network(**{**described, "hidden": tuple(described["hidden"])})
+    return plan.Network(**_with_tuples(manifest["network"]))
+
+
+def saved_input(manifest: stores.Manifest) -> plan.Input:
+    """What a saved version reads; versions that do not say so read pictures."""
+    return plan.Input(**_with_tuples(manifest.get("input", {})))
+
+
+def check_makeable(name: str, network: plan.Network, given: Any) -> None:
+    """Refuse a saved network that only the user's function can make, without that function.
+
+    Args:
+        name: Of the model.
+        network: Of a saved version.
+        given: The value of ``network=``, a name or a function, or None.
+
+    Raises:
+        errors.ModelMismatch: The function is missing, or there is one for a network of ours.
+    """
+    if isinstance(given, str) or (given is not None and network.name != plan.OWN):
+        if given != network.name:
+            raise _mismatch(name, "network", network.name, given)
+    elif network.custom and (given is None or _is_model(given)):
+        raise errors.ModelMismatch(
+            f"model {name!r} has objects that are not Keras's own ({', '.join(network.custom)}): "
+            "give the function that makes it, network=..."
+        )
+
+
+def _with_tuples(described: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+
+
+def _is_model(value: Any) -> bool:
+    """Whether this is a Keras model, without importing Keras where nobody has made one."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(value, keras.Model)
 
 
 def _network(chosen: options.FitOptions) -> plan.Network:
-    name = chosen.network or "mlp"
+    """The network that options describe; how wide it is, only the rows tell."""
+    name = chosen.network or (TABLE if chosen.features else "mlp")
+    if not isinstance(name, str):
+        if chosen.hidden or chosen.dropout is not None:
+            raise errors.OptionError("hidden and dropout are not for a model of your own")
+        return plan.Network(name=plan.OWN, inputs=0, classes=0)
     hidden = _units(chosen.hidden) if chosen.hidden else HIDDEN[name]
     dropout = DROPOUT[name] if chosen.dropout is None else chosen.dropout
     if name == "softmax" and (hidden or dropout):
         raise errors.OptionError("softmax has no hidden layers: leave out hidden and dropout")
-    return plan.Network(
-        name=name, inputs=schema.WIDTH, classes=schema.CLASSES, hidden=hidden, dropout=dropout
-    )
+    return plan.Network(name=name, inputs=0, classes=0, hidden=hidden, dropout=dropout)
+
+
+def _pictures(network: str, chosen: options.FitOptions) -> plan.Input | None:
+    """What a network of pictures reads; None for a table."""
+    columns = options.columns(chosen.features) or ("image",)
+    if network == TABLE and not chosen.features:
+        raise errors.OptionError(f"{TABLE} reads a table: name its columns, features=a,b,c")
+    if network == TABLE or (network == plan.OWN and chosen.features):
+        return None
+    if len(columns) > 1:
+        raise errors.OptionError(
+            f"{network} reads pictures of 784 pixels, from one column, not from {len(columns)}; "
+            f"network={TABLE} reads a table"
+        )
+    return plan.Input(features=columns, label=chosen.label or "label")
 
 
 def _units(text: str) -> tuple[int, ...]:
@@ -86,40 +212,61 @@ def _units(text: str) -> tuple[int, ...]:
 
 
 def _check_unchanged(
-    name: str, network: plan.Network, optimizer: plan.Optimizer, chosen: options.FitOptions
+    name: str,
+    network: plan.Network,
+    optimizer: plan.Optimizer,
+    reads: plan.Input,
+    chosen: options.FitOptions,
 ) -> None:
     saved = {
         "network": network.name,
         "hidden": ",".join(map(str, network.hidden)),
         "dropout": network.dropout,
         "optimizer": optimizer.name,
+        "features": ",".join(reads.features),
+        "label": reads.label,
+        "standardize": bool(network.mean),
     }
+    columns = options.columns(chosen.features)
+    wanted = dataclasses.asdict(
+        dataclasses.replace(
+            chosen,
+            features=",".join(columns) or None,
+            network=chosen.network if isinstance(chosen.network, str) else None,
+        )
+    )
     for option, value in saved.items():
-        wanted = getattr(chosen, option)
-        if wanted not in (None, value):
-            raise errors.ModelMismatch(
-                f"model {name!r} has {option}={value}, and continuous=true cannot make it "
-                f"{wanted}; leave {option} out, or train afresh"
-            )
+        if wanted[option] not in (None, value):
+            raise _mismatch(name, option, value, wanted[option])
+
+
+def _mismatch(name: str, option: str, saved: Any, wanted: Any) -> errors.ModelMismatch:
+    return errors.ModelMismatch(
+        f"model {name!r} has {option}={saved}, and cannot be continued or applied with "
+        f"{option}={wanted}; leave {option} out, or train afresh"
+    )
 
 
 def manifest(
     name: str,
     version: int,
-    training: plan.TrainingPlan,
     begin: Start,
-    records: tuple[plan.EpochRecord, ...],
+    training: plan.TrainingPlan,
+    report: plan.RankReport,
 ) -> dict[str, Any]:
     """Describe a version that is about to be published, as JSON values."""
+    assert begin.reads is not None
+    assert report.network is not None
     return {
         "name": name,
         "version": version,
         "parent": begin.version,
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
-        "network": dataclasses.asdict(training.network),
+        "input": dataclasses.asdict(begin.reads),
+        "network": dataclasses.asdict(report.network),
         "optimizer": dataclasses.asdict(training.optimizer),
-        "epochs": begin.epochs + training.epochs,
-        "history": [dataclasses.asdict(record) for record in records],
+        "epochs": report.epoch,
+        "history": [dataclasses.asdict(record) for record in report.history],
         "ranks": training.world.size,
         "batch_size": training.world.batch_size,
         "seed": training.seed,

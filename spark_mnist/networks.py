@@ -12,7 +12,7 @@ from collections.abc import Callable
 import keras
 from keras import layers
 
-from spark_mnist import plan
+from spark_mnist import own, plan
 
 Stack = Callable[[keras.KerasTensor, plan.Network], keras.KerasTensor]
 """From the inputs ``[B, inputs]`` to what the class probabilities are computed of."""
@@ -35,7 +35,13 @@ def _cnn(x: keras.KerasTensor, network: plan.Network) -> keras.KerasTensor:
     return _dense(layers.Flatten(name="flat")(x), network)
 
 
-REGISTRY: dict[str, Stack] = {"softmax": _dense, "mlp": _dense, "small": _dense, "cnn": _cnn}
+REGISTRY: dict[str, Stack] = {
+    "softmax": _dense,
+    "mlp": _dense,
+    "small": _dense,
+    "cnn": _cnn,
+    "dnn": _dense,
+}
 """The networks, by the name in ``network=``."""
 
 OPTIMIZERS: dict[str, Callable[[float], keras.optimizers.Optimizer]] = {
@@ -45,14 +51,34 @@ OPTIMIZERS: dict[str, Callable[[float], keras.optimizers.Optimizer]] = {
 }
 
 
-def build(network: plan.Network) -> keras.Model:
-    """Make the model with fresh weights, drawn from Keras' global seed."""
+def build(network: plan.Network, made: keras.Model | None = None) -> keras.Model:
+    """Make the model with fresh weights, drawn from Keras' global seed.
+
+    Args:
+        network: What to build.
+        made: What the user's function gave, for a network that only it can make.
+
+    Raises:
+        errors.ModelMismatch: The network is the user's own, and cannot be made without that.
+    """
     inputs = keras.Input((network.inputs,), name="features")
-    hidden = REGISTRY[network.name](inputs, network)
-    outputs = layers.Dense(network.classes, activation="softmax", name="classes")(hidden)
+    x = _standardized(inputs, network)
+    if network.name == plan.OWN:
+        outputs = own.attach(x, network, made)
+    else:
+        hidden = REGISTRY[network.name](x, network)
+        outputs = layers.Dense(network.classes, activation="softmax", name="classes")(hidden)
     return keras.Model(inputs, outputs, name=network.name)
 
 
 def optimizer(spec: plan.Optimizer, learning_rate: float) -> keras.optimizers.Optimizer:
     """Make the optimizer with the given rate in place of the specification's."""
     return OPTIMIZERS[spec.name](learning_rate)
+
+
+def _standardized(x: keras.KerasTensor, network: plan.Network) -> keras.KerasTensor:
+    """Mean 0 and deviation 1 for each feature, as the training rows had them."""
+    if not network.mean:
+        return x
+    variance = [deviation**2 for deviation in network.deviation]
+    return layers.Normalization(mean=[*network.mean], variance=variance, name="standardized")(x)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from spark_mnist import errors
 
-NETWORKS = ("mlp", "softmax", "small", "cnn")
+NETWORKS = ("mlp", "softmax", "small", "cnn", "dnn")
 OPTIMIZERS = ("adam", "sgd", "momentum")
+NUMBER = r"\d+(\.\d+)?"
+SCHEDULES = rf"constant|cosine:[1-9]\d*|exponential:{NUMBER}|step:[1-9]\d*:{NUMBER}"
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,35 @@ RATIO = Kind("float in [0, 1]", float, lambda v: _is_number(v) and 0 <= v <= 1)
 RATE = Kind("float > 0", float, lambda v: _is_number(v) and v > 0)
 BOOL = Kind("true or false", _read_bool, lambda v: isinstance(v, bool))
 SHARE = Kind("float in [0, 1)", float, lambda v: _is_number(v) and 0 <= v < 1)
-UNITS = Kind(
-    "integers like 128,32",
+UNITS = Kind("integers like 128,32", str, lambda v: _matches(r"[1-9]\d*(,[1-9]\d*)*", v))
+SCHEDULE = Kind(
+    "constant, cosine:EPOCHS, exponential:FACTOR or step:EPOCHS:FACTOR",
     str,
-    lambda v: isinstance(v, str) and re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", v) is not None,
+    lambda v: _matches(SCHEDULES, v),
 )
 TEXT = Kind("text", str, lambda v: isinstance(v, str) and v != "")
+COLUMNS = Kind(
+    "column names like a,b,c, in Python also a list",
+    str,
+    lambda v: bool(columns(v)) and all(columns(v)),
+)
+NETWORK = Kind(
+    f"{', '.join(NETWORKS)}; in Python also a Keras model or a function that makes one",
+    str,
+    lambda v: v in NETWORKS if isinstance(v, str) else callable(v),
+)
+
+
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def columns(value: Any) -> tuple[str, ...]:
+    """The column names in a value of the option ``features``; none where it has none."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(name.strip() for name in names)
 
 
 def one_of(*names: str) -> Kind:
@@ -81,6 +106,9 @@ def _seed() -> Any:
     return option(None, SEED, doc, "0; continuing, the saved model's")
 
 
+VERSION = "which version of the model", "the newest; of delete, all"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What every operation takes. Checked on construction.
@@ -89,11 +117,9 @@ class Options:
         errors.OptionError: A value is not allowed.
     """
 
-    batch_size: int = option(32, POSITIVE, "rows of one step, on each rank")
     store: str | None = option(
         None, TEXT, "URL or path of the model store", "spark.mnist.store, else ./models"
     )
-    verbose: int = option(1, COUNT, "0 shows no progress")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -104,7 +130,21 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitOptions(Options):
+class RowOptions(Options):
+    """What every operation on rows takes."""
+
+    batch_size: int = option(32, POSITIVE, "rows of one step, on each rank")
+    network: str | Callable[..., Any] | None = option(
+        None,
+        NETWORK,
+        "what is trained; for a saved model with objects of your own, the function that makes it",
+        "mlp, with features dnn, or the saved model's",
+    )
+    verbose: int = option(1, COUNT, "0 shows no progress")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(RowOptions):
     """The options of ``fit``."""
 
     epochs: int = option(5, POSITIVE, "passes over the training rows")
@@ -112,8 +152,15 @@ class FitOptions(Options):
         0.8, RATIO, "share of the rows that trains; the rest validates after every epoch"
     )
     continuous: bool = option(False, BOOL, "go on from the saved model, with new rows")
-    network: str | None = option(
-        None, one_of(*NETWORKS), "what is trained", "mlp, or the saved model's"
+    features: str | Sequence[str] | None = option(
+        None, COLUMNS, "one column of arrays, or a column for each number", "image"
+    )
+    label: str | None = option(None, TEXT, "the column of classes", "label")
+    standardize: bool | None = option(
+        None,
+        BOOL,
+        "scale features to mean 0 and deviation 1, as the training rows have them",
+        "true for dnn, else false",
     )
     hidden: str | None = option(
         None, UNITS, "units of the dense hidden layers, first to last", "the network's"
@@ -127,6 +174,24 @@ class FitOptions(Options):
     learning_rate: float | None = option(
         None, RATE, "for one rank; scaled by the ranks while training", "the optimizer's"
     )
+    warmup_epochs: int | None = option(
+        None,
+        COUNT,
+        "first epochs of a model, in which the rate climbs from one rank's to all ranks'",
+        "0, or the saved model's",
+    )
+    lr_schedule: str | None = option(
+        None,
+        SCHEDULE,
+        "how the rate falls over the epochs of a model",
+        "constant, or the saved model's",
+    )
+    patience: int | None = option(
+        None,
+        POSITIVE,
+        "stop after so many epochs without a lower val_loss, and keep the best",
+        "train all epochs",
+    )
     num_proc: int | None = option(
         None,
         POSITIVE,
@@ -137,27 +202,42 @@ class FitOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(Options):
+class PredictOptions(RowOptions):
     """The options of ``predict``."""
 
-    interpret: bool = option(False, BOOL, "add the predicted label as a number people can read")
-    version: int | None = option(None, POSITIVE, "which version of the model", "the newest")
+    interpret: bool = option(False, BOOL, "add the predicted label as people read it")
+    version: int | None = option(None, POSITIVE, *VERSION)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(Options):
+class EvaluateOptions(RowOptions):
     """The options of ``evaluate``."""
 
     rate: float = option(0.7, RATIO, "random share of the rows that one evaluation uses")
     repeat: int = option(1, POSITIVE, "how many evaluations, each on a fresh random share")
+    details: bool = option(False, BOOL, "add counts, confusion matrix and figures by class")
+    by: str | None = option(
+        None, TEXT, "a column whose values part the rows, each measured apart", "all rows"
+    )
     seed: int | None = _seed()
-    version: int | None = option(None, POSITIVE, "which version of the model", "the newest")
+    version: int | None = option(None, POSITIVE, *VERSION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionOptions(Options):
+    """The options of ``describe`` and ``delete``."""
+
+    version: int | None = option(None, POSITIVE, *VERSION)
 
 
 OPERATIONS: Mapping[str, type[Options]] = {
     "fit": FitOptions,
     "predict": PredictOptions,
     "eval": EvaluateOptions,
+    "models": Options,
+    "describe": VersionOptions,
+    "delete": VersionOptions,
+    "rollback": VersionOptions,
 }
 
 MANUAL = (

@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from spark_mnist import events, world
 
 WEIGHTS = "weights.npz"
 OPTIMIZER = "optimizer.npz"
 """The files of a checkpoint."""
+LOGS = "logs/"
+"""Where a version's TensorBoard files lie."""
+OWN = "own"
+"""The name of a network that the user made."""
+
+Maker = Callable[[], Any]
+"""The user's function that makes a Keras model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What a model reads of a row, and what its classes are called."""
+
+    features: tuple[str, ...] = ("image",)
+    """One column that holds all numbers of a row, or a column for each of them."""
+    label: str = "label"
+    pixels: bool = True
+    """Whether the numbers are brightnesses: bytes are divided by 255, floats lie in 0..1."""
+    width: int = 784
+    """Numbers of a row."""
+    classes: int = 10
+    names: tuple[str, ...] = ()
+    """What the classes are called, by number; empty where the numbers are their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network of ours, as the store describes it."""
+    """A network, as the store describes it."""
 
     name: str
-    """Key of ``networks.REGISTRY``."""
+    """Key of ``networks.REGISTRY``, or ``OWN``."""
     inputs: int
     """Numbers of one row."""
     classes: int
-    hidden: tuple[int, ...]
+    hidden: tuple[int, ...] = ()
     """Units of the dense hidden layers, first to last."""
-    dropout: float
+    dropout: float = 0.0
     """Share of the last hidden units left out while training."""
+    mean: tuple[float, ...] = ()
+    """Of each feature of the training rows, where features are standardised."""
+    deviation: tuple[float, ...] = ()
+    """The standard deviation of each, as ``mean``."""
+    config: Mapping[str, Any] | None = None
+    """Keras configuration of the user's own model."""
+    custom: tuple[str, ...] = ()
+    """Objects in it that are not Keras's own: only the user's function makes them."""
+    logits: bool = False
+    """Whether the user's own model ends without a softmax."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +70,26 @@ class Optimizer:
     """Key of ``networks.OPTIMIZERS``."""
     learning_rate: float
     """For one rank: never scaled here, nor in the store."""
+    warmup_epochs: int = 0
+    """Epochs in which the rate climbs from one rank's to all ranks'."""
+    schedule: str = "constant"
+    """How the rate goes on: a value of the option ``lr_schedule``."""
+
+    def rate(self, epoch: float, ranks: int) -> float:
+        """The rate after so many epochs of the model's life, parts of an epoch included."""
+        climbed = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
+        return self.learning_rate * (1 + (ranks - 1) * climbed) * self._decay(epoch)
+
+    def _decay(self, epoch: float) -> float:
+        name, *words = self.schedule.split(":")
+        numbers = [float(word) for word in words]
+        if name == "cosine":
+            return (1 + math.cos(math.pi * min(1.0, epoch / numbers[0]))) / 2
+        if name == "exponential":
+            return math.pow(numbers[0], epoch)
+        if name == "step":
+            return math.pow(numbers[1], epoch // numbers[0])
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +100,12 @@ class Shards:
     """Files in order; none when there are no rows."""
     rows: int
     """Rows of all files, as their footers say."""
+    width: int
+    """Numbers of a row."""
     dtype: str
-    """Type of a pixel in the packed image."""
+    """Type of a number in the packed features."""
     scale: float
-    """What a pixel is divided by."""
+    """What a number is divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +120,20 @@ class TrainingPlan:
     first_epoch: int
     """Epochs that the saved model already has."""
     epochs: int
-    """Epochs to train now."""
+    """Epochs to train now, at most."""
     seed: int
     threads: int
     """Cores that one rank may use."""
+    standardize: bool = False
+    """Whether to learn mean and deviation of the features before training."""
+    patience: int | None = None
+    """Epochs without a better loss after which training stops; None never stops it."""
     inbox: events.Address | None = None
     """Where the driver hears of progress."""
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
     """The checkpoint to go on from; empty when training starts afresh."""
+    make: Maker | None = None
+    """The user's function that makes the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +166,11 @@ class RankReport:
     rank: int
     failure: Failure | None = None
     history: tuple[EpochRecord, ...] = ()
+    epoch: int = 0
+    """Which epoch the checkpoint is of: the last, or with ``patience`` the best."""
     weights_digest: str = ""
-    """sha256 over all weights and optimizer variables; equal on all ranks."""
+    """sha256 over all weights and optimizer variables of that epoch; equal on all ranks."""
+    network: Network | None = None
+    """What was trained, with all that was learned of it on the ranks."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """The new checkpoint, from rank 0."""
+    """The new checkpoint and the TensorBoard files, from rank 0."""

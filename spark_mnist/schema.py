@@ -1,11 +1,11 @@
 """What a DataFrame must hold, and the tensors that its rows become.
 
-Two steps, the same for training and scoring, so that one picture always gives one tensor:
+Two steps, the same for training and scoring, so that one row always gives one tensor:
 
-1. in Spark SQL, on the JVM: every column type a user may bring becomes one of three (``Pixels``);
-2. in numpy, on executors: those become float32 ``[B, 784]`` in 0..1.
+1. in Spark SQL, on the JVM: every column type a user may bring becomes one of few (``Encoding``);
+2. in numpy, on executors: those become float32 ``[B, W]``, for pictures in 0..1.
 
-Shape letters: B = rows of a batch. Nothing here imports TensorFlow.
+Shape letters: B = rows of a batch, W = numbers of a row. Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,216 +23,187 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.functions import pandas_udf
 
-from spark_mnist import errors
-
-IMAGE = "image"
-LABEL = "label"
-WIDTH = 784
-CLASSES = 10
+from spark_mnist import errors, plan
 
 FIT_RESULT = "epoch int, losses map<string,double>, metrics map<string,double>"
-EVALUATE_RESULT = "no int, losses map<string,double>, metrics map<string,double>"
+ARRAYS = "an array of numbers, a Vector or a string of comma-separated numbers"
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """How one row's pixels lie in bytes, and what makes them 0..1."""
+class Encoding:
+    """How the numbers of one row lie in bytes, and what makes them the network's."""
 
     dtype: str
     """``uint8``, or ``float32`` in little-endian order."""
     scale: float
-    """What a stored value is divided by."""
-    values: str
-    """The allowed values, in words."""
+    """What a stored number is divided by."""
+    width: int
+    """Numbers of a row."""
 
     @property
     def row_bytes(self) -> int:
         """Size of a packed row."""
-        return WIDTH * np.dtype(self.dtype).itemsize
-
-
-BYTES = Pixels("uint8", 255.0, "0..255")
-FLOATS = Pixels("float32", 1.0, "0..1")
+        return self.width * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image column, brought into one of the few forms that cross to Python."""
+    """The features of a DataFrame, brought into one of the few forms that cross to Python."""
 
     column: Column
     """Binary, an array of an integer type, or ``array<float>``."""
-    pixels: Pixels
-    binary: bool
+    encoding: Encoding
+    reads: plan.Input
+    binary: bool = False
+
+    @property
+    def top(self) -> float | None:
+        """The largest stored number that is allowed; None allows all that are finite."""
+        return self.encoding.scale if self.reads.pixels else None
+
+    @property
+    def words(self) -> str:
+        """What one row must have, for messages."""
+        noun = "pixels" if self.reads.pixels else "numbers"
+        return f"{self.reads.width} {noun}"
 
 
-def image(df: DataFrame) -> Source:
-    """Find the image column and bring it into a form that crosses to Python.
-
-    Raises:
-        errors.MissingColumn: There is none.
-        errors.UnreadableColumn: Its type has no tensor form.
-    """
-    column, kind = _column(df, IMAGE)
-    if isinstance(kind, T.BinaryType):
-        return Source(column, BYTES, binary=True)
-    if isinstance(kind, VectorUDT):
-        return Source(_elements(column), FLOATS, binary=False)
-    if isinstance(kind, T.StringType):
-        return Source(_numbers(IMAGE), FLOATS, binary=False)
-    if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.IntegralType):
-        return Source(column, BYTES, binary=False)
-    if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
-        return Source(column.cast("array<float>"), FLOATS, binary=False)
-    raise errors.UnreadableColumn(
-        f"column {IMAGE!r} is {kind.simpleString()}; it may be binary, an array of numbers, "
-        "a Vector or a string of comma-separated numbers"
-    )
-
-
-def label(df: DataFrame) -> Column:
-    """The label as an int, null where it is none of 0..9.
+def features(df: DataFrame, reads: plan.Input) -> Source:
+    """Find the features and bring them into a form that crosses to Python.
 
     Raises:
-        errors.MissingColumn: There is no label column.
-        errors.UnreadableColumn: Its type is no label's.
+        errors.MissingColumn: A column is not there.
+        errors.UnreadableColumn: A column's type has no tensor form.
     """
-    column, kind = _column(df, LABEL)
-    if isinstance(kind, T.NumericType):
-        return _class(column)
-    if isinstance(kind, VectorUDT):
-        return _class_of_one_hot(_elements(column))
-    if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
-        return _class_of_one_hot(column.cast("array<float>"))
-    if isinstance(kind, T.StringType):
-        numbers = _numbers(LABEL)
-        one_hot = column.contains(",")
-        return F.when(one_hot, _class_of_one_hot(numbers)).otherwise(_class(F.get(numbers, 0)))
-    raise errors.UnreadableColumn(
-        f"column {LABEL!r} is {kind.simpleString()}; it may be an integer 0..9 or one-hot of "
-        f"length {CLASSES}, as an array, a Vector or a string of comma-separated numbers"
-    )
+    floats = Encoding("float32", 1.0, reads.width)
+    if len(reads.features) > 1:
+        return Source(F.array(*(_number(df, name) for name in reads.features)), floats, reads)
+    (name,) = reads.features
+    found, kind = column(df, name)
+    in_bytes = Encoding("uint8", 255.0, reads.width)
+    if isinstance(kind, T.BinaryType) and reads.pixels:
+        return Source(found, in_bytes, reads, binary=True)
+    integers = isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.IntegralType)
+    if integers and reads.pixels:
+        return Source(found, in_bytes, reads)
+    array = numbers(df, name)
+    if array is None and not reads.pixels and isinstance(kind, T.NumericType):
+        array = F.array(_number(df, name))
+    if array is None:
+        allowed = f"binary, {ARRAYS}" if reads.pixels else f"a number, {ARRAYS}"
+        raise errors.UnreadableColumn(
+            f"column {name!r} is {kind.simpleString()}; it may be {allowed}"
+        )
+    return Source(array, floats, reads)
 
 
-def fault(source: Source, label: Column | None) -> Column:
-    """Say in words why a row cannot be used, or null when it can."""
-    column, pixels = source.column, source.pixels
-    size = F.length(column) if source.binary else F.size(column)
+def fault(source: Source) -> Column:
+    """Say in words why a row's features cannot be used, or null when they can."""
+    array, names = source.column, source.reads.features
+    if len(names) > 1:  # the columns are an array that is never null, of the right size
+        wrong = F.array_position(F.transform(array, _not_finite), True)
+        which = F.get(F.array(*map(F.lit, names)), (wrong - 1).cast("int"))
+        return F.when(wrong > 0, F.concat(which, F.lit(" is missing or no finite number")))
+    (name,) = names
+    size = F.length(array) if source.binary else F.size(array)
     rules = [
-        (column.isNull(), f"{IMAGE} is null"),
-        (size != WIDTH, f"{IMAGE} does not have {WIDTH} pixels"),
+        (array.isNull(), f"{name} is null"),
+        (size != source.reads.width, f"{name} does not have {source.words}"),
     ]
-    if not source.binary:
-        top = int(pixels.scale)
+    if source.top is None:
+        rules.append((F.exists(array, _not_finite), f"{name} has a number that is not finite"))
+    elif not source.binary:
+        no_number = F.exists(array, lambda p: p.isNull() | F.isnan(p))
+        outside = (F.array_min(array) < 0) | (F.array_max(array) > source.top)
         rules += [
-            (
-                F.exists(column, lambda p: p.isNull() | F.isnan(p)),
-                f"{IMAGE} has a pixel that is no number",
-            ),
-            (
-                (F.array_min(column) < 0) | (F.array_max(column) > top),
-                f"{IMAGE} has a pixel outside {pixels.values}",
-            ),
+            (no_number, f"{name} has a pixel that is no number"),
+            (outside, f"{name} has a pixel outside 0..{source.top:.0f}"),
         ]
-    if label is not None:
-        rules.append((label.isNull(), f"{LABEL} is neither 0..9 nor one-hot of length {CLASSES}"))
     return F.coalesce(*(F.when(condition, F.lit(words)) for condition, words in rules))
 
 
-@dataclass(frozen=True)
-class Census:
-    """What one scan of the input found."""
-
-    rows: int
-    source: Source
-    label: Column
-
-
-def inspect(df: DataFrame) -> Census:
-    """Count the rows and check every one, in one pass of Spark SQL.
-
-    Raises:
-        errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
-        errors.BadRows: Rows cannot be learned from; the message counts them by reason.
-        errors.TooFewRows: There is no row.
-    """
-    source, target = image(df), label(df)
-    by_fault = df.select(fault(source, target).alias("fault")).groupBy("fault").count().collect()
-    counts = {row["fault"]: row["count"] for row in by_fault}
-    good = counts.pop(None, 0)
-    bad = sum(counts.values())
-    if bad:
-        found = "; ".join(f"{count} x {why}" for why, count in sorted(counts.items()))
-        raise errors.BadRows(f"{bad} of {good + bad} rows cannot be used: {found}")
-    if not good:
-        raise errors.TooFewRows("the DataFrame has no rows")
-    return Census(good, source, target)
-
-
 def pack(source: Source) -> Column:
-    """The image as the bytes of ``source.pixels``."""
+    """The features as bytes of ``source.encoding``."""
     if source.binary:
         return source.column
-    dtype = source.pixels.dtype
+    dtype = source.encoding.dtype
 
     # PySpark types neither a return type given as text nor the function that it makes.
     @pandas_udf("binary")  # type: ignore[call-overload,untyped-decorator]
-    def packed(images: pd.Series) -> pd.Series:
-        return pd.Series([np.asarray(row, dtype).tobytes() for row in images])
+    def packed(rows: pd.Series) -> pd.Series:
+        return pd.Series([np.asarray(row, dtype).tobytes() for row in rows])
 
-    column: Column = packed(source.column)
-    return column
+    result: Column = packed(source.column)
+    return result
 
 
-def unpack(images: Iterable[bytes], pixels: Pixels) -> npt.NDArray[np.generic]:
-    """Join packed rows to one array ``[B, 784]`` of ``pixels.dtype``."""
-    return np.frombuffer(b"".join(images), pixels.dtype).reshape(-1, WIDTH)
+def unpack(rows: Iterable[bytes], encoding: Encoding) -> npt.NDArray[np.generic]:
+    """Join packed rows to one array ``[B, W]`` of ``encoding.dtype``."""
+    return np.frombuffer(b"".join(rows), encoding.dtype).reshape(-1, encoding.width)
 
 
 def tensor_reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.float32]]:
-    """A function for executors: a batch of ``source.column`` to float32 ``[B, 784]`` in 0..1.
+    """A function for executors: a batch of ``source.column`` to float32 ``[B, W]``.
 
     The function raises ``errors.BadRows`` on a row that has no such tensor.
     """
-    pixels, binary = source.pixels, source.binary
+    encoding, binary, top, words = source.encoding, source.binary, source.top, source.words
+    name = ", ".join(source.reads.features[:5])
 
-    def read(images: pd.Series) -> npt.NDArray[np.float32]:
-        if any(image is None or len(image) != WIDTH for image in images):
-            raise errors.BadRows(f"a row to predict has no {IMAGE} of {WIDTH} pixels")
-        stored = unpack(images, pixels) if binary else np.stack(list(images)).astype("float32")
-        values = stored.astype("float32") / np.float32(pixels.scale)
-        if not (values.min(initial=0) >= 0 and values.max(initial=1) <= 1):  # refuses NaN, too
-            raise errors.BadRows(f"a row to predict has a pixel outside {pixels.values}")
+    def read(rows: pd.Series) -> npt.NDArray[np.float32]:
+        if any(row is None or len(row) != encoding.width for row in rows):
+            raise errors.BadRows(f"a row to predict has no {name} of {words}")
+        stored = unpack(rows, encoding) if binary else np.stack([*rows]).astype("float32")
+        if top is None and not np.isfinite(stored).all():
+            raise errors.BadRows(f"a row to predict has a number in {name} that is not finite")
+        values = stored.astype("float32") / np.float32(encoding.scale)
+        inside = top is None or (values.min(initial=0) >= 0 and values.max(initial=1) <= 1)
+        if not inside:  # NaN, too
+            raise errors.BadRows(f"a row to predict has a pixel outside 0..{top:.0f}")
         return values
 
     return read
 
 
-def _column(df: DataFrame, name: str) -> tuple[Column, T.DataType]:
+def column(df: DataFrame, name: str) -> tuple[Column, T.DataType]:
+    """A column and its type.
+
+    Raises:
+        errors.MissingColumn: There is none of that name.
+    """
     if name not in df.columns:
         hint = errors.did_you_mean(name, df.columns)
         raise errors.MissingColumn(f"no column {name!r} among {df.columns}{hint}")
-    return df[name], df.schema[name].dataType
+    return df[f"`{name}`"], df.schema[name].dataType
 
 
-def _numbers(name: str) -> Column:
-    """Text of comma-separated numbers as ``array<float>``; null in place of what is no number."""
-    return F.expr(f"transform(split(`{name}`, ','), word -> try_cast(trim(word) AS float))")
+def numbers(df: DataFrame, name: str) -> Column | None:
+    """A column as ``array<float>`` if it holds several numbers a row, else None.
+
+    A word of a string that is no number becomes null, as does a Vector that is null.
+    """
+    found, kind = column(df, name)
+    if isinstance(kind, VectorUDT):  # Spark's own function fails on a null
+        return F.when(found.isNotNull(), vector_to_array(found, "float32"))
+    if isinstance(kind, T.StringType):
+        words = f"split(`{name}`, ',')"
+        return F.expr(f"transform({words}, word -> try_cast(trim(word) AS float))")
+    if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
+        return found.cast("array<float>")
+    return None
 
 
-def _elements(vector: Column) -> Column:
-    """A Vector's numbers as ``array<float>``; Spark's own function fails on a null."""
-    return F.when(vector.isNotNull(), vector_to_array(vector, "float32"))
+def _number(df: DataFrame, name: str) -> Column:
+    """A column of one number a row, as a float; null where text is no number."""
+    found, kind = column(df, name)
+    if isinstance(kind, T.StringType):
+        return F.expr(f"try_cast(trim(`{name}`) AS float)")
+    if isinstance(kind, T.NumericType | T.BooleanType):
+        return found.cast("float")
+    raise errors.UnreadableColumn(
+        f"column {name!r} is {kind.simpleString()}; of several features each must be a number"
+    )
 
 
-def _class(number: Column) -> Column:
-    """0..9 as an int, and null for anything else, without a cast that could overflow."""
-    digits = F.array(*(F.lit(float(digit)) for digit in range(CLASSES)))
-    place = F.call_function("array_position", digits, number.cast("double"))
-    return F.nullif(place, F.lit(0)).cast("int") - 1
-
-
-def _class_of_one_hot(array: Column) -> Column:
-    ones = F.filter(array, lambda x: x == 1)
-    zeros = F.filter(array, lambda x: x == 0)
-    proper = (F.size(ones) == 1) & (F.size(zeros) == CLASSES - 1) & (F.size(array) == CLASSES)
-    return F.when(proper, F.array_position(array, 1.0).cast("int") - 1)
+def _not_finite(number: Column) -> Column:
+    return number.isNull() | F.isnan(number) | (F.abs(number) == float("inf"))

@@ -1,7 +1,7 @@
 """Applies a published version to rows, inside the executors, an Arrow batch at a time.
 
-Only the image column crosses to Python, in the form that ``schema`` gave it; all other columns stay
-on the JVM. The model travels as a broadcast of its checked files, so what was asked for is what
+Only the features cross to Python, in the form that ``schema`` gave them; all other columns stay on
+the JVM. The model travels as a broadcast of its checked files, so what was asked for is what
 scores, whatever happens to the store before the rows are read. Shape letters: B = rows of a batch,
 C = classes.
 """
@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pyspark import Broadcast
+from pyspark import Broadcast, cloudpickle
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from spark_mnist import plan, schema
+from spark_mnist import evaluation, plan, schema
 
 Model = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
@@ -33,26 +33,36 @@ LEAST = 1e-37
 
 
 def probabilities(
-    df: DataFrame, network: plan.Network, files: Mapping[str, bytes], batch_size: int
+    df: DataFrame,
+    reads: plan.Input,
+    network: plan.Network,
+    files: Mapping[str, bytes],
+    *,
+    batch_size: int,
+    make: plan.Maker | None = None,
 ) -> Column:
     """The class probabilities of each row, ``array<float>`` of C, lazily.
 
     Args:
-        df: Has an image column.
+        df: Has the features.
+        reads: Of the version that scores.
         network: Of the version that scores.
         files: Its checkpoint.
         batch_size: Rows of one call of the model.
+        make: The user's function, for a network that only it can make.
 
     Raises:
-        errors.MissingColumn, errors.UnreadableColumn: The image column does not fit.
+        errors.MissingColumn, errors.UnreadableColumn: The features do not fit.
     """
-    source = schema.image(df)
+    source = schema.features(df, reads)
     read = schema.tensor_reader(source)
     context = df.sparkSession.sparkContext
-    weights = files[plan.WEIGHTS]
+    # PySpark ships its copy of cloudpickle without types.
+    make = make if network.custom else None
+    content = (network, files[plan.WEIGHTS], cloudpickle.dumps(make))  # type: ignore[no-untyped-call]
     shipment = _Shipment(
-        hashlib.sha256(weights).hexdigest() + network.name,
-        context.broadcast((network, {plan.WEIGHTS: weights})),
+        hashlib.sha256(repr(content).encode()).hexdigest(),
+        context.broadcast(content),
         int(context.getConf().get("spark.task.cpus", "1")),
     )
 
@@ -60,8 +70,8 @@ def probabilities(
     @pandas_udf("array<float>")  # type: ignore[call-overload,untyped-decorator]
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         model = _model(shipment)
-        for images in batches:
-            features = read(images)
+        for rows in batches:
+            features = read(rows)
             scores = [
                 model(features[start : start + batch_size])
                 for start in range(0, len(features), batch_size)
@@ -78,8 +88,8 @@ def predicted(scores: Column) -> Column:
     return (first - 1).cast("int")
 
 
-def predictions(df: DataFrame, scores: Column, classes: int, *, interpret: bool) -> DataFrame:
-    """Add ``prediction``, one-hot ``array<int>``, and if asked ``interpreted``, the class.
+def predictions(df: DataFrame, scores: Column, reads: plan.Input, *, interpret: bool) -> DataFrame:
+    """Add ``prediction``, one-hot ``array<int>``, and if asked ``interpreted``, the class's name.
 
     The class is a column of its own first, so that Spark computes it once and not once for each
     element of the array.
@@ -87,8 +97,9 @@ def predictions(df: DataFrame, scores: Column, classes: int, *, interpret: bool)
     found = df.select("*", scores.alias(SCORES))
     found = found.select("*", predicted(F.col(SCORES)).alias(CLASS))
     label = F.col(CLASS)
-    one_hot = F.array(*((label == number).cast("int") for number in range(classes)))
-    added = [one_hot.alias("prediction"), label.alias("interpreted")]
+    one_hot = F.array(*((label == number).cast("int") for number in range(reads.classes)))
+    name = F.get(F.array(*map(F.lit, reads.names)), label) if reads.names else label
+    added = [one_hot.alias("prediction"), name.alias("interpreted")]
     return found.select("*", *added[: 1 + interpret]).drop(SCORES, CLASS)
 
 
@@ -98,25 +109,34 @@ def cross_entropy(scores: Column, label: Column) -> Column:
 
 
 def evaluations(
-    df: DataFrame, scores: Column, label: Column, *, rate: float, repeat: int, seed: int
-) -> list[tuple[float | None, float | None]]:
+    df: DataFrame,
+    scores: Column,
+    label: Column,
+    *,
+    by: str | None,
+    rate: float,
+    repeat: int,
+    seed: int,
+) -> list[evaluation.Cell]:
     """Measure ``repeat`` random shares of the rows in one pass: score once, then draw.
 
     Returns:
-        Mean loss and accuracy of each share, None for a share that drew no row.
+        The counts of each share and group by label and predicted class.
     """
-    scored = df.select(scores.alias("scores"), label.alias("label")).select(
+    group = F.lit(None) if by is None else F.col(f"`{by}`")
+    scored = df.select(scores.alias("scores"), label.alias("label"), group.alias("group")).select(
+        "group",
+        "label",
+        predicted(F.col("scores")).alias("predicted"),
         cross_entropy(F.col("scores"), F.col("label")).alias("loss"),
-        (predicted(F.col("scores")) == F.col("label")).cast("int").alias("correct"),
     )
     drawn = (
         scored.withColumn("no", F.explode(F.sequence(F.lit(1), F.lit(repeat))))
         .where(F.rand(seed) < rate)
-        .groupBy("no")
-        .agg(F.avg("loss").alias("loss"), F.avg("correct").alias("accuracy"))
+        .groupBy("no", "group", "label", "predicted")
+        .agg(F.count("*").alias("rows"), F.sum("loss").alias("loss"))
     )
-    found = {row["no"]: (row["loss"], row["accuracy"]) for row in drawn.collect()}
-    return [found.get(number, (None, None)) for number in range(1, repeat + 1)]
+    return [evaluation.Cell(**row.asDict()) for row in drawn.collect()]
 
 
 @dataclass(frozen=True)
@@ -124,7 +144,8 @@ class _Shipment:
     """A model on its way to the executors; equal to every other of the same content."""
 
     digest: str
-    broadcast: Broadcast[tuple[plan.Network, dict[str, bytes]]] = field(compare=False)
+    broadcast: Broadcast[tuple[plan.Network, bytes, bytes]] = field(compare=False)
+    """The network, its weights, and the user's function, pickled by the driver of this job."""
     threads: int = field(compare=False)
 
 
@@ -139,9 +160,10 @@ def _model(shipment: _Shipment) -> Model:
     with contextlib.suppress(RuntimeError):  # already running: another model came first
         tf.config.threading.set_intra_op_parallelism_threads(shipment.threads)
         tf.config.threading.set_inter_op_parallelism_threads(shipment.threads)
-    network, files = shipment.broadcast.value
-    model = networks.build(network)
-    checkpoint.restore_weights(model, files)
+    network, weights, pickled = shipment.broadcast.value
+    make = cloudpickle.loads(pickled)
+    model = networks.build(network, make() if make else None)
+    checkpoint.restore_weights(model, {plan.WEIGHTS: weights})
     signature = [tf.TensorSpec((None, network.inputs), tf.float32)]
     call = tf.function(lambda x: model(x, training=False), input_signature=signature)
     return lambda features: np.asarray(call(features))

@@ -12,6 +12,7 @@ take one; the footers are read back to prove it. A rank then opens its own files
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import threading
@@ -25,16 +26,16 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from spark_mnist import errors, plan, schema, world
+from spark_mnist import census, errors, plan, schema, world
 
 GROUP_BYTES = 32 << 20
-"""Most bytes of images in one row group."""
+"""Most bytes of features in one row group."""
 BLOCK_BYTES = 128 << 20
 """Parquet's own bound on a row group: well above ours, so that a file never has two."""
 BUCKETS = 256
 """Parts in which rows are ordered."""
 SORT_BYTES = 64 << 20
-"""Bytes of images that one task orders."""
+"""Bytes of features that one task orders."""
 CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
 """Spark setting by which Petastorm is told where to write."""
 _ONE_CONVERTER = threading.Lock()
@@ -62,13 +63,13 @@ def check_url(url: str) -> None:
 
 @contextlib.contextmanager
 def materialized(
-    df: DataFrame, census: schema.Census, *, url: str, ranks: int, ratio: float, seed: int
+    df: DataFrame, counted: census.Census, *, url: str, ranks: int, ratio: float, seed: int
 ) -> Iterator[tuple[plan.Shards, plan.Shards]]:
     """Write training and validation rows as Parquet; delete them at the end.
 
     Args:
-        df: The input that ``census`` was taken of.
-        census: Its rows and columns.
+        df: The input that was counted.
+        counted: Its rows and columns.
         url: A directory of this fit alone, which all executors can reach.
         ranks: How many will read.
         ratio: Share of the rows that trains.
@@ -80,25 +81,25 @@ def materialized(
     Raises:
         errors.TooFewRows: Fewer rows would train than there are ranks.
     """
-    training = world.share_of_ratio(census.rows, ratio)
+    training = world.share_of_ratio(counted.rows, ratio)
     if training < ranks:
         raise errors.TooFewRows(
-            f"{census.rows} rows with train_validation_ratio={ratio} leave {training} to train: "
+            f"{counted.rows} rows with train_validation_ratio={ratio} leave {training} to train: "
             f"fewer than the {ranks} ranks; use more rows, a larger ratio or fewer num_proc"
         )
-    packed = df.select(schema.pack(census.source).alias("image"), census.label.alias("label"))
-    size = census.rows * census.source.pixels.row_bytes
+    packed = df.select(schema.pack(counted.source).alias("features"), counted.label.alias("label"))
+    size = counted.rows * counted.source.encoding.row_bytes
     position = F.col("position")
     with contextlib.ExitStack() as stack:
 
         def write(rows: DataFrame, count: int) -> plan.Shards:
-            part = _written(rows, count, census.source.pixels, url=url, ranks=ranks)
+            part = _written(rows, count, counted.source.encoding, url=url, ranks=ranks)
             return stack.enter_context(part)
 
-        with _ordered(packed, census.rows, size, seed) as rows:
+        with _ordered(packed, counted.rows, size, seed) as rows:
             train = write(rows.where(position < training), training)
             rest = rows.where(position >= training).withColumn("position", position - training)
-            validation = write(rest, census.rows - training)
+            validation = write(rest, counted.rows - training)
         yield train, validation
 
 
@@ -107,9 +108,9 @@ def _ordered(packed: DataFrame, rows: int, size: int, seed: int) -> Iterator[Dat
     """Give every row its ``position``, 0 to ``rows - 1``, by content and seed alone."""
     slots = packed.sparkSession.sparkContext.defaultParallelism
     tasks = min(BUCKETS, max(slots, math.ceil(size / SORT_BYTES)))
-    key = F.xxhash64(F.lit(seed), "image", "label")
+    key = F.xxhash64(F.lit(seed), "features", "label")
     bucket = F.shiftrightunsigned(key, 64 - int(math.log2(BUCKETS))).cast("int")
-    window = Window.partitionBy("bucket").orderBy("key", "image", "label")
+    window = Window.partitionBy("bucket").orderBy("key", "features", "label")
     numbered = (
         packed.withColumn("key", key)
         .withColumn("bucket", bucket)
@@ -128,25 +129,25 @@ def _ordered(packed: DataFrame, rows: int, size: int, seed: int) -> Iterator[Dat
             )
         starts = [sum(counts.get(b, 0) for b in range(bucket)) for bucket in range(BUCKETS)]
         start = F.get(F.array(*(F.lit(s).cast("long") for s in starts)), F.col("bucket"))
-        yield numbered.select("image", "label", (start + F.col("number")).alias("position"))
+        yield numbered.select("features", "label", (start + F.col("number")).alias("position"))
     finally:
         numbered.unpersist()
 
 
 @contextlib.contextmanager
 def _written(
-    rows: DataFrame, count: int, pixels: schema.Pixels, *, url: str, ranks: int
+    rows: DataFrame, count: int, encoding: schema.Encoding, *, url: str, ranks: int
 ) -> Iterator[plan.Shards]:
     if not count:
-        yield plan.Shards(urls=(), rows=0, dtype=pixels.dtype, scale=pixels.scale)
+        yield _shards((), 0, encoding)
         return
-    files = min(count, ranks * math.ceil(count * pixels.row_bytes / ranks / GROUP_BYTES))
+    files = min(count, ranks * math.ceil(count * encoding.row_bytes / ranks / GROUP_BYTES))
     placed = (
         rows.repartition(
             files, _partition_keys(rows.sparkSession, files)[F.col("position") % files]
         )
         .sortWithinPartitions("position")
-        .select("image", "label")
+        .select("features", "label")
     )
     # Petastorm returns an earlier result for an equal plan under the same parent directory, even
     # when the source has changed since; a directory of this fit alone has no earlier result.
@@ -159,9 +160,13 @@ def _written(
     try:
         urls = tuple(sorted(converter.file_urls))
         _check_footers(urls, count, files)
-        yield plan.Shards(urls=urls, rows=count, dtype=pixels.dtype, scale=pixels.scale)
+        yield _shards(urls, count, encoding)
     finally:
         converter.delete()
+
+
+def _shards(urls: tuple[str, ...], rows: int, encoding: schema.Encoding) -> plan.Shards:
+    return plan.Shards(urls=urls, rows=rows, **dataclasses.asdict(encoding))
 
 
 def _partition_keys(spark: SparkSession, partitions: int) -> Column:

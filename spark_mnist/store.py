@@ -3,6 +3,7 @@
     <store>/<model_name>/v000001/          a published version, never changed again
                          manifest.json     written last: no manifest, no version
                          weights.npz, optimizer.npz
+                         logs/             what TensorBoard shows
     <store>/<model_name>/.work-<uuid>/     what an unfinished fit needs, removed at its end
 
 A version's number is claimed first, by an operation that only one of several writers can win (on
@@ -21,7 +22,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CLAIM = ".claim"
+"""What takes a version's number on a store without directories."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"v(\d{6,})")
 
@@ -116,15 +119,23 @@ class Store:
             raise self._damaged(name, version, why)
         return manifest
 
-    def read(self, name: str, version: int) -> tuple[Manifest, dict[str, bytes]]:
+    def read(
+        self, name: str, version: int, wanted: Collection[str] | None = None
+    ) -> tuple[Manifest, dict[str, bytes]]:
         """Read a version: its manifest and its files, each checked against size and hash.
+
+        Args:
+            name: The model.
+            version: Number of a version.
+            wanted: Names of the files to read; None reads all.
 
         Raises:
             errors.DamagedModel: A file is missing or is not what was written.
         """
         manifest = self.manifest(name, version)
         files = {}
-        for file, stamp in manifest["files"].items():
+        for file in manifest["files"] if wanted is None else wanted:
+            stamp = manifest["files"].get(file)
             try:
                 content = self._fs.cat_file(f"{self._path(name, version)}/{file}")
             except FileNotFoundError:
@@ -156,6 +167,28 @@ class Store:
         self._write(f"{path}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
         return version
 
+    def remove(self, name: str, versions: Collection[int]) -> None:
+        """Delete versions: of each its manifest first, so that no reader sees a part of it.
+
+        Their numbers stay taken while the model has other versions, so that none is used twice.
+        What a fit under way has in the model's folder stays, too.
+        """
+        for version in versions:
+            path = self._path(checked_name(name), version)
+            self._fs.rm(f"{path}/{MANIFEST}")
+            for entry in self._entries(path):
+                if entry != CLAIM:
+                    self._fs.rm(f"{path}/{entry}", recursive=True)
+        if self.versions(name):
+            return
+        for version in self._numbers(name):
+            with contextlib.suppress(OSError):  # not empty, or without a claim
+                self._fs.rm(f"{self._path(name, version)}/{CLAIM}")
+            with contextlib.suppress(OSError):
+                self._fs.rmdir(self._path(name, version))
+        with contextlib.suppress(OSError):
+            self._fs.rmdir(f"{self._root}/{name}")
+
     @contextlib.contextmanager
     def work(self, name: str) -> Iterator[str]:
         """A fresh directory for one fit, as a URL; removed at the end, whatever happens."""
@@ -182,7 +215,7 @@ class Store:
                     os.makedirs(os.path.dirname(path), exist_ok=True)
                     os.mkdir(path)
                 else:
-                    self._fs.pipe_file(f"{path}/.claim", b"", mode="create")
+                    self._fs.pipe_file(f"{path}/{CLAIM}", b"", mode="create")
             except FileExistsError:
                 continue
             return version
@@ -193,6 +226,7 @@ class Store:
         if not self._local:
             self._fs.pipe_file(path, content)
             return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(f"{path}.tmp", "wb") as file:
             file.write(content)
             file.flush()

@@ -1,4 +1,4 @@
-"""``fit``, ``predict``, ``evaluate``, ``command``, ``models``. Runs on the driver.
+"""``fit``, ``predict``, ``evaluate``, ``command``, ``export``. Runs on the driver.
 
 Each body reads as the way of the data. The session is the DataFrame's; none is made or stopped.
 """
@@ -6,22 +6,23 @@ Each body reads as the way of the data. The session is the DataFrame's; none is 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import inspect
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 
 from spark_mnist import (
+    catalog,
+    census,
     errors,
+    evaluation,
     grammar,
     launch,
     lineage,
     options,
     plan,
+    results,
     schema,
     scoring,
     shards,
@@ -30,39 +31,7 @@ from spark_mnist import (
 )
 from spark_mnist import store as stores
 
-logger = logging.getLogger(__name__)
-
-STORE_CONF = "spark.mnist.store"
-DEFAULT_STORE = "models"
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What ``fit`` returns."""
-
-    model_name: str
-    version: int
-    """Number of the version that this fit published."""
-    epochs: tuple[plan.EpochRecord, ...] = field(repr=False)
-    """One record for each epoch of this fit."""
-    history: DataFrame = field(repr=False)
-    """The same as a table: ``epoch`` int, ``losses`` and ``metrics`` map<string,double>."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """The newest version of a named model."""
-
-    name: str
-    version: int
-    epochs: int
-    """Epochs of training so far, over all versions."""
-    losses: Mapping[str, float]
-    """Of the last epoch."""
-    metrics: Mapping[str, float]
-    created: datetime.datetime
 
 
 def _takes(kind: type[options.Options]) -> Callable[[F], F]:
@@ -84,12 +53,12 @@ def _takes(kind: type[options.Options]) -> Callable[[F], F]:
 
 
 @_takes(options.FitOptions)
-def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
+def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
     """Train a model on the rows of a DataFrame and publish it as a new version.
 
     Args:
-        df: Columns ``image`` (784 pixels) and ``label`` (0..9 or one-hot); ``schema`` says in
-            which types.
+        df: Columns ``image`` (784 pixels) and ``label`` (0..9 or one-hot), or those that
+            ``features`` and ``label`` name; ``schema`` and ``census`` say in which types.
         model_name: What it is saved under.
         **given: The fields of ``options.FitOptions``.
 
@@ -100,20 +69,24 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
     versions.check()
     chosen = options.make(options.FitOptions, given)
     spark = df.sparkSession
-    store = _store(spark, chosen.store)
+    store = catalog.open_store(chosen.store, spark)
     begin = lineage.start(store, stores.checked_name(model_name), chosen)
     ranks = launch.ranks(spark, chosen.num_proc)
     cache = _cache(spark, store)
     shards.check_url(cache.url)
-    census = schema.inspect(df)
+    reads = begin.reads or census.discover(
+        df, options.columns(chosen.features), chosen.label or plan.Input.label
+    )
+    begin = begin.reading(reads)
+    counted = census.take(df, reads)
     if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
-        training_rows = world.share_of_ratio(census.rows, chosen.train_validation_ratio)
+        training_rows = world.share_of_ratio(counted.rows, chosen.train_validation_ratio)
         ranks = max(1, min(ranks, training_rows // chosen.batch_size))
     with (
         cache.work(model_name) as work,
         shards.materialized(
             df,
-            census,
+            counted,
             url=work,
             ranks=ranks,
             ratio=chosen.train_validation_ratio,
@@ -130,16 +103,19 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> FitResult:
             epochs=chosen.epochs,
             seed=begin.seed,
             threads=int(spark.sparkContext.getConf().get("spark.task.cpus", "1")),
+            standardize=begin.standardize,
+            patience=chosen.patience,
             files=begin.files,
+            make=begin.make,
         )
         reports = launch.train(spark, training, title=model_name, visible=chosen.verbose > 0)
-        records = reports[0].history
         version = store.publish(
             model_name,
             reports[0].files,
-            lambda number: lineage.manifest(model_name, number, training, begin, records),
+            lambda number: lineage.manifest(model_name, number, begin, training, reports[0]),
         )
-    return FitResult(model_name, version, records, _history(spark, records))
+    records = reports[0].history
+    return results.FitResult(model_name, version, records, _history(spark, records))
 
 
 @_takes(options.PredictOptions)
@@ -147,17 +123,17 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     """Add a model's predictions to a DataFrame, lazily.
 
     Args:
-        df: Has a column ``image``; all its columns and rows stay as they are.
+        df: Has the features that the model was trained on; all its columns and rows stay.
         model_name: A saved model.
         **given: The fields of ``options.PredictOptions``.
 
     Returns:
         The input's columns, then ``prediction`` (one-hot ``array<int>``), with
-        ``interpret=True`` then ``interpreted`` (int). A model trained again later does not
-        change it.
+        ``interpret=True`` then ``interpreted``: the class as an int, or its name as a string where
+        classes have names. A model trained again later does not change it.
 
     Raises:
-        errors.SparkMnistError: One of its leaves. A row without 784 pixels in their range makes
+        errors.SparkMnistError: One of its leaves. A row without features in their range makes
             Spark raise when it is read, with the words of ``errors.BadRows``.
     """
     versions.check()
@@ -166,8 +142,8 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     taken = [name for name in df.columns if name.lower() in added]
     if taken:
         raise errors.ColumnTaken(f"the input has a column {taken[0]!r} already; rename or drop it")
-    network, scores = _scores(df, model_name, chosen)
-    return scoring.predictions(df, scores, network.classes, interpret=chosen.interpret)
+    reads, scores = _scores(df, model_name, chosen)
+    return scoring.predictions(df, scores, reads, interpret=chosen.interpret)
 
 
 @_takes(options.EvaluateOptions)
@@ -175,40 +151,50 @@ def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     """Measure a model on random shares of the rows of a DataFrame.
 
     Args:
-        df: Columns ``image`` and ``label``, as for ``fit``.
+        df: Has the features and the label that the model was trained on.
         model_name: A saved model.
         **given: The fields of ``options.EvaluateOptions``.
 
     Returns:
         One row for each of ``repeat`` evaluations: ``no`` int, ``losses`` and ``metrics``
-        map<string,double>. A share that drew no row has null in place of numbers.
+        map<string,double>. A share that drew no row has null in place of numbers. With ``by``, one
+        row for each evaluation and value of that column, which follows ``no``. With ``details``,
+        then ``num_examples`` and ``num_correct`` bigint, ``precision_at_1`` double, ``confusion``
+        array<array<bigint>> (rows by label and predicted class) and ``classes``, an array of
+        structs: class, num_examples, precision, recall, f1.
 
     Raises:
         errors.SparkMnistError: One of its leaves.
     """
     versions.check()
     chosen = options.make(options.EvaluateOptions, given)
-    _, scores = _scores(df, model_name, chosen)
-    census = schema.inspect(df)
-    measured = scoring.evaluations(
-        df, scores, census.label, rate=chosen.rate, repeat=chosen.repeat, seed=chosen.seed or 0
+    group = evaluation.group_field(df, chosen.by) if chosen.by else None
+    reads, scores = _scores(df, model_name, chosen)
+    counted = census.take(df, reads)
+    cells = scoring.evaluations(
+        df,
+        scores,
+        counted.label,
+        by=chosen.by,
+        rate=chosen.rate,
+        repeat=chosen.repeat,
+        seed=chosen.seed or 0,
     )
-    rows = [
-        (number, {"loss": loss}, {"accuracy": accuracy})
-        for number, (loss, accuracy) in enumerate(measured, start=1)
-    ]
-    return df.sparkSession.createDataFrame(rows, schema.EVALUATE_RESULT)
+    return evaluation.table(
+        df.sparkSession, cells, reads, repeat=chosen.repeat, group=group, details=chosen.details
+    )
 
 
-def command(text: str, df: DataFrame) -> DataFrame:
+def command(text: str, df: DataFrame | None = None) -> DataFrame:
     """Carry out a command's text on a DataFrame.
 
     Args:
         text: As on the command line: ``mymnist fit test_model batch_size=128 epochs=5``.
-        df: Its input.
+        df: Its input; ``models``, ``describe``, ``delete`` and ``rollback`` need none.
 
     Returns:
-        The operation's table: of ``fit`` the history, of ``predict`` and ``eval`` their result.
+        The operation's table: of ``fit`` the history, of ``predict`` and ``eval`` their result, of
+        ``delete`` and ``rollback`` the numbers of the versions that are gone, or new.
 
     Raises:
         errors.CommandError: The text is not understood.
@@ -217,40 +203,31 @@ def command(text: str, df: DataFrame) -> DataFrame:
     return run(grammar.parse(text), df)
 
 
-def run(parsed: grammar.Command, df: DataFrame) -> DataFrame:
+def run(parsed: grammar.Command, df: DataFrame | None) -> DataFrame:
     """Carry out a command that was parsed; see ``command``."""
+    if parsed.operation in grammar.WITHOUT_ROWS:
+        spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
+        return _manage(spark, parsed)
+    if df is None:
+        raise errors.CommandError(f"{parsed.operation} needs a DataFrame to work on")
     if parsed.operation == "fit":
         return fit(df, parsed.model_name, **parsed.options).history
     verb = {"predict": predict, "eval": evaluate}[parsed.operation]
     return verb(df, parsed.model_name, **parsed.options)
 
 
-def models(store: str | None = None) -> list[ModelInfo]:
-    """List the saved models, each by its newest version.
-
-    Args:
-        store: URL or path; else ``spark.mnist.store`` of the active session, else ``./models``.
-    """
-    saved = _store(SparkSession.getActiveSession(), store)
-    infos = []
-    for name in saved.names():
-        version = saved.newest(name)
-        try:
-            manifest = saved.manifest(name, version)
-        except errors.DamagedModel as error:
-            logger.warning("%s", error)
-            continue
-        last = manifest["history"][-1]
-        created = datetime.datetime.fromisoformat(manifest["created"])
-        infos.append(
-            ModelInfo(name, version, manifest["epochs"], last["losses"], last["metrics"], created)
-        )
-    return infos
-
-
-def _store(spark: SparkSession | None, given: str | None) -> stores.Store:
-    conf = spark.conf.get(STORE_CONF, None) if spark else None
-    return stores.Store(given or conf or DEFAULT_STORE)
+def _manage(spark: SparkSession, parsed: grammar.Command) -> DataFrame:
+    """Carry out a command on saved models."""
+    name, given = parsed.model_name, parsed.options
+    if parsed.operation == "models":
+        return catalog.models_table(spark, catalog.models(**given))
+    if parsed.operation == "describe":
+        return catalog.info_table(spark, catalog.describe(name, **given))
+    if parsed.operation == "delete":
+        numbers = catalog.delete(name, **given)
+    else:
+        numbers = [catalog.rollback(name, **{"version": None, **given})]
+    return spark.createDataFrame([(number,) for number in numbers], "version int")
 
 
 def _cache(spark: SparkSession, store: stores.Store) -> stores.Store:
@@ -261,11 +238,16 @@ def _cache(spark: SparkSession, store: stores.Store) -> stores.Store:
 
 def _scores(
     df: DataFrame, name: str, chosen: options.PredictOptions | options.EvaluateOptions
-) -> tuple[plan.Network, Any]:
-    store = _store(df.sparkSession, chosen.store)
-    manifest, files = store.read(name, store.newest(name, chosen.version))
-    network = lineage.saved_network(manifest)
-    return network, scoring.probabilities(df, network, files, chosen.batch_size)
+) -> tuple[plan.Input, Column]:
+    store = catalog.open_store(chosen.store, df.sparkSession)
+    manifest, files = store.read(name, store.newest(name, chosen.version), (plan.WEIGHTS,))
+    reads, network = lineage.saved_input(manifest), lineage.saved_network(manifest)
+    lineage.check_makeable(name, network, chosen.network)
+    make = None if isinstance(chosen.network, str) else chosen.network
+    scores = scoring.probabilities(
+        df, reads, network, files, batch_size=chosen.batch_size, make=make
+    )
+    return reads, scores
 
 
 def _history(spark: SparkSession, records: tuple[plan.EpochRecord, ...]) -> DataFrame:

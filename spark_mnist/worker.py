@@ -6,16 +6,28 @@ rank that failed first and not the ones that Horovod stopped after it.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 import traceback
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
-from spark_mnist import averaging, batches, checkpoint, events, networks, plan
+from spark_mnist import (
+    averaging,
+    batches,
+    checkpoint,
+    events,
+    meters,
+    networks,
+    own,
+    plan,
+    tensorboard,
+)
 
 STEPS_PER_CALL = 32
 """Steps that TensorFlow runs without coming back to Python."""
@@ -46,35 +58,15 @@ def run(training: plan.TrainingPlan) -> plan.RankReport:
         hvd.shutdown()
 
 
-# Keras ships no types, so mypy takes its classes for Any; hence the two ignores below.
-class RowMean(keras.metrics.Metric):  # type: ignore[misc]
-    """The mean of a value over real rows, kept as sum and count so that ranks can be merged."""
-
-    def __init__(self, name: str, value: Any) -> None:
-        super().__init__(name=name)
-        self.value = value
-        self.sum = self.add_variable((), "zeros", dtype="float64", name="sum")
-        self.count = self.add_variable((), "zeros", dtype="float64", name="count")
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Count rows whose weight is not zero once each."""
-        real = tf.cast(sample_weight > 0, tf.float64)
-        self.sum.assign_add(tf.reduce_sum(tf.cast(self.value(y_true, y_pred), tf.float64) * real))
-        self.count.assign_add(tf.reduce_sum(real))
-
-    def result(self) -> Any:
-        """Mean over the rows counted so far on this rank."""
-        return tf.math.divide_no_nan(self.sum.value, self.count.value)
-
-
+# Keras ships no types, so mypy takes its classes for Any; hence the ignores below.
 class Announce(keras.callbacks.Callback):  # type: ignore[misc]
     """Tells the driver how far this rank is, a few times a second at most."""
 
-    def __init__(self, outbox: events.Outbox, steps: int) -> None:
+    def __init__(self, outbox: events.Outbox, epoch: int, steps: int) -> None:
         super().__init__()
         self.outbox = outbox
+        self.epoch = epoch
         self.steps = steps
-        self.epoch = 0
         self.next = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -82,70 +74,136 @@ class Announce(keras.callbacks.Callback):  # type: ignore[misc]
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.2
             step = min(batch + 1, self.steps)
-            self.outbox.send(epoch=self.epoch, step=step, loss=float(logs["loss"]))
+            self.outbox.send(epoch=self.epoch + 1, step=step, loss=float(logs["loss"]))
+
+
+class Schedule(keras.callbacks.Callback):  # type: ignore[misc]
+    """Sets the learning rate, every ``STEPS_PER_CALL`` steps at the latest."""
+
+    def __init__(self, spec: plan.Optimizer, epoch: int, steps: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.epoch = epoch
+        self.steps = steps
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Set the rate that belongs to this part of the epoch."""
+        rate = self.spec.rate(self.epoch + batch / self.steps, hvd.size())
+        self.model.optimizer.learning_rate.assign(rate)
+
+
+class Kept:
+    """The epoch that is published: the last, or with ``patience`` the one of the lowest loss.
+
+    Every rank decides alike, since the losses are means over all ranks.
+    """
+
+    def __init__(self, training: plan.TrainingPlan) -> None:
+        self._patience = training.patience
+        self._last = training.first_epoch + training.epochs
+        self._loss = float("inf")
+        self.epoch = 0
+        self.digest = ""
+        self.files: dict[str, bytes] = {}
+
+    def consider(self, model: keras.Model, record: plan.EpochRecord) -> None:
+        """Keep this epoch in place of the one before, if it is the last or better."""
+        loss = record.losses.get("val_loss", record.losses["loss"])
+        better = loss < self._loss or not self.epoch
+        if better if self._patience else record.epoch == self._last:
+            self._loss = loss
+            self.epoch = record.epoch
+            self.digest = averaging.digest(model)
+            self.files = checkpoint.save(model) if hvd.rank() == 0 else {}
+
+    def waited_enough(self, epoch: int) -> bool:
+        """Whether no epoch was better for as long as the user wants to wait."""
+        return self._patience is not None and epoch - self.epoch >= self._patience
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A compiled model and all that it learns from on this rank."""
+
+    training: plan.TrainingPlan
+    network: plan.Network
+    model: keras.Model
+    meters: meters.Meters
+    rows: batches.Shard
+    held_out: batches.Shard
+    outbox: events.Outbox
+
+    def epoch(self, epoch: int) -> plan.EpochRecord:
+        """Train and validate once; ``epoch`` counts from 0 over the model's life."""
+        division, seed = self.training.world, self.training.seed
+        averaging.seed_dropout(self.model, (seed, epoch, hvd.rank()))
+        data = batches.training(self.rows, division, rank=hvd.rank(), seed=seed, epoch=epoch)
+        self.model.fit(data, verbose=0, callbacks=self._callbacks(epoch, division.steps))
+        averaging.average_statistics(self.model)
+        means = self.meters.means()
+        if self.training.validation.rows:
+            self.model.reset_metrics()
+            if len(self.held_out):
+                self.model.evaluate(batches.validation(self.held_out), verbose=0)
+            means |= self.meters.means("val_")
+        self.outbox.send(epoch=epoch + 1, step=division.steps, done=True, **means)
+        return meters.record(epoch + 1, means)
+
+    def _callbacks(self, epoch: int, steps: int) -> list[keras.callbacks.Callback]:
+        spec = self.training.optimizer
+        changing = spec.warmup_epochs or spec.schedule != "constant"
+        schedule = [Schedule(spec, epoch, steps)] if changing else []
+        return [*schedule, Announce(self.outbox, epoch, steps)]
 
 
 def _train(training: plan.TrainingPlan) -> plan.RankReport:
+    learner = _learner(training)
+    kept = Kept(training)
+    history = []
+    with tensorboard.Journal() if hvd.rank() == 0 else contextlib.nullcontext() as journal:
+        if journal:
+            journal.graph(learner.model)
+        for epoch in range(training.first_epoch, training.first_epoch + training.epochs):
+            record = learner.epoch(epoch)
+            history.append(record)
+            if journal:
+                journal.epoch(record, float(learner.model.optimizer.learning_rate))
+            kept.consider(learner.model, record)
+            if kept.waited_enough(record.epoch):
+                break
+        report = plan.RankReport(
+            rank=hvd.rank(), epoch=kept.epoch, weights_digest=kept.digest, network=learner.network
+        )
+        if journal:
+            files = {**kept.files, **journal.files()}
+            report = dataclasses.replace(report, history=tuple(history), files=files)
+        return report
+
+
+def _learner(training: plan.TrainingPlan) -> Learner:
+    """Read the shard, build, compile, restore and broadcast: all ranks start with one model."""
     rank, ranks = hvd.rank(), hvd.size()
-    train = batches.read(training.train, rank=rank, ranks=ranks)
+    rows = batches.read(training.train, rank=rank, ranks=ranks)
     held_out = batches.read(training.validation, rank=rank, ranks=ranks)
     keras.utils.set_random_seed(training.seed)
-    meters = (
-        RowMean("cross_entropy", keras.losses.sparse_categorical_crossentropy),
-        RowMean("accuracy", keras.metrics.sparse_categorical_accuracy),
-    )
-    model = _model(training, ranks, meters)
-    outbox = events.Outbox(training.inbox if rank == 0 else None)
-    announce = Announce(outbox, training.world.steps)
-    history = []
-    for epoch in range(training.first_epoch, training.first_epoch + training.epochs):
-        announce.epoch = epoch + 1
-        averaging.seed_dropout(model, (training.seed, epoch, rank))
-        data = batches.training(train, training.world, rank=rank, seed=training.seed, epoch=epoch)
-        model.fit(data, verbose=0, callbacks=[announce])
-        learned = _means(*meters)
-        if training.validation.rows:
-            model.reset_metrics()
-            if len(held_out):
-                model.evaluate(batches.validation(held_out), verbose=0)
-            learned |= {f"val_{name}": value for name, value in _means(*meters).items()}
-        history.append(_record(epoch + 1, learned))
-        outbox.send(epoch=epoch + 1, step=training.world.steps, done=True, **learned)
-    return plan.RankReport(
-        rank=rank,
-        history=tuple(history) if rank == 0 else (),
-        weights_digest=averaging.digest(model),
-        files=checkpoint.save(model) if rank == 0 else {},
-    )
-
-
-def _model(training: plan.TrainingPlan, ranks: int, meters: Sequence[RowMean]) -> keras.Model:
-    """Build, compile, restore and broadcast: the same weights on every rank when it returns."""
+    made = training.make() if training.make else None
+    network = own.describe(made, training.network) if training.make else training.network
+    if training.standardize and not network.mean:
+        mean, deviation = averaging.moments(rows.features, rows.scale)
+        network = dataclasses.replace(network, mean=mean, deviation=deviation)
+    model = networks.build(network, made)
+    measured = meters.Meters()
     spec = training.optimizer
-    optimizer = networks.optimizer(spec, spec.learning_rate * ranks)
-    model = networks.build(training.network)
+    optimizer = networks.optimizer(spec, spec.rate(training.first_epoch, ranks))
     model.compile(
         optimizer=averaging.averaged(optimizer),
         loss="sparse_categorical_crossentropy",
-        weighted_metrics=list(meters),
+        weighted_metrics=[measured.loss, measured.accuracy],
         steps_per_execution=min(STEPS_PER_CALL, training.world.steps),
         jit_compile=False,  # Horovod's operations have no XLA kernels
     )
     model.optimizer.build(model.trainable_variables)
-    if training.files and hvd.rank() == 0:
-        checkpoint.restore_weights(model, training.files)
-        checkpoint.restore_optimizer(model, training.files)
+    checkpoint.restore(model, training.files)
     averaging.broadcast(model)
-    return model
-
-
-def _means(loss: RowMean, accuracy: RowMean) -> dict[str, float]:
-    """Loss and accuracy over the rows of all ranks: sums over rows divided by rows."""
-    sums = averaging.total([float(v.numpy()) for v in (loss.sum, accuracy.sum, loss.count)])
-    return {"loss": sums[0] / sums[2], "accuracy": sums[1] / sums[2]}
-
-
-def _record(epoch: int, means: dict[str, float]) -> plan.EpochRecord:
-    losses = {name: value for name, value in means.items() if name.endswith("loss")}
-    metrics = {name: value for name, value in means.items() if name not in losses}
-    return plan.EpochRecord(epoch=epoch, losses=losses, metrics=metrics)
+    outbox = events.Outbox(training.inbox if rank == 0 else None)
+    return Learner(training, network, model, measured, rows, held_out, outbox)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from spark_mnist import batches, plan, schema, shards
+from spark_mnist import batches, census, plan, shards
 from spark_mnist.world import World
 
 
@@ -47,7 +47,12 @@ def test_validation_is_every_row_once():
 
 def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
     with shards.materialized(
-        digits, schema.inspect(digits), url=f"file://{tmp_path}", ranks=2, ratio=1.0, seed=0
+        digits,
+        census.take(digits, plan.Input()),
+        url=f"file://{tmp_path}",
+        ranks=2,
+        ratio=1.0,
+        seed=0,
     ) as (train, _):
         assert [len(batches.read(train, rank=r, ranks=2)) for r in (0, 1)] == [128, 128]
         real = batches.make_batch_reader
@@ -63,8 +68,8 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
 
 
 def test_no_rows_are_no_rows():
-    nothing = plan.Shards(urls=(), rows=0, dtype="float32", scale=1.0)
+    nothing = plan.Shards(urls=(), rows=0, width=784, dtype="float32", scale=1.0)
     found = batches.read(nothing, rank=1, ranks=2)
     assert len(found) == 0
-    assert found.images.shape == (0, 784)
+    assert found.features.shape == (0, 784)
     assert found.scale == 1.0

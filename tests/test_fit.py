@@ -70,9 +70,16 @@ def test_the_manifest_tells_how_the_model_came_to_be(trained):
     found = manifest(root, "parts", 2)
     assert (found["parent"], found["epochs"], found["ranks"], found["seed"]) == (1, 5, 2, 3)
     assert found["rows"] == {"train": 205, "validation": 51}
-    assert found["optimizer"] == {"name": "adam", "learning_rate": 0.001}
+    assert found["optimizer"] == {
+        "name": "adam",
+        "learning_rate": 0.001,
+        "warmup_epochs": 0,
+        "schedule": "constant",
+    }
     assert found["libraries"]["horovod"] == "0.28.1"
-    assert set(found["files"]) == {"weights.npz", "optimizer.npz"}
+    logs = [file for file in found["files"] if file.startswith("logs/")]
+    assert sorted(file.split("/")[1] for file in logs) == ["train", "validation"]
+    assert set(found["files"]) - set(logs) == {"weights.npz", "optimizer.npz"}
 
 
 def test_models_lists_the_newest_versions(trained):
@@ -132,8 +139,9 @@ def test_nothing_is_left_and_the_session_works_on(spark, digits, store):
     cached = len(spark.sparkContext._jsc.getPersistentRDDs())
     result = spark_mnist.fit(digits.limit(50), "m", store=store, epochs=1, **QUIET)
     assert result.version == 1
-    entries = sorted(path.name for path in Path(store).rglob("*"))
-    assert entries == ["m", "manifest.json", "optimizer.npz", "v000001", "weights.npz"]
+    entries = sorted(path.name for path in Path(store).glob("m/*/*"))
+    assert entries == ["logs", "manifest.json", "optimizer.npz", "weights.npz"]
+    assert sorted(path.name for path in Path(store).glob("m/*")) == ["v000001"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert threading.active_count() <= threads + 2  # Horovod's job thread may still be ending
     assert len(spark.sparkContext._jsc.getPersistentRDDs()) == cached
@@ -196,7 +204,7 @@ def test_what_cannot_work_is_refused_before_a_rank_starts(
 @pytest.mark.parametrize(("option", "value"), [("network", "softmax"), ("optimizer", "sgd")])
 def test_continuing_as_something_else_is_refused_with_both_values(trained, digits, option, value):
     saved = {"network": "mlp", "optimizer": "adam"}[option]
-    with pytest.raises(errors.ModelMismatch, match=f"{option}={saved}, .*cannot make it {value}"):
+    with pytest.raises(errors.ModelMismatch, match=f"{option}={saved}, .*with {option}={value}"):
         spark_mnist.fit(
             digits, "whole", store=trained[0], continuous=True, **QUIET, **{option: value}
         )

@@ -70,7 +70,7 @@ def test_understood(text, operation, name, options):
         ("eval m rate=-0.1", "float in [0, 1]", 12),
         ("predict m interpret=yes", "true or false", 20),
         ("predict m interpret=1", "true or false", 20),
-        ("fit m network=resnet", "mlp or softmax or small or cnn", 14),
+        ("fit m network=resnet", "mlp, softmax, small, cnn, dnn", 14),
         ("fit m learning_rate=inf", "float > 0", 20),
     ],
 )  # fmt: skip

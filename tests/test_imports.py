@@ -11,20 +11,22 @@ PACKAGE = REPOSITORY / "spark_mnist"
 LAYERS = [
     {"_version"},
     {"errors", "world", "events"},
-    {"options", "schema", "store", "versions", "plan"},
-    {"grammar", "checkpoint", "networks", "averaging", "shards", "lineage", "progress"},
-    {"batches"},
-    {"worker"},
-    {"launch", "scoring"},
-    {"verbs"},
+    {"options", "store", "versions", "plan"},
+    {"schema", "grammar", "checkpoint", "averaging", "progress", "own", "tensorboard"},
+    {"census", "evaluation", "networks", "meters"},
+    {"shards", "batches", "plots", "lineage"},
+    {"worker", "results"},
+    {"launch", "scoring", "catalog"},
+    {"verbs", "exports"},
     {"datasets"},
     {"cli"},
 ]
 SEAMS = {
     "horovod": {"averaging", "worker", "launch"},
     "petastorm": {"shards", "batches"},
-    "tensorflow": {"averaging", "batches", "worker", "scoring"},
-    "keras": {"averaging", "checkpoint", "networks", "worker"},
+    "tensorflow": {"averaging", "batches", "exports", "meters", "scoring", "tensorboard", "worker"},
+    "keras": {"averaging", "checkpoint", "meters", "networks", "own", "tensorboard", "worker"},
+    "matplotlib": {"plots"},
 }
 
 

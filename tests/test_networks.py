@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 import spark_mnist
-from spark_mnist import averaging, errors, lineage, networks, options, store
+from spark_mnist import averaging, errors, lineage, networks, options, plan, store
 from tests.conftest import arrays
 
 
 def build(**chosen):
     start = lineage.start(store.Store("memory://"), "m", options.FitOptions(**chosen))
-    return networks.build(start.network)
+    return networks.build(start.reading(plan.Input()).network)
 
 
 @pytest.mark.parametrize(

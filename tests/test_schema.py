@@ -5,8 +5,9 @@ from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_mnist import errors, schema
+from spark_mnist import census, errors, plan, schema
 
+PICTURES = plan.Input()
 PICTURE = np.random.default_rng(0).integers(0, 256, 784)
 FORMS = {  # name: (Spark type, the same picture)
     "binary": (T.BinaryType(), PICTURE.astype("uint8").tobytes()),
@@ -41,21 +42,23 @@ def frame(spark, image, label):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_representation_gives_the_same_tensor(spark, form):
     df = frame(spark, FORMS[form], LABELS["int"])
-    source = schema.image(df)
+    source = schema.features(df, PICTURES)
     expected = (PICTURE / 255).astype("float32").reshape(1, 784)
     scored = schema.tensor_reader(source)(df.select(source.column).toPandas().iloc[:, 0])
     packed = df.select(schema.pack(source)).first()[0]
-    trained = schema.unpack([bytes(packed)], source.pixels).astype("float32") / source.pixels.scale
+    trained = (
+        schema.unpack([bytes(packed)], source.encoding).astype("float32") / source.encoding.scale
+    )
     np.testing.assert_allclose(scored, expected, atol=6e-8)
     np.testing.assert_array_equal(trained.astype("float32"), scored)
-    assert schema.inspect(df).rows == 1
+    assert census.take(df, PICTURES).rows == 1
 
 
 @pytest.mark.parametrize("form", LABELS)
 def test_every_label_form_gives_the_same_class(spark, form):
     df = frame(spark, FORMS["binary"], LABELS[form])
-    assert df.select(schema.label(df).alias("label")).first()[0] == 3
-    assert schema.inspect(df).rows == 1
+    assert df.select(census.label(df, PICTURES).alias("label")).first()[0] == 3
+    assert census.take(df, PICTURES).rows == 1
 
 
 def changed(index, value):
@@ -94,7 +97,7 @@ def test_images_that_are_none_are_counted_with_the_reason(spark, kind, value, wh
     df = frame(spark, (kind, value), LABELS["int"])
     good = frame(spark, (kind, blank(kind)), LABELS["int"])
     with pytest.raises(errors.BadRows, match=rf"1 of 2 rows cannot be used: 1 x image.*{why}"):
-        schema.inspect(df.union(good))
+        census.take(df.union(good), PICTURES)
 
 
 def blank(kind):
@@ -118,30 +121,30 @@ def blank(kind):
 )  # fmt: skip
 def test_labels_that_are_none_are_counted(spark, kind, value):
     with pytest.raises(ValueError, match=r"1 of 1 rows .*label is neither 0..9 nor one-hot"):
-        schema.inspect(frame(spark, FORMS["binary"], (kind, value)))
+        census.take(frame(spark, FORMS["binary"], (kind, value)), PICTURES)
 
 
 def test_no_rows(spark):
     empty = frame(spark, FORMS["binary"], LABELS["int"]).where("label = 4")
     with pytest.raises(errors.TooFewRows, match="no rows"):
-        schema.inspect(empty)
+        census.take(empty, PICTURES)
 
 
 def test_a_missing_column_is_a_key_error_with_the_nearest_name(spark):
     df = frame(spark, FORMS["binary"], LABELS["int"]).withColumnRenamed("label", "lable")
     with pytest.raises(KeyError, match=r"no column 'label' among .*did you mean 'lable'"):
-        schema.label(df)
+        census.label(df, PICTURES)
 
 
 @pytest.mark.parametrize("column", ["image", "label"])
 def test_a_type_without_tensor_form_is_a_type_error(spark, column):
     df = frame(spark, FORMS["binary"], LABELS["int"]).withColumn(column, F.current_date())
     with pytest.raises(TypeError, match=f"column '{column}' is date; it may be"):
-        schema.inspect(df)
+        census.take(df, PICTURES)
 
 
 @pytest.mark.parametrize("bad", [None, np.zeros(783), np.full(784, np.nan), np.full(784, 1.5)])
 def test_rows_to_predict_are_checked_when_they_are_read(spark, bad):
-    source = schema.image(frame(spark, FORMS["doubles"], LABELS["int"]))
+    source = schema.features(frame(spark, FORMS["doubles"], LABELS["int"]), PICTURES)
     with pytest.raises(errors.BadRows, match="a row to predict"):
         schema.tensor_reader(source)(pd.Series([np.zeros(784), bad]))

@@ -6,13 +6,17 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 
-from spark_mnist import batches, errors, schema, shards, world
+from spark_mnist import batches, census, errors, plan, shards, world
+
+
+def count(df):
+    return census.take(df, plan.Input())
 
 
 def written(df, tmp_path, *, ranks, ratio=0.8, seed=0):
     """Sizes of the row groups and the rows of every rank, training and validation."""
     with shards.materialized(
-        df, schema.inspect(df), url=f"file://{tmp_path}", ranks=ranks, ratio=ratio, seed=seed
+        df, count(df), url=f"file://{tmp_path}", ranks=ranks, ratio=ratio, seed=seed
     ) as parts:
         sizes = [
             [pq.read_metadata(url.removeprefix("file:")).num_rows for url in part.urls]
@@ -22,7 +26,7 @@ def written(df, tmp_path, *, ranks, ratio=0.8, seed=0):
             [
                 [
                     (i.tobytes(), int(n))
-                    for i, n in zip(shard.images.numpy(), shard.labels.numpy(), strict=True)
+                    for i, n in zip(shard.features.numpy(), shard.labels.numpy(), strict=True)
                 ]
                 for shard in ranked
             ]
@@ -107,7 +111,7 @@ def test_nothing_is_left_behind(spark, digits, tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert spark.conf.get(shards.CACHE_DIR, None) is None
     part = shards.materialized(
-        digits, schema.inspect(digits), url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0
+        digits, count(digits), url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0
     )
     with pytest.raises(RuntimeError, match="the fit failed"), part:
         fail_if_written(tmp_path)
@@ -122,7 +126,7 @@ def fail_if_written(directory):
 def test_a_source_that_changes_is_noticed(spark, digits, tmp_path):
     digits.coalesce(1).write.parquet(str(tmp_path / "source"))
     df = spark.read.parquet(str(tmp_path / "source"))
-    census = schema.inspect(df)
+    census = count(df)
     smaller = df.where("label < 5")
     with (
         pytest.raises(errors.BadRows, match="gave 256 rows when counted"),
@@ -142,10 +146,10 @@ def test_overwritten_sources_are_read_anew(spark, digits, tmp_path):
 
 def test_pixels_are_stored_as_bytes(digits, tmp_path):
     with shards.materialized(
-        digits, schema.inspect(digits), url=f"file://{tmp_path}", ranks=1, ratio=1.0, seed=0
+        digits, count(digits), url=f"file://{tmp_path}", ranks=1, ratio=1.0, seed=0
     ) as (train, _):
         assert (train.dtype, train.scale) == ("uint8", 255.0)
-        assert batches.read(train, rank=0, ranks=1).images.dtype == np.uint8
+        assert batches.read(train, rank=0, ranks=1).features.dtype == np.uint8
 
 
 def test_a_session_of_its_own_and_a_limit_on_files(spark, digits, tmp_path):

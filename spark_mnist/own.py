@@ -1,0 +1,202 @@
+"""Keras models that users bring: described for the store, and made again from the description.
+
+A description is Keras's own configuration. It comes from a store that others may write to, so it
+is read by its own rules: every object must be one of Keras's, and none of those that run code or
+open files. A model with other objects is trained and applied all the same, where the user gives
+the function that makes it. Runs on the driver, if a model was made there, on ranks and executors.
+
+Shape letters: B = rows of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from spark_mnist import errors, plan
+
+MODULES = (
+    "keras",
+    "keras.activations",
+    "keras.constraints",
+    "keras.dtype_policies",
+    "keras.initializers",
+    "keras.layers",
+    "keras.regularizers",
+)
+INNER_MODULES = (
+    "keras.src.models.functional",
+    "keras.src.models.sequential",
+    "keras.src.ops.math",
+    "keras.src.ops.nn",
+    "keras.src.ops.numpy",
+)
+"""Keras names these for its models and for what stands for ``x + y``."""
+VALUES = {"__keras_tensor__", "__numpy__", "__tensor__"}
+"""Names under which Keras writes plain values."""
+REFUSED = {
+    "FlaxLayer",
+    "IntegerLookup",
+    "JaxLayer",
+    "Lambda",
+    "StringLookup",
+    "TFSMLayer",
+    "TextVectorization",
+    "TorchModuleWrapper",
+}
+"""Layers of Keras that run code of their configuration, or open files that it names."""
+
+
+def describe(model: keras.Model, network: plan.Network) -> plan.Network:
+    """Describe a user's model.
+
+    Args:
+        model: Takes ``[B, ...]`` of ``network.inputs`` numbers a row, gives ``[B, classes]``.
+        network: Its inputs and classes.
+
+    Returns:
+        ``network`` with the model's configuration, what in it only the user can make, and whether
+        a softmax is missing at its end.
+
+    Raises:
+        errors.ModelMismatch: It does not take such rows, or has another number of outputs.
+    """
+    if not isinstance(model, keras.Model):
+        raise errors.ModelMismatch(
+            f"network must make a Keras model, not {type(model).__name__} {model!r:.80}"
+        )
+    probe = np.random.default_rng(0).random((4, network.inputs), dtype="float32")
+    shape = _row_shape(model, network.inputs)
+    outputs = np.asarray(model(probe.reshape(4, *shape), training=False))
+    if outputs.shape != (4, network.classes):
+        raise errors.ModelMismatch(
+            f"the network gives {'x'.join(map(str, outputs.shape[1:])) or 1} numbers a row; the "
+            f"labels have {network.classes} classes, so it must give {network.classes}"
+        )
+    sums = outputs.sum(axis=1)
+    probabilities = bool((outputs >= 0).all() and np.allclose(sums, 1, atol=1e-3))
+    config, custom = _configuration(model)
+    return dataclasses.replace(network, config=config, custom=custom, logits=not probabilities)
+
+
+def check_same(saved: plan.Network, described: plan.Network) -> None:
+    """Compare a user's model with the saved one that it should be; names of layers may differ.
+
+    Raises:
+        errors.ModelMismatch: It is another.
+    """
+    if _canonical(saved.config) != _canonical(described.config):
+        raise errors.ModelMismatch(
+            f"the saved model has the layers {_layers(saved.config)}; network=... now makes "
+            f"{_layers(described.config)}, or the same with other settings"
+        )
+
+
+def attach(
+    x: keras.KerasTensor, network: plan.Network, made: keras.Model | None
+) -> keras.KerasTensor:
+    """Put the user's model, or its like, behind the inputs, up to class probabilities.
+
+    Raises:
+        errors.ModelMismatch: Only the user's function can make it, and there is none.
+    """
+    model = _rebuilt(network) if made is None else made
+    shape = _row_shape(model, network.inputs)
+    if shape != (network.inputs,):
+        x = layers.Reshape(shape, name="row")(x)
+    outputs = model(x)
+    return layers.Softmax(name="probabilities")(outputs) if network.logits else outputs
+
+
+def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:
+    """The shape in which the model takes the numbers of a row."""
+    if not model.built or not getattr(model, "inputs", None):
+        return (inputs,)
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    if len(shapes) != 1 or None in shapes[0] or math.prod(shapes[0]) != inputs:
+        raise errors.ModelMismatch(
+            f"the network takes rows of shape {', '.join(map(str, shapes))}; a row of the "
+            f"features has {inputs} numbers"
+        )
+    return shapes[0]
+
+
+def _configuration(model: keras.Model) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+    """Keras's configuration as JSON values, and the names of objects in it that are not Keras's."""
+    try:
+        config = _untrained(json.loads(model.to_json()))
+    except (NotImplementedError, TypeError, ValueError):
+        return None, (type(model).__name__,)
+    return config, tuple(sorted(set(_foreign(config))))
+
+
+def _untrained(config: Any) -> Any:
+    """A configuration without what ``compile`` added: how to train is another matter."""
+    if isinstance(config, list):
+        return [_untrained(item) for item in config]
+    if isinstance(config, dict):
+        return {k: _untrained(item) for k, item in config.items() if k != "compile_config"}
+    return config
+
+
+def _foreign(config: Any) -> Iterator[str]:
+    """Names of all objects in a configuration that are not allowed."""
+    if isinstance(config, list):
+        for item in config:
+            yield from _foreign(item)
+    elif isinstance(config, dict):
+        if "class_name" in config and not _allowed(config):
+            yield str(config["class_name"])
+        for item in config.values():
+            yield from _foreign(item)
+
+
+def _allowed(config: Mapping[str, Any]) -> bool:
+    name, module = str(config["class_name"]), str(config.get("module"))
+    if name in VALUES:
+        return True
+    registered = (None, name) if module in INNER_MODULES else (None,)
+    known = module in MODULES or module in INNER_MODULES
+    if not known or name in REFUSED or config.get("registered_name") not in registered:
+        return False
+    return isinstance(getattr(sys.modules.get(module), name, None), type)
+
+
+def _canonical(config: Any) -> str:
+    """A configuration as text, with the names of layers, which Keras counts up, as numbers."""
+    names: dict[str, str] = {}
+
+    def numbered(value: Any) -> Any:
+        if isinstance(value, dict):
+            if isinstance(name := value.get("name"), str):
+                names.setdefault(name, f"layer {len(names)}")
+            return {key: numbered(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [numbered(item) for item in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    return json.dumps(numbered(config), sort_keys=True)
+
+
+def _layers(config: Any) -> str:
+    layers = config["config"].get("layers", ()) if config else ()
+    return ", ".join(layer["class_name"] for layer in layers) or "of a class of the user's"
+
+
+def _rebuilt(network: plan.Network) -> keras.Model:
+    config = network.config
+    foreign = sorted({*network.custom, *_foreign(config)})
+    if foreign or not isinstance(config, dict):
+        raise errors.ModelMismatch(
+            f"the model has objects that are not Keras's own ({', '.join(foreign)}): give the "
+            "function that makes it, network=..."
+        )
+    return keras.saving.deserialize_keras_object(config, safe_mode=True)
