@@ -1,4 +1,4 @@
-# make setup | demo | test | lint. Each is safe to repeat.
+# make setup | demo | accuracy | test | lint. Each is safe to repeat.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test lint check-tools clean
+.PHONY: help setup demo accuracy test lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -35,12 +35,16 @@ check-tools:
 	@version=$$(java -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' || true); \
 	  test "$${version:-0}" -ge 17 || { echo "Java 17 or newer is missing (found: $${version:-none}): install openjdk-17-jre-headless"; exit 1; }
 
-demo: setup ## Train, continue, predict and evaluate on real digits (DATA=mnist for MNIST)
+demo: setup ## Train, continue, predict, evaluate, draw, on real digits (DATA=mnist for MNIST)
 	@rm -rf demo-output
 	$(DEMO) fit test_model batch_size=32 epochs=$(DEMO_EPOCHS) --input $(DATA):train --store $(DEMO_STORE)
 	$(DEMO) fit test_model batch_size=32 epochs=2 continuous=true --input $(DATA):train --store $(DEMO_STORE)
 	$(DEMO) predict test_model batch_size=128 interpret=true --input $(DATA):test --store $(DEMO_STORE)
 	$(DEMO) eval test_model repeat=2 batch_size=128 rate=0.8 --input $(DATA):test --store $(DEMO_STORE)
+	$(BIN)/python examples/pictures.py test_model $(DEMO_STORE) $(DATA) demo-output
+
+accuracy: setup ## Train every network on MNIST, with one rank and with two (an hour)
+	$(BIN)/python benchmarks/accuracy.py
 
 test: setup ## Run all tests
 	$(BIN)/pytest

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,3 +54,19 @@ def arrays(store: str, name: str, version: int, file: str = "weights.npz") -> li
     path = Path(store) / name / f"v{version:06d}" / file
     with np.load(path, allow_pickle=False) as saved:
         return [saved[key] for key in sorted(saved.files)]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank, in this process: the worker without what starts it, to see more cases sooner."""
+    from spark_mnist import launch, worker
+
+    def train(spark: SparkSession, training: Any, **_: Any) -> Any:
+        reports = [worker.run(training)]
+        launch.check(reports)
+        return reports
+
+    for setting in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
+        monkeypatch.setattr(worker.tf.config.threading, setting, lambda _: None)
+    monkeypatch.setattr(launch, "train", train)
+    monkeypatch.setattr(launch, "ranks", lambda *_: 1)

@@ -1,0 +1,149 @@
+"""Saved models: listed, described, deleted, rolled back; on a disk and on an object store."""
+
+import dataclasses
+from pathlib import Path
+
+import fsspec
+import pytest
+
+import spark_mnist
+from spark_mnist import errors
+from spark_mnist import store as stores
+
+MANIFEST = {
+    "name": "m", "parent": None, "created": "2026-01-02T03:04:05+00:00", "epochs": 2,
+    "input": {}, "network": {"name": "small", "inputs": 784, "classes": 10, "hidden": [20, 20]},
+    "optimizer": {"name": "sgd", "learning_rate": 0.1},
+    "history": [
+        {"epoch": 1, "losses": {"loss": 2.0}, "metrics": {"accuracy": 0.5}},
+        {"epoch": 2, "losses": {"loss": 1.0}, "metrics": {"accuracy": 0.75}},
+        {"epoch": 3, "losses": {"loss": 1.5}, "metrics": {"accuracy": 0.7}},
+    ],
+    "ranks": 2, "batch_size": 32, "seed": 0, "rows": {"train": 8, "validation": 2},
+    "libraries": {"keras": "3"},
+}  # fmt: skip
+
+
+@pytest.fixture(params=["disk", "object store"])
+def url(request, tmp_path):
+    if request.param == "disk":
+        yield str(tmp_path / "models")
+    else:
+        yield "memory://catalog"
+        fsspec.filesystem("memory").rm("/catalog", recursive=True)
+
+
+@pytest.fixture
+def saved(url):
+    """A store with three versions of a model."""
+    store = stores.Store(url)
+    for number in (1, 2, 3):
+        files = {"weights.npz": b"w%d" % number, "logs/train/events": b"e"}
+        store.publish("m", files, lambda version: {**MANIFEST, "version": version})
+    return store
+
+
+def test_describe_tells_the_epoch_that_was_kept(saved, url):
+    info = spark_mnist.describe("m", store=url)
+    assert (info.name, info.version, info.epochs, info.bytes) == ("m", 3, 2, 3)
+    assert (info.losses, info.metrics) == ({"loss": 1.0}, {"accuracy": 0.75})
+    assert (info.network.hidden, info.optimizer.name, info.input.features) == (
+        (20, 20),
+        "sgd",
+        ("image",),
+    )
+    assert [record.epoch for record in info.history] == [1, 2, 3]
+    assert spark_mnist.describe("m", 2, url).version == 2
+    assert [(model.name, model.version) for model in spark_mnist.models(url)] == [("m", 3)]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        info.epochs = 5
+
+
+def test_a_deleted_version_is_gone_and_its_number_is_not_used_again(saved, url):
+    assert spark_mnist.delete("m", 3, url) == [3]
+    assert saved.versions("m") == [1, 2]
+    assert spark_mnist.describe("m", store=url).version == 2
+    assert saved.publish("m", {}, lambda version: {**MANIFEST, "version": version}) == 4
+
+
+def test_a_deleted_model_leaves_nothing(saved, url, tmp_path):
+    assert spark_mnist.delete("m", store=url) == [1, 2, 3]
+    assert spark_mnist.models(url) == []
+    assert not [p for p in fsspec.filesystem("memory").find("/catalog") if "v0" in p]
+    assert not list((tmp_path / "models").glob("*"))
+    with pytest.raises(errors.ModelNotFound, match="no model 'm'"):
+        spark_mnist.delete("m", store=url)
+
+
+def test_deleting_a_model_leaves_a_fit_under_way_alone(saved, url):
+    with saved.work("m") as work:
+        fs, path = fsspec.core.url_to_fs(work)
+        fs.pipe_file(f"{path}/shard", b"rows")
+        spark_mnist.delete("m", store=url)
+        assert fs.cat_file(f"{path}/shard") == b"rows"
+        assert saved.publish("m", {}, lambda version: {**MANIFEST, "version": version}) >= 1
+    assert len(saved.versions("m")) == 1
+
+
+def test_rollback_publishes_a_copy(saved, url):
+    assert spark_mnist.rollback("m", 1, url) == 4
+    manifest, files = saved.read("m", 4)
+    assert (manifest["version"], manifest["parent"]) == (4, 1)
+    assert files == {"weights.npz": b"w1", "logs/train/events": b"e"}
+    assert saved.versions("m") == [1, 2, 3, 4]
+
+
+def test_a_damaged_version_is_not_rolled_back_to(saved, url):
+    path = f"{saved._root}/m/v000001/weights.npz"
+    saved._fs.pipe_file(path, b"xx")
+    with pytest.raises(errors.DamagedModel, match="differs from its sha256"):
+        spark_mnist.rollback("m", 1, url)
+    assert saved.versions("m") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda url: spark_mnist.describe("n", store=url), LookupError, "no model 'n'.*there is m"),
+        (lambda url: spark_mnist.describe("m", 9, url), LookupError, "no version 9, only"),
+        (lambda url: spark_mnist.delete("m", 9, url), LookupError, "no version 9"),
+        (lambda url: spark_mnist.delete("../m", store=url), ValueError, "cannot be a model's name"),
+        (lambda url: spark_mnist.rollback("m", 9, url), LookupError, "no version 9"),
+        (lambda url: spark_mnist.rollback("m", None, url), ValueError, "rollback needs the version"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there(saved, url, call, error, message):
+    with pytest.raises(error, match=message):
+        call(url)
+    assert saved.versions("m") == [1, 2, 3]
+
+
+def test_the_same_by_commands(spark, saved, url):
+    def run(words):
+        return spark_mnist.command(f"mymnist {words} store='{url}'")
+
+    table = run("models")
+    assert table.columns == ["name", "version", "epochs", "losses", "metrics", "created"]
+    assert [(row["name"], row["version"], row["epochs"]) for row in table.collect()] == [
+        ("m", 3, 2)
+    ]
+    told = {row["property"]: row["value"] for row in run("describe m version=2").collect()}
+    assert (told["name"], told["version"], told["epochs"]) == ("m", "2", "2")
+    assert '"hidden": [20, 20]' in told["network"]
+    assert [row["version"] for row in run("rollback m version=1").collect()] == [4]
+    assert [row["version"] for row in run("delete m version=4").collect()] == [4]
+    assert [row["version"] for row in run("delete m").collect()] == [1, 2, 3]
+    assert run("models").count() == 0
+    with pytest.raises(errors.OptionError, match="rollback needs the version"):
+        run("rollback m")
+    with pytest.raises(errors.CommandError, match="predict needs a DataFrame"):
+        run("predict m")
+
+
+def test_an_old_manifest_without_input_reads_pictures(tmp_path):
+    old = {k: v for k, v in MANIFEST.items() if k != "input"}
+    store = stores.Store(str(tmp_path))
+    store.publish("m", {"weights.npz": b""}, lambda version: {**old, "version": version})
+    info = spark_mnist.describe("m", store=str(tmp_path))
+    assert (info.input.features, info.input.width, info.network.mean) == (("image",), 784, ())
+    assert (Path(tmp_path) / "m" / "v000001" / "manifest.json").exists()

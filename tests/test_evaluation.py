@@ -1,0 +1,80 @@
+"""Details and groups of an evaluation, by hand-counted cells and by scikit-learn on real rows."""
+
+import pytest
+from pyspark.sql import functions as F
+from sklearn import metrics
+
+import spark_mnist
+from spark_mnist import errors, evaluation, plan
+from tests.test_score import held_out, root  # noqa: F401  a trained model, and rows for it
+
+READS = plan.Input(classes=3, names=("a", "b", "c"))
+
+
+def cell(label, predicted, rows, loss=0.0, no=1, group=None):
+    return evaluation.Cell(no, group, label, predicted, rows, loss)
+
+
+def test_figures_of_classes_by_hand():
+    share = evaluation.Share(READS, [cell(0, 0, 3, 1.0), cell(0, 1, 1, 2.0), cell(1, 1, 4, 0.5)])
+    rows, correct, precision_at_1, confusion, classes = share.details()
+    assert (rows, correct, precision_at_1) == (8, 7, 7 / 8)
+    assert confusion == [[3, 1, 0], [0, 4, 0], [0, 0, 0]]
+    assert classes[0] == ("a", 4, 1.0, 0.75, 6 / 7)
+    assert classes[1] == ("b", 4, 0.8, 1.0, 8 / 9)
+    assert classes[2] == ("c", 0, None, None, None)  # no row, nothing to divide by
+    assert share.means() == ({"loss": 3.5 / 8}, {"accuracy": 7 / 8})
+
+
+def test_details_are_scikit_learns(root, held_out):  # noqa: F811
+    (row,) = spark_mnist.evaluate(held_out, "m", rate=1, details=True, store=root).collect()
+    predicted = spark_mnist.predict(held_out, "m", interpret=True, store=root)
+    truth, guess = zip(*predicted.select("label", "interpreted").collect(), strict=True)
+    assert row["num_examples"] == len(truth)
+    assert row["num_correct"] == sum(a == b for a, b in zip(truth, guess, strict=True))
+    assert row["precision_at_1"] == row["metrics"]["accuracy"]
+    assert row["confusion"] == metrics.confusion_matrix(truth, guess).tolist()
+    expected = metrics.precision_recall_fscore_support(truth, guess)
+    for found, figures in zip(row["classes"], zip(*expected, strict=True), strict=True):
+        assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(figures[:3])
+        assert found["num_examples"] == figures[3]
+    assert [found["class"] for found in row["classes"]] == [str(digit) for digit in range(10)]
+
+
+def test_groups_are_measured_apart(root, held_out):  # noqa: F811
+    df = held_out.withColumn(
+        "site", F.when(F.col("label") < 5, "low").when(F.col("label") < 8, "mid")
+    )
+    found = spark_mnist.evaluate(df, "m", rate=1, repeat=2, by="site", details=True, store=root)
+    assert found.columns[:4] == ["no", "site", "losses", "metrics"]
+    rows = found.collect()
+    assert [(row["no"], row["site"]) for row in rows] == [
+        (no, site) for no in (1, 2) for site in (None, "low", "mid")
+    ]
+    counts = {row["site"]: row["count"] for row in df.groupBy("site").count().collect()}
+    assert {row["site"]: row["num_examples"] for row in rows} == counts
+    (whole,) = spark_mnist.evaluate(df, "m", rate=1, store=root).collect()
+    joined = sum(row["metrics"]["accuracy"] * row["num_examples"] for row in rows[:3])
+    assert joined / sum(counts.values()) == pytest.approx(whole["metrics"]["accuracy"])
+
+
+def test_figures_by_class_as_a_table(root, held_out):  # noqa: F811
+    found = spark_mnist.evaluate(held_out, "m", rate=1, details=True, store=root)
+    table = found.selectExpr("no", "inline(classes)")
+    assert table.columns == ["no", "class", "num_examples", "precision", "recall", "f1"]
+    assert table.count() == 10
+
+
+@pytest.mark.parametrize(
+    ("by", "error", "message"),
+    [
+        ("sit", errors.MissingColumn, "no column 'sit' .*did you mean 'site'"),
+        ("image", errors.UnreadableColumn, "by=image: column 'image' is binary"),
+        ("losses", errors.ColumnTaken, "the result has a column 'losses'"),
+        ("", errors.OptionError, "by must be text"),
+    ],
+)
+def test_columns_that_part_no_rows(root, held_out, by, error, message):  # noqa: F811
+    df = held_out.withColumn("site", F.lit(1)).withColumn("losses", F.lit(1))
+    with pytest.raises(error, match=message):
+        spark_mnist.evaluate(df, "m", by=by, store=root)

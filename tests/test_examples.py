@@ -1,0 +1,72 @@
+"""Every script in examples/, run as a user runs it, on the digits that need no download."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+EXAMPLES = REPOSITORY / "examples"
+
+
+def run(name, *words, cwd):
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *words],
+        cwd=cwd, env={**os.environ, "PATH": path},
+        text=True, capture_output=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_mechanics_101_ends_in_the_tutorials_words(tmp_path):
+    out = run("mechanics_101.py", "digits", cwd=tmp_path)
+    pattern = (
+        r"(\w+) Data Eval:\n  Num examples: (\d+)  Num correct: (\d+)  Precision @ 1: (0\.\d{4})\n"
+    )
+    found = re.findall(pattern, out)
+    assert [(title, int(rows)) for title, rows, _, _ in found] == [
+        ("Training", 1000),
+        ("Validation", 433),
+        ("Test", 364),
+    ]
+    for _, rows, correct, precision in found:
+        assert float(precision) == pytest.approx(int(correct) / int(rows), abs=1e-4)
+        assert float(precision) > 0.85
+
+
+def test_the_keras_tutorial_reads_one_picture_in_spark_and_in_keras(tmp_path):
+    out = run("keras_tutorial.py", "digits", cwd=tmp_path)
+    assert float(re.search(r"accuracy: (0\.\d+)", out)[1]) > 0.85
+    truth, spark, keras = re.search(
+        r"the picture is a (\d): Spark reads (\d), Keras (\d)", out
+    ).groups()
+    assert spark == keras == truth
+    assert (tmp_path / "keras_tutorial.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("softmax_tutorial.py", 0.85), ("cnn_tutorial.py", 0.93)]
+)
+def test_the_softmax_and_the_cnn_tutorial(tmp_path, name, least):
+    out = run(name, "digits", cwd=tmp_path)
+    assert float(re.search(r"test accuracy: (\d\.\d+)", out)[1]) > least
+
+
+def test_iris_knows_the_two_new_flowers(tmp_path):
+    out = run("iris.py", cwd=tmp_path)
+    assert float(re.search(r"test accuracy: (\d\.\d+)", out)[1]) >= 0.93
+    assert "[6.4, 3.2, 4.5, 1.5]: class 1, versicolor" in out
+    assert "[5.8, 3.1, 5.0, 1.7]: class 2, virginica" in out
+
+
+def test_every_example_is_run_here():
+    tested = set(
+        re.findall(r'"(\w+\.py)"', (REPOSITORY / "tests" / "test_examples.py").read_text())
+    )
+    in_demo = {"pictures.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested | in_demo

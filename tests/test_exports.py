@@ -1,0 +1,84 @@
+"""Exported models, read by plain Keras and TensorFlow, against the scores in the DataFrame."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from pyspark.sql import functions as F
+
+import spark_mnist
+from spark_mnist import datasets, errors, lineage, plan, scoring
+from spark_mnist import store as stores
+from tests.test_own import custom_model
+from tests.test_tables import FLOWERS
+
+
+@pytest.fixture
+def flowers(spark, store, in_process):
+    """A standardised table's model, its rows, and its scores as executors compute them."""
+    iris = datasets.iris(spark)
+    spark_mnist.fit(iris, "m", **{**FLOWERS, "epochs": 3}, store=store)
+    manifest, files = stores.Store(store).read("m", 1, (plan.WEIGHTS,))
+    reads, network = lineage.saved_input(manifest), lineage.saved_network(manifest)
+    scores = scoring.probabilities(iris, reads, network, files, batch_size=32)
+    rows = np.array(iris.select(*datasets.MEASURES).collect(), "float32")
+    return rows, np.array([row[0] for row in iris.select(F.array(scores)[0]).collect()])
+
+
+def by_keras(path, rows):
+    return keras.saving.load_model(path)(rows)
+
+
+def by_tensorflow(path, rows):
+    return tf.saved_model.load(path).serve(rows)
+
+
+def by_lite(path, rows):
+    interpreter = tf.lite.Interpreter(path)
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(taken["index"], rows.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(taken["index"], rows)
+    interpreter.invoke()
+    return interpreter.get_tensor(given["index"])
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "read"),
+    [
+        ("keras", "m.keras", by_keras),
+        ("savedmodel", "folder/m", by_tensorflow),
+        ("tflite", "m.tflite", by_lite),
+    ],
+)
+def test_others_read_what_was_exported(flowers, store, tmp_path, format, name, read):
+    rows, scores = flowers
+    path = str(tmp_path / "out" / name)
+    assert spark_mnist.export("m", path, format, store=store) == path
+    np.testing.assert_allclose(np.asarray(read(path, rows)), scores, atol=1e-5)
+    assert list((tmp_path / "out").rglob("*.tmp")) == []
+    with pytest.raises(errors.OptionError, match="is there already"):
+        spark_mnist.export("m", path, format, store=store)
+
+
+def test_pictures_of_a_model_with_objects_of_its_own(digits, store, tmp_path, in_process):
+    spark_mnist.fit(digits, "m", network=custom_model, epochs=1, store=store, verbose=0)
+    path = str(tmp_path / "m.tflite")
+    with pytest.raises(errors.ModelMismatch, match="give the function"):
+        spark_mnist.export("m", path, "tflite", store=store)
+    spark_mnist.export("m", path, "tflite", store=store, network=custom_model)
+    sums = by_lite(path, np.random.default_rng(0).random((4, 784), "float32")).sum(axis=1)
+    np.testing.assert_allclose(sums, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "format", "message"),
+    [
+        ("m.keras", "onnx", "format must be keras or savedmodel or tflite, not 'onnx'"),
+        ("m", "kera", "did you mean 'keras'"),
+        ("m.h5", "keras", r"a file \*.keras, not from .*m.h5"),
+    ],
+)
+def test_formats_that_are_none(tmp_path, path, format, message):
+    with pytest.raises(errors.OptionError, match=message):
+        spark_mnist.export("m", tmp_path / path, format)

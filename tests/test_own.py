@@ -1,0 +1,217 @@
+"""Models that users bring: described, trained on two ranks, applied, and never trusted."""
+
+import json
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import spark_mnist
+from spark_mnist import errors, networks, own, plan
+from tests.conftest import arrays
+
+ROWS = {"batch_size": 16, "verbose": 0}
+BARE = plan.Network(name=plan.OWN, inputs=784, classes=10)
+
+
+def picture_model():
+    """Takes images as [28, 28, 1] and gives logits; notes statistics of its batches."""
+    return keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(4, 5, strides=3, activation="relu", kernel_regularizer="l2"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(10),
+        ]
+    )
+
+
+def double_model():
+    """Two ways through the network, joined by operators; gives probabilities."""
+    inputs = keras.Input((784,))
+    x = layers.Dense(16, activation=keras.activations.gelu)(inputs)
+    y = layers.Dense(16, activation="tanh")(inputs)
+    outputs = layers.Dense(10, activation="softmax")(x + y * 0.5)
+    return keras.Model(inputs, outputs)
+
+
+def custom_model():
+    """Has a layer of the user's own."""
+
+    class Scale(layers.Layer):
+        def build(self, shape):
+            self.factor = self.add_weight(shape=(shape[-1],), initializer="ones", name="factor")
+
+        def call(self, x):
+            return x * self.factor
+
+    return keras.Sequential([keras.Input((784,)), Scale(), layers.Dense(10)])
+
+
+def accuracy(df, name, **options):
+    (row,) = spark_mnist.evaluate(df, name, rate=1, **options).collect()
+    return row["metrics"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("make", "logits", "shape"), [(picture_model, True, (28, 28, 1)), (double_model, False, None)]
+)
+def test_a_model_is_made_again_from_its_description(make, logits, shape):
+    model = make()
+    described = own.describe(model, BARE)
+    assert (described.logits, described.custom) == (logits, ())
+    saved = json.loads(json.dumps(described.config))
+    again = networks.build(plan.Network(**{**vars(described), "config": saved}))
+    again.set_weights(networks.build(described, model).get_weights())
+    rows = np.random.default_rng(1).random((5, 784), "float32")
+    outputs = model(rows.reshape(5, *(shape or (784,))))
+    expected = keras.ops.softmax(outputs) if logits else outputs
+    np.testing.assert_allclose(again(rows), expected, atol=1e-6)
+
+
+def test_what_compile_added_is_no_part_of_the_description():
+    model = double_model()
+    plain = own.describe(model, BARE)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    assert own.describe(model, BARE) == plain
+
+
+def test_the_names_of_layers_make_no_other_model():
+    first, second = (own.describe(double_model(), BARE) for _ in range(2))
+    assert first.config != second.config  # Keras counts layers up
+    own.check_same(first, second)
+    with pytest.raises(errors.ModelMismatch, match=r"Dense, Dense.*now makes .*Conv2D"):
+        own.check_same(first, own.describe(picture_model(), BARE))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: keras.Sequential([keras.Input((784,)), layers.Dense(7)]), "gives 7 numbers a row"),
+        (
+            lambda: keras.Sequential([keras.Input((32, 32)), layers.Flatten(), layers.Dense(10)]),
+            r"takes rows of shape \(32, 32\); a row of the features has 784",
+        ),
+        (lambda: "mlp", "must make a Keras model, not str"),
+    ],
+)
+def test_models_that_do_not_fit_the_rows_are_refused(make, message):
+    with pytest.raises(errors.ModelMismatch, match=message):
+        own.describe(make(), BARE)
+
+
+def hostile(change):
+    """The configuration of a harmless model after somebody changed its second layer."""
+    config = json.loads(json.dumps(own.describe(double_model(), BARE).config))
+    change(config["config"]["layers"][1])
+    return plan.Network(name=plan.OWN, inputs=784, classes=10, config=config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.update(class_name="Lambda"),
+        lambda layer: layer.update(class_name="TFSMLayer", config={"filepath": "/tmp/x"}),
+        lambda layer: layer.update(class_name="StringLookup", config={"vocabulary": "/etc/passwd"}),
+        lambda layer: layer.update(module="os", class_name="system", config="true"),
+        lambda layer: layer.update(module="keras.utils", class_name="get_file"),
+        lambda layer: layer.update(registered_name="Custom>Dense"),
+        lambda layer: layer["config"].update(
+            activation={"module": "builtins", "class_name": "function", "config": "eval"}
+        ),
+        lambda layer: layer["config"].update(
+            activation={"class_name": "__lambda__", "config": {"value": "gASV"}}
+        ),
+    ],
+)
+def test_a_description_with_foreign_objects_is_never_read(change, monkeypatch):
+    monkeypatch.setattr(
+        keras.saving, "deserialize_keras_object", lambda *_, **__: pytest.fail("was read")
+    )
+    with pytest.raises(errors.ModelMismatch, match="not Keras's own"):
+        networks.build(hostile(change))
+
+
+def test_an_activation_by_name_is_looked_up_in_keras_alone():
+    network = hostile(lambda layer: layer["config"].update(activation="os.getcwd"))
+    with pytest.raises((ValueError, TypeError)):
+        networks.build(network)
+
+
+def test_a_model_trains_continues_predicts_and_evaluates(digits, store):
+    options = {**ROWS, "store": store, "num_proc": 2}
+    model = picture_model()
+    first = [weight.copy() for weight in model.get_weights()]
+    spark_mnist.fit(digits, "m", network=model, epochs=4, **options)
+    for before, after in zip(first, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)  # the user's object stays as it was
+    more = spark_mnist.fit(digits, "m", epochs=4, continuous=True, **options)
+    assert [record.epoch for record in more.epochs] == [5, 6, 7, 8]
+    assert accuracy(digits, "m", store=store) > 0.9
+    predicted = spark_mnist.predict(digits, "m", interpret=True, store=store)
+    assert predicted.where("interpreted = label").count() > 0.9 * digits.count()
+    spark_mnist.fit(digits, "m", network=picture_model(), epochs=1, continuous=True, **options)
+    with pytest.raises(errors.ModelMismatch, match="now makes InputLayer, Dense"):
+        spark_mnist.fit(digits, "m", network=double_model(), continuous=True, **options)
+    with pytest.raises(errors.ModelMismatch, match=r"network=own, .*network=mlp"):
+        spark_mnist.fit(digits, "m", network="mlp", continuous=True, **options)
+
+
+def test_training_starts_from_the_models_own_weights(digits, store, in_process):
+    model = double_model()
+    spark_mnist.fit(digits, "m", network=model, epochs=1, learning_rate=1e-12, store=store, **ROWS)
+    for before, after in zip(model.get_weights(), arrays(store, "m", 1), strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_a_function_with_a_layer_of_its_own(digits, store, in_process):
+    options = {**ROWS, "store": store}
+    spark_mnist.fit(digits, "m", network=custom_model, epochs=6, **options)
+    for verb in (spark_mnist.predict, spark_mnist.evaluate):
+        with pytest.raises(errors.ModelMismatch, match=r"not Keras's own \(Scale\): give the func"):
+            verb(digits, "m", store=store)
+    with pytest.raises(errors.ModelMismatch, match=r"\(Scale\)"):
+        spark_mnist.fit(digits, "m", continuous=True, **options)
+    more = spark_mnist.fit(digits, "m", network=custom_model, continuous=True, epochs=1, **options)
+    assert more.epochs[0].epoch == 7
+    assert accuracy(digits, "m", network=custom_model, store=store) > 0.8
+    predicted = spark_mnist.predict(digits, "m", network=custom_model, store=store)
+    assert predicted.count() == digits.count()
+    with pytest.raises(errors.ModelMismatch, match=r"give network= the function that makes it"):
+        spark_mnist.fit(digits, "n", network=custom_model(), **options)
+
+
+def test_a_function_that_makes_another_model_is_refused(digits, store, in_process):
+    options = {**ROWS, "store": store, "epochs": 1}
+    spark_mnist.fit(digits, "m", network=double_model, **options)
+    assert spark_mnist.predict(digits.limit(3), "m", store=store).count() == 3
+    with pytest.raises(errors.RankError, match=r"raised ModelMismatch.*now makes .*Conv2D"):
+        spark_mnist.fit(digits, "m", network=picture_model, continuous=True, **options)
+
+
+def test_a_function_that_raises_is_told_with_its_own_words(digits, store, in_process):
+    def broken():
+        raise ValueError("no such units")
+
+    with pytest.raises(errors.RankError, match="rank 0 of 1 raised ValueError: no such units"):
+        spark_mnist.fit(digits, "m", network=broken, store=store, **ROWS)
+    assert not list(Path(store).glob("*"))
+
+
+def test_hidden_and_dropout_are_not_for_own_models(digits, store):
+    with pytest.raises(errors.OptionError, match="not for a model of your own"):
+        spark_mnist.fit(digits, "m", network=double_model, hidden="5", store=store)
+
+
+def test_a_tampered_store_runs_nothing(digits, store, in_process, caplog):
+    spark_mnist.fit(digits, "m", network=double_model, epochs=1, store=store, **ROWS)
+    path = Path(store) / "m" / "v000001" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["network"]["config"]["config"]["layers"][1]["class_name"] = "Lambda"
+    path.write_text(json.dumps(manifest))
+    with caplog.at_level(logging.CRITICAL), pytest.raises(Exception, match="Keras's own"):
+        spark_mnist.predict(digits.limit(3), "m", store=store).collect()

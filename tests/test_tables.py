@@ -1,0 +1,227 @@
+"""Any table of numbers: its columns, its classes, standardised, trained, applied."""
+
+import numpy as np
+import pytest
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import functions as F
+
+import spark_mnist
+from spark_mnist import census, datasets, errors, schema
+from tests.conftest import arrays
+from tests.test_fit import manifest
+
+COLUMNS = list(datasets.MEASURES)
+FLOWERS = {
+    "features": COLUMNS, "label": "species", "network": "dnn", "hidden": "10,20,10",
+    "epochs": 60, "batch_size": 16, "learning_rate": 0.003, "verbose": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def iris(spark):
+    return datasets.iris(spark).cache()
+
+
+@pytest.fixture
+def samples(spark):
+    rows = [(6.4, 3.2, 4.5, 1.5), (5.8, 3.1, 5.0, 1.7)]
+    return spark.createDataFrame(rows, ", ".join(f"{name} double" for name in COLUMNS))
+
+
+def as_forms(iris):
+    """The same table in all forms that features may have."""
+    words = F.concat_ws(",", *COLUMNS)
+    return {
+        "columns": (iris, tuple(COLUMNS)),
+        "text columns": (iris.select(*(F.col(c).cast("string") for c in COLUMNS), "label"), tuple(COLUMNS)),
+        "array": (iris.withColumn("x", F.array(*COLUMNS)), ("x",)),
+        "vector": (VectorAssembler(inputCols=COLUMNS, outputCol="x").transform(iris), ("x",)),
+        "text": (iris.withColumn("x", words), ("x",)),
+    }  # fmt: skip
+
+
+def test_every_form_of_features_gives_the_same_tensor(iris):
+    tensors = {}
+    for form, (df, names) in as_forms(iris).items():
+        reads = census.discover(df, names, "label")
+        assert (reads.width, reads.classes, reads.names) == (4, 3, ())
+        source = schema.features(df, reads)
+        rows = df.select(source.column.alias("x")).toPandas()["x"]
+        tensors[form] = schema.tensor_reader(source)(rows)
+        assert census.take(df, reads).rows == 150
+    for tensor in tensors.values():
+        np.testing.assert_array_equal(tensor, tensors["columns"])
+
+
+def test_one_number_a_row_and_bytes_of_any_width(iris):
+    reads = census.discover(iris, ("petal_width",), "label")
+    assert (reads.width, reads.pixels) == (1, False)
+    assert census.take(iris, reads).rows == 150
+    pictures = iris.withColumn("x", F.encode(F.lit("abcdef"), "utf-8"))
+    reads = census.discover(pictures, ("x",), "label")
+    assert (reads.width, reads.pixels) == (6, True)
+    assert census.take(pictures, reads).rows == 150
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "names"),
+    [
+        ("species", 3, ("setosa", "versicolor", "virginica")),
+        ("upper(concat(' ', species))", 3, ("SETOSA", "VERSICOLOR", "VIRGINICA")),
+        ("label", 3, ()),
+        ("cast(label as double)", 3, ()),
+        ("cast(label as string)", 3, ()),
+        ("label > 0", 2, ()),
+        ("transform(array(0, 1, 2), i -> int(i = label))", 3, ()),
+        ("concat_ws(',', transform(array(0, 1, 2), i -> int(i = label)))", 3, ()),
+    ],
+)
+def test_every_form_of_label_gives_its_classes(iris, label, classes, names):
+    df = iris.withColumn("y", F.expr(label))
+    reads = census.discover(df, tuple(COLUMNS), "y")
+    assert (reads.classes, reads.names) == (classes, names)
+    found = df.select(census.label(df, reads).alias("found"), "label").collect()
+    assert all(row["found"] == min(row["label"], classes - 1) for row in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"petal_width": None}, "1 x petal_width is missing or no finite number"),
+        ({"petal_width": float("nan")}, "1 x petal_width is missing or no finite number"),
+        ({"sepal_width": float("inf")}, "1 x sepal_width is missing or no finite number"),
+        ({"sepal_width": 1e300}, "1 x sepal_width is missing or no finite number"),
+        ({"species": None}, "1 x species is none of setosa, versicolor, virginica"),
+        ({"species": "rose"}, "1 x species is none of setosa, versicolor, virginica"),
+    ],
+)
+def test_bad_rows_of_a_table_are_counted_with_the_column(spark, iris, change, message):
+    reads = census.discover(iris, tuple(COLUMNS), "species")
+    bad = spark.createDataFrame([{**iris.first().asDict(), **change}], iris.schema)
+    with pytest.raises(errors.BadRows, match=f"1 of 151 rows cannot be used: {message}"):
+        census.take(iris.union(bad), reads)
+
+
+def test_bad_rows_of_one_column_of_arrays(spark):
+    rows = [([1.0, 2.0], 0), ([1.0], 1), ([1.0, None], 1), ([1.0, float("inf")], 0), (None, 1)]
+    df = spark.createDataFrame(rows, "x array<double>, label int")
+    reads = census.discover(df, ("x",), "label")
+    with pytest.raises(errors.BadRows) as caught:
+        census.take(df, reads)
+    assert str(caught.value) == (
+        "4 of 5 rows cannot be used: 1 x x does not have 2 numbers; "
+        "2 x x has a number that is not finite; 1 x x is null"
+    )
+
+
+@pytest.mark.parametrize(
+    ("features", "label", "error", "message"),
+    [
+        (["petal_wdth"], "label", errors.MissingColumn, "did you mean 'petal_width'"),
+        (COLUMNS, "specie", errors.MissingColumn, "did you mean 'species'"),
+        (["petal_width", "day"], "label", errors.UnreadableColumn, "each must be a number"),
+        (["day"], "label", errors.UnreadableColumn, "is date; it may be a number, an array"),
+        (COLUMNS, "day", errors.UnreadableColumn, "is date; it may be an integer, the name"),
+        (COLUMNS, "id", errors.BadRows, "at most 1000 can be told apart: is it the label"),
+        (COLUMNS, "nothing", errors.BadRows, "no row has a class in column 'nothing'"),
+    ],
+)
+def test_columns_that_make_no_table(iris, store, features, label, error, message):
+    df = iris.withColumns(
+        {"day": F.current_date(), "id": F.lit(1001), "nothing": F.lit(None).cast("int")}
+    )
+    with pytest.raises(error, match=message):
+        spark_mnist.fit(df, "m", features=features, label=label, store=store, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": "dnn"}, "dnn reads a table: name its columns, features=a,b,c"),
+        ({"network": "mlp", "features": COLUMNS}, "mlp reads pictures .* from one column"),
+        ({"features": []}, "features must be column names like a,b,c, .* not \\[\\]"),
+        ({"features": "a,,b"}, "features must be column names"),
+        ({"features": [1]}, "features must be column names"),
+        ({"standardize": "yes"}, "standardize must be true or false"),
+    ],
+)
+def test_options_that_make_no_table(iris, store, options, message):
+    with pytest.raises(errors.OptionError, match=message):
+        spark_mnist.fit(iris, "m", store=store, **options)
+
+
+def test_iris_on_two_ranks_names_its_species_and_goes_on(iris, samples, store):
+    result = spark_mnist.fit(iris, "iris", num_proc=2, store=store, **FLOWERS)
+    assert result.epochs[-1].metrics["val_accuracy"] > 0.85
+    predicted = spark_mnist.predict(samples, "iris", interpret=True, store=store)
+    assert predicted.dtypes[-2:] == [("prediction", "array<int>"), ("interpreted", "string")]
+    rows = predicted.collect()
+    assert [row["interpreted"] for row in rows] == ["versicolor", "virginica"]
+    assert [row["prediction"] for row in rows] == [[0, 1, 0], [0, 0, 1]]
+    options = {"num_proc": 2, "store": store, "continuous": True, "verbose": 0}
+    more = spark_mnist.fit(iris, "iris", epochs=1, **options)
+    assert more.epochs[0].epoch == 61
+    found = manifest(store, "iris", 2)
+    assert found["input"]["names"] == ["setosa", "versicolor", "virginica"]
+    assert found["network"] == manifest(store, "iris", 1)["network"]  # the same standardisation
+    changes = [
+        ({"features": "petal_width"}, "features=sepal_length,.*with features=petal_width"),
+        ({"label": "label"}, "label=species"),
+        ({"standardize": False}, "standardize=True"),
+        ({"hidden": "5"}, "hidden=10,20,10"),
+    ]
+    for change, message in changes:
+        with pytest.raises(errors.ModelMismatch, match=message):
+            spark_mnist.fit(iris, "iris", **options, **change)
+    known = F.when(F.col("species") == "setosa", "rose").otherwise(F.col("species"))
+    roses = iris.withColumn("species", known)
+    with pytest.raises(errors.BadRows, match="50 x species is none of setosa, versicolor, virgin"):
+        spark_mnist.fit(roses, "iris", **options)
+
+
+def test_held_out_flowers_over_five_seeds(spark, samples, store, in_process):
+    train, test = (datasets.iris(spark, split).cache() for split in ("train", "test"))
+    assert (train.count(), test.count()) == (120, 30)
+    accuracies = []
+    for seed in range(5):
+        name = f"seed-{seed}"
+        options = {**FLOWERS, "label": "label", "train_validation_ratio": 1, "seed": seed}
+        spark_mnist.fit(train, name, store=store, **options)
+        (row,) = spark_mnist.evaluate(test, name, rate=1, store=store).collect()
+        accuracies.append(row["metrics"]["accuracy"])
+        rows = spark_mnist.predict(samples, name, interpret=True, store=store).collect()
+        assert [row["interpreted"] for row in rows] == [1, 2]
+    assert np.mean(accuracies) >= 0.95, accuracies
+
+
+def test_standardisation_is_learned_on_the_training_rows_alone(spark, iris, store, in_process):
+    options = {**FLOWERS, "epochs": 1, "train_validation_ratio": 0.5, "store": store}
+    spark_mnist.fit(iris, "m", **options)
+    network = manifest(store, "m")["network"]
+    everything = np.array(iris.select(*COLUMNS).collect())
+    assert np.abs(network["mean"] - everything.mean(axis=0)).max() < 0.5
+    assert np.abs(network["mean"] - everything.mean(axis=0)).min() > 1e-4
+    constant = iris.withColumn("same", F.lit(7))
+    features = [*COLUMNS[:2], "same"]
+    spark_mnist.fit(constant, "c", **{**options, "features": features})
+    assert manifest(store, "c")["network"]["mean"][2] == 7
+    assert manifest(store, "c")["network"]["deviation"][2] == 1
+    spark_mnist.fit(iris, "raw", standardize=False, **options)
+    assert manifest(store, "raw")["network"]["mean"] == []
+    assert arrays(store, "raw", 1)[0].shape == (4, 10)
+
+
+def test_a_row_to_predict_that_is_not_finite(spark, iris, store, in_process):
+    spark_mnist.fit(iris, "m", **{**FLOWERS, "epochs": 1}, store=store)
+    bad = iris.limit(1).withColumn("petal_width", F.lit(None).cast("double"))
+    with pytest.raises(Exception, match=r"a row to predict has a number in sepal_length, .*finite"):
+        spark_mnist.predict(bad, "m", store=store).collect()
+
+
+def test_a_column_of_vectors_of_another_width(spark, iris, store, in_process):
+    df, _ = as_forms(iris)["vector"]
+    spark_mnist.fit(df, "m", **{**FLOWERS, "features": "x", "epochs": 1}, store=store)
+    wrong = spark.createDataFrame([(Vectors.dense([1.0, 2.0]),)], ["x"])
+    with pytest.raises(Exception, match="a row to predict has no x of 4 numbers"):
+        spark_mnist.predict(wrong, "m", store=store).collect()
