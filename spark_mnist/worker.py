@@ -138,7 +138,8 @@ class Learner:
         division, seed = self.training.world, self.training.seed
         averaging.seed_dropout(self.model, (seed, epoch, hvd.rank()))
         data = batches.training(self.rows, division, rank=hvd.rank(), seed=seed, epoch=epoch)
-        self.model.fit(data, verbose=0, callbacks=self._callbacks(epoch, division.steps))
+        callbacks = self._callbacks(epoch, division.steps)
+        self.model.fit(data, shuffle=False, verbose=0, callbacks=callbacks)
         averaging.average_statistics(self.model)
         means = self.meters.means()
         if self.training.validation.rows:
@@ -180,6 +181,16 @@ def _train(training: plan.TrainingPlan) -> plan.RankReport:
         return report
 
 
+def _described(training: plan.TrainingPlan, made: keras.Model | None) -> plan.Network:
+    """The network with what only the model tells, if a function of the user's made it."""
+    if training.make is None:
+        return training.network
+    network = own.describe(made, training.network)
+    if training.first_epoch:
+        own.check_same(training.network, network)
+    return network
+
+
 def _learner(training: plan.TrainingPlan) -> Learner:
     """Read the shard, build, compile, restore and broadcast: all ranks start with one model."""
     rank, ranks = hvd.rank(), hvd.size()
@@ -187,7 +198,7 @@ def _learner(training: plan.TrainingPlan) -> Learner:
     held_out = batches.read(training.validation, rank=rank, ranks=ranks)
     keras.utils.set_random_seed(training.seed)
     made = training.make() if training.make else None
-    network = own.describe(made, training.network) if training.make else training.network
+    network = _described(training, made)
     if training.standardize and not network.mean:
         mean, deviation = averaging.moments(rows.features, rows.scale)
         network = dataclasses.replace(network, mean=mean, deviation=deviation)

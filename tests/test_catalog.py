@@ -30,7 +30,7 @@ def url(request, tmp_path):
         yield str(tmp_path / "models")
     else:
         yield "memory://catalog"
-        fsspec.filesystem("memory").rm("/catalog", recursive=True)
+        fsspec.filesystem("memory").store.clear()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,8 +66,5 @@ def test_iris_knows_the_two_new_flowers(tmp_path):
 
 
 def test_every_example_is_run_here():
-    tested = set(
-        re.findall(r'"(\w+\.py)"', (REPOSITORY / "tests" / "test_examples.py").read_text())
-    )
-    in_demo = {"pictures.py"}
-    assert {path.name for path in EXAMPLES.glob("*.py")} == tested | in_demo
+    demo = (REPOSITORY / "Makefile").read_text() + Path(__file__).read_text()
+    assert all(f"{path.stem}.py" in demo for path in EXAMPLES.glob("*.py"))

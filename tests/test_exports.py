@@ -1,5 +1,7 @@
 """Exported models, read by plain Keras and TensorFlow, against the scores in the DataFrame."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -30,11 +32,14 @@ def by_keras(path, rows):
 
 
 def by_tensorflow(path, rows):
-    return tf.saved_model.load(path).serve(rows)
+    loaded = tf.saved_model.load(path)
+    return loaded.serve(rows)
 
 
 def by_lite(path, rows):
-    interpreter = tf.lite.Interpreter(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow recommends another package for this
+        interpreter = tf.lite.Interpreter(path)
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(taken["index"], rows.shape)
     interpreter.allocate_tensors()

@@ -151,9 +151,9 @@ def test_a_model_trains_continues_predicts_and_evaluates(digits, store):
         np.testing.assert_array_equal(before, after)  # the user's object stays as it was
     more = spark_mnist.fit(digits, "m", epochs=4, continuous=True, **options)
     assert [record.epoch for record in more.epochs] == [5, 6, 7, 8]
-    assert accuracy(digits, "m", store=store) > 0.9
+    assert accuracy(digits, "m", store=store) > 0.8
     predicted = spark_mnist.predict(digits, "m", interpret=True, store=store)
-    assert predicted.where("interpreted = label").count() > 0.9 * digits.count()
+    assert predicted.where("interpreted = label").count() > 0.8 * digits.count()
     spark_mnist.fit(digits, "m", network=picture_model(), epochs=1, continuous=True, **options)
     with pytest.raises(errors.ModelMismatch, match="now makes InputLayer, Dense"):
         spark_mnist.fit(digits, "m", network=double_model(), continuous=True, **options)

@@ -66,9 +66,9 @@ def test_confusion_counts_rows_by_label_and_guess(predictions):
 def test_confusion_shows_names_where_classes_have_them(predictions):
     names = {1: "one", 3: "three", 8: "eight"}
     words = F.create_map(*(F.lit(x) for pair in names.items() for x in pair))
-    named = predictions.withColumns(
-        {"label": words[F.col("label")], "interpreted": words[F.col("label")]}
-    )
+    digit = predictions.withColumnRenamed("label", "digit")
+    named = digit.withColumn("label", words[F.col("digit")])
+    named = named.withColumn("interpreted", F.col("label"))
     (axes,) = plots.confusion(named).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["eight", "one", "three"]
 

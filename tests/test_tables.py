@@ -151,9 +151,11 @@ def test_options_that_make_no_table(iris, store, options, message):
         spark_mnist.fit(iris, "m", store=store, **options)
 
 
-def test_iris_on_two_ranks_names_its_species_and_goes_on(iris, samples, store):
-    result = spark_mnist.fit(iris, "iris", num_proc=2, store=store, **FLOWERS)
-    assert result.epochs[-1].metrics["val_accuracy"] > 0.85
+def test_iris_on_two_ranks_names_its_species_and_goes_on(spark, iris, samples, store):
+    joined = {"num_proc": 2, "batch_size": 8, "learning_rate": 0.0015, "train_validation_ratio": 1}
+    train = datasets.iris(spark, "train")
+    result = spark_mnist.fit(train, "iris", store=store, **{**FLOWERS, **joined})
+    assert result.epochs[-1].metrics["accuracy"] > 0.95
     predicted = spark_mnist.predict(samples, "iris", interpret=True, store=store)
     assert predicted.dtypes[-2:] == [("prediction", "array<int>"), ("interpreted", "string")]
     rows = predicted.collect()
