@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import spark_mnist
@@ -114,6 +115,33 @@ def test_a_csv_of_the_manuals_table_through_spark_submit(home, spark):
         assert len(row["image"].split(",")) == 784
 
 
+def test_a_table_from_csv_with_a_header_and_what_becomes_of_its_model(tmp_path, spark):
+    iris = datasets.iris(spark).drop("label")
+    iris.coalesce(1).write.csv(str(tmp_path / "iris.csv"), header=True)
+    words = ("features=petal_length,petal_width", "label=species", "epochs=20", "batch_size=8")
+    fit = run(
+        "fit", "flowers", *words, "num_proc=1", "learning_rate=0.01", "--json",
+        "--input", "iris.csv", "--quiet", cwd=tmp_path,
+    )  # fmt: skip
+    assert fit.returncode == 0, fit.stderr
+    assert json.loads(fit.stdout.splitlines()[-1])["metrics"]["val_accuracy"] > 0.8
+    predict = ("predict", "flowers", "interpret=true", "--input", "iris.csv", "--json")
+    rows = [json.loads(line) for line in run(*predict, cwd=tmp_path).stdout.splitlines()]
+    assert len(rows) == 150
+    assert np.mean([row["species"] == row["interpreted"] for row in rows]) > 0.9
+    evaluate = ("eval", "flowers", "rate=1", "details=true", "--input", "iris.csv", "--output")
+    assert run(*evaluate, "figures.csv", cwd=tmp_path).returncode == 0
+    (figures,) = spark.read.csv(str(tmp_path / "figures.csv"), header=True, escape='"').collect()
+    assert figures["num_examples"] == "150"
+    assert json.loads(figures["classes"])[2]["class"] == "virginica"
+    back = run("rollback", "flowers", "version=1", "--json", cwd=tmp_path)
+    assert (back.returncode, back.stdout) == (0, '{"version":2}\n'), back.stderr
+    gone = run("delete", "flowers", "version=1", "--json", cwd=tmp_path)
+    assert gone.stdout == '{"version":1}\n'
+    listed = run("models", "--json", cwd=tmp_path)
+    assert [json.loads(line)["version"] for line in listed.stdout.splitlines()] == [2]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -124,6 +152,9 @@ def test_a_csv_of_the_manuals_table_through_spark_submit(home, spark):
         ),
         (["fit", "--input", "digits:train"], 2, "the model name is missing"),
         (["fit", "m"], 2, "--input is missing"),
+        (["describe"], 2, "the model name is missing"),
+        (["models", "m"], 2, "'m' is no option: write name=value"),
+        (["delete", "m", "version=0"], 2, "version must be int >= 1"),
         (["fit", "m", "--input", "digits:dev"], 2, "digits has the splits train and test"),
         (["fit", "m", "--input", "rows"], 2, "the format of 'rows' is not clear: add --format"),
         (["predict", "m", "--input", "digits:test", "--output", "x"], 2, "add --output-format"),

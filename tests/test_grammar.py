@@ -72,6 +72,9 @@ def test_understood(text, operation, name, options):
         ("predict m interpret=1", "true or false", 20),
         ("fit m network=resnet", "mlp, softmax, small, cnn, dnn", 14),
         ("fit m learning_rate=inf", "float > 0", 20),
+        ("models m", "'m' is no option", 7),
+        ("describe", "the model name is missing", 8),
+        ("fit m features=a,,b", "column names like a,b,c", 15),
     ],
 )  # fmt: skip
 def test_refused_with_a_caret_under_the_column(text, message, column):
@@ -81,6 +84,19 @@ def test_refused_with_a_caret_under_the_column(text, message, column):
     assert message in head
     assert line == f"  {text}"
     assert caret == f"  {' ' * column}^"
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("models", ("models", "", {})),
+        ("mymnist models store=x", ("models", "", {"store": "x"})),
+        ("describe m version=2", ("describe", "m", {"version": 2})),
+        ("delete models", ("delete", "models", {})),
+    ],
+)
+def test_operations_on_saved_models(text, command):
+    assert grammar.parse(text) == grammar.parse_words(text.split()) == grammar.Command(*command)
 
 
 def test_the_caret_stands_under_its_own_line():
