@@ -10,23 +10,9 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from spark_mnist import errors, options, plan
+from spark_mnist import errors, networks, options, plan
 from spark_mnist import store as stores
 
-HIDDEN: dict[str, tuple[int, ...]] = {
-    "softmax": (),
-    "mlp": (128, 32),
-    "small": (20, 20),
-    "cnn": (1024,),
-    "dnn": (10, 20, 10),
-}
-"""Dense hidden layers of each network, where none are given."""
-DROPOUT = {"softmax": 0.0, "mlp": 0.0, "small": 0.0, "cnn": 0.5, "dnn": 0.0}
-"""Dropout of each network, where none is given."""
-TABLE = "dnn"
-"""The network that reads a table; the others of ours read pictures."""
-LEARNING_RATES = {"adam": 0.001, "sgd": 0.1, "momentum": 0.02}
-"""For one rank, where none is given."""
 LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
 """Their versions are noted in each manifest."""
 
@@ -69,7 +55,7 @@ class Start:
         return begin._with_model() if _is_model(self.own) else begin
 
     def _with_model(self) -> Start:
-        from spark_mnist import checkpoint, networks, own
+        from spark_mnist import checkpoint, own
 
         network = own.describe(self.own, self.network)
         if network.custom:
@@ -96,20 +82,20 @@ def start(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
     given = None if isinstance(chosen.network, str) else chosen.network
     if not chosen.continuous:
         network = _network(chosen)
-        kind = chosen.optimizer or "adam"
+        kind = chosen.optimizer or next(iter(networks.OPTIMIZERS))
         optimizer = plan.Optimizer(
             name=kind,
-            learning_rate=chosen.learning_rate or LEARNING_RATES[kind],
+            learning_rate=chosen.learning_rate or networks.OPTIMIZERS[kind].learning_rate,
             warmup_epochs=chosen.warmup_epochs or 0,
             schedule=chosen.lr_schedule or "constant",
         )
-        standardize = network.name == TABLE if chosen.standardize is None else chosen.standardize
+        standardize = _is_table(network.name)
         return Start(
             network=network,
             optimizer=optimizer,
             seed=chosen.seed or 0,
             reads=_pictures(network.name, chosen),
-            standardize=standardize,
+            standardize=standardize if chosen.standardize is None else chosen.standardize,
             own=given,
         )
     version = store.newest(name)
@@ -180,31 +166,37 @@ def _is_model(value: Any) -> bool:
 
 def _network(chosen: options.FitOptions) -> plan.Network:
     """The network that options describe; how wide it is, only the rows tell."""
-    name = chosen.network or (TABLE if chosen.features else "mlp")
+    name = chosen.network or (networks.TABLE if chosen.features else networks.PICTURES)
     if not isinstance(name, str):
         if chosen.hidden or chosen.dropout is not None:
             raise errors.OptionError("hidden and dropout are not for a model of your own")
         return plan.Network(name=plan.OWN, inputs=0, classes=0)
-    hidden = _units(chosen.hidden) if chosen.hidden else HIDDEN[name]
-    dropout = DROPOUT[name] if chosen.dropout is None else chosen.dropout
-    if name == "softmax" and (hidden or dropout):
-        raise errors.OptionError("softmax has no hidden layers: leave out hidden and dropout")
+    known = networks.REGISTRY[name]
+    hidden = _units(chosen.hidden) if chosen.hidden else known.hidden
+    dropout = known.dropout if chosen.dropout is None else chosen.dropout
+    if not known.hidden and (hidden or dropout):
+        raise errors.OptionError(f"{name} has no hidden layers: leave out hidden and dropout")
     return plan.Network(name=name, inputs=0, classes=0, hidden=hidden, dropout=dropout)
 
 
 def _pictures(network: str, chosen: options.FitOptions) -> plan.Input | None:
     """What a network of pictures reads; None for a table."""
     columns = options.columns(chosen.features) or ("image",)
-    if network == TABLE and not chosen.features:
-        raise errors.OptionError(f"{TABLE} reads a table: name its columns, features=a,b,c")
-    if network == TABLE or (network == plan.OWN and chosen.features):
+    table = _is_table(network)
+    if table and not chosen.features:
+        raise errors.OptionError(f"{network} reads a table: name its columns, features=a,b,c")
+    if table or (network == plan.OWN and chosen.features):
         return None
     if len(columns) > 1:
         raise errors.OptionError(
             f"{network} reads pictures of 784 pixels, from one column, not from {len(columns)}; "
-            f"network={TABLE} reads a table"
+            f"network={networks.TABLE} reads a table"
         )
     return plan.Input(features=columns, label=chosen.label or "label")
+
+
+def _is_table(network: str) -> bool:
+    return network in networks.REGISTRY and networks.REGISTRY[network].table
 
 
 def _units(text: str) -> tuple[int, ...]:

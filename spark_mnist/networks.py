@@ -1,32 +1,58 @@
-"""The Keras models that can be trained, and their optimizers. Runs on ranks and executors.
+"""The networks that can be trained, and their optimizers: one registry of each.
 
-Every network takes float32 ``[B, inputs]`` and gives class probabilities ``[B, classes]``. Layers
-are named, so that a saved model's arrays can be told apart. A new network is a function in
-``REGISTRY``, with its name in ``options`` and its defaults in ``lineage``.
+Whoever imports this module gets names and defaults; Keras is loaded when something is built, on
+ranks and executors. Every network takes float32 ``[B, inputs]`` and gives class probabilities
+``[B, classes]``. Layers are named, so that a saved model's arrays can be told apart. A new network
+is one entry in ``REGISTRY``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import keras
-from keras import layers
+from spark_mnist import plan
 
-from spark_mnist import own, plan
-
-Stack = Callable[[keras.KerasTensor, plan.Network], keras.KerasTensor]
+Stack = Callable[[Any, plan.Network], Any]
 """From the inputs ``[B, inputs]`` to what the class probabilities are computed of."""
 
 
-def _dense(x: keras.KerasTensor, network: plan.Network) -> keras.KerasTensor:
+@dataclass(frozen=True)
+class Architecture:
+    """The layers of a network, and its settings where the user gives none."""
+
+    stack: Stack
+    hidden: tuple[int, ...] = ()
+    """Units of the dense hidden layers; a network without any takes none."""
+    dropout: float = 0.0
+    table: bool = False
+    """Whether it reads a table; the others read pictures."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimizer of Keras's, and its settings."""
+
+    name: str
+    learning_rate: float
+    """For one rank, where the user gives none."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _dense(x: Any, network: plan.Network) -> Any:
     """ReLU layers of ``hidden`` units, then dropout."""
+    from keras import layers
+
     for number, units in enumerate(network.hidden, start=1):
         x = layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
     return layers.Dropout(network.dropout, name="dropout")(x) if network.dropout else x
 
 
-def _cnn(x: keras.KerasTensor, network: plan.Network) -> keras.KerasTensor:
+def _cnn(x: Any, network: plan.Network) -> Any:
     """32 and 64 filters of 5x5, each with 2x2 pooling, before the dense layers."""
+    from keras import layers
+
     x = layers.Reshape((28, 28, 1), name="image")(x)
     for number, filters in enumerate((32, 64), start=1):
         name = f"convolution_{number}"
@@ -35,24 +61,27 @@ def _cnn(x: keras.KerasTensor, network: plan.Network) -> keras.KerasTensor:
     return _dense(layers.Flatten(name="flat")(x), network)
 
 
-REGISTRY: dict[str, Stack] = {
-    "softmax": _dense,
-    "mlp": _dense,
-    "small": _dense,
-    "cnn": _cnn,
-    "dnn": _dense,
+REGISTRY: Mapping[str, Architecture] = {
+    "mlp": Architecture(_dense, hidden=(128, 32)),
+    "softmax": Architecture(_dense),
+    "small": Architecture(_dense, hidden=(20, 20)),
+    "cnn": Architecture(_cnn, hidden=(1024,), dropout=0.5),
+    "dnn": Architecture(_dense, hidden=(10, 20, 10), table=True),
 }
 """The networks, by the name in ``network=``."""
+PICTURES, TABLE = "mlp", "dnn"
+"""Those that are trained where none is named."""
 
-OPTIMIZERS: dict[str, Callable[[float], keras.optimizers.Optimizer]] = {
-    "adam": lambda rate: keras.optimizers.Adam(rate),
-    "sgd": lambda rate: keras.optimizers.SGD(rate),
-    "momentum": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
+OPTIMIZERS: Mapping[str, Rule] = {
+    "adam": Rule("Adam", 0.001),
+    "sgd": Rule("SGD", 0.1),
+    "momentum": Rule("SGD", 0.02, {"momentum": 0.9}),
 }
+"""The optimizers, by the name in ``optimizer=``; the first where none is named."""
 
 
-def build(network: plan.Network, made: keras.Model | None = None) -> keras.Model:
-    """Make the model with fresh weights, drawn from Keras' global seed.
+def build(network: plan.Network, made: Any = None) -> Any:
+    """Make the Keras model with fresh weights, drawn from Keras' global seed.
 
     Args:
         network: What to build.
@@ -61,23 +90,33 @@ def build(network: plan.Network, made: keras.Model | None = None) -> keras.Model
     Raises:
         errors.ModelMismatch: The network is the user's own, and cannot be made without that.
     """
+    import keras
+
+    from spark_mnist import own
+
     inputs = keras.Input((network.inputs,), name="features")
     x = _standardized(inputs, network)
     if network.name == plan.OWN:
         outputs = own.attach(x, network, made)
     else:
-        hidden = REGISTRY[network.name](x, network)
-        outputs = layers.Dense(network.classes, activation="softmax", name="classes")(hidden)
+        hidden = REGISTRY[network.name].stack(x, network)
+        classes = keras.layers.Dense(network.classes, activation="softmax", name="classes")
+        outputs = classes(hidden)
     return keras.Model(inputs, outputs, name=network.name)
 
 
-def optimizer(spec: plan.Optimizer, learning_rate: float) -> keras.optimizers.Optimizer:
-    """Make the optimizer with the given rate in place of the specification's."""
-    return OPTIMIZERS[spec.name](learning_rate)
+def optimizer(spec: plan.Optimizer, learning_rate: float) -> Any:
+    """Make the Keras optimizer with the given rate in place of the specification's."""
+    import keras
+
+    rule = OPTIMIZERS[spec.name]
+    return getattr(keras.optimizers, rule.name)(learning_rate, **rule.settings)
 
 
-def _standardized(x: keras.KerasTensor, network: plan.Network) -> keras.KerasTensor:
+def _standardized(x: Any, network: plan.Network) -> Any:
     """Mean 0 and deviation 1 for each feature, as the training rows had them."""
+    from keras import layers
+
     if not network.mean:
         return x
     variance = [deviation**2 for deviation in network.deviation]

@@ -13,10 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spark_mnist import errors
+from spark_mnist import errors, networks
 
-NETWORKS = ("mlp", "softmax", "small", "cnn", "dnn")
-OPTIMIZERS = ("adam", "sgd", "momentum")
 NUMBER = r"\d+(\.\d+)?"
 SCHEDULES = rf"constant|cosine:[1-9]\d*|exponential:{NUMBER}|step:[1-9]\d*:{NUMBER}"
 
@@ -73,9 +71,9 @@ COLUMNS = Kind(
     lambda v: bool(columns(v)) and all(columns(v)),
 )
 NETWORK = Kind(
-    f"{', '.join(NETWORKS)}; in Python also a Keras model or a function that makes one",
+    f"{', '.join(networks.REGISTRY)}; in Python also a Keras model or a function that makes one",
     str,
-    lambda v: v in NETWORKS if isinstance(v, str) else callable(v),
+    lambda v: v in networks.REGISTRY if isinstance(v, str) else callable(v),
 )
 
 
@@ -169,7 +167,10 @@ class FitOptions(RowOptions):
         None, SHARE, "share of the last hidden units left out while training", "the network's"
     )
     optimizer: str | None = option(
-        None, one_of(*OPTIMIZERS), "how weights follow gradients", "adam, or the saved model's"
+        None,
+        one_of(*networks.OPTIMIZERS),
+        "how weights follow gradients",
+        "adam, or the saved model's",
     )
     learning_rate: float | None = option(
         None, RATE, "for one rank; scaled by the ranks while training", "the optimizer's"
