@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from spark_mnist import errors, networks, options, plan
+from spark_mnist import errors, kinds, networks, options, plan
 from spark_mnist import store as stores
 
 LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
@@ -181,7 +181,7 @@ def _network(chosen: options.FitOptions) -> plan.Network:
 
 def _pictures(network: str, chosen: options.FitOptions) -> plan.Input | None:
     """What a network of pictures reads; None for a table."""
-    columns = options.columns(chosen.features) or ("image",)
+    columns = kinds.columns(chosen.features) or ("image",)
     table = _is_table(network)
     if table and not chosen.features:
         raise errors.OptionError(f"{network} reads a table: name its columns, features=a,b,c")
@@ -219,7 +219,7 @@ def _check_unchanged(
         "label": reads.label,
         "standardize": bool(network.mean),
     }
-    columns = options.columns(chosen.features)
+    columns = kinds.columns(chosen.features)
     wanted = dataclasses.asdict(
         dataclasses.replace(
             chosen,

@@ -7,103 +7,22 @@ Defaults that the manual gives are the manual's.
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spark_mnist import errors, networks
-
-NUMBER = r"\d+(\.\d+)?"
-SCHEDULES = rf"constant|cosine:[1-9]\d*|exponential:{NUMBER}|step:[1-9]\d*:{NUMBER}"
+from spark_mnist import errors, kinds, networks
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What values an option takes: how its text is read and its value checked."""
-
-    words: str
-    """The allowed values in words, as error messages and ``--help`` show them."""
-    read: Callable[[str], Any]
-    """Text to value; raises ValueError."""
-    allows: Callable[[Any], bool]
-
-
-def _read_bool(text: str) -> bool:
-    values = {"true": True, "false": False}
-    if text.lower() not in values:
-        raise ValueError(text)
-    return values[text.lower()]
-
-
-def _read_int(text: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]+", text):
-        raise ValueError(text)
-    return int(text)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-POSITIVE = Kind("int >= 1", _read_int, lambda v: _is_int(v) and v >= 1)
-COUNT = Kind("int >= 0", _read_int, lambda v: _is_int(v) and v >= 0)
-SEED = Kind("int in 0..4294967295", _read_int, lambda v: _is_int(v) and 0 <= v < 2**32)
-RATIO = Kind("float in [0, 1]", float, lambda v: _is_number(v) and 0 <= v <= 1)
-RATE = Kind("float > 0", float, lambda v: _is_number(v) and v > 0)
-BOOL = Kind("true or false", _read_bool, lambda v: isinstance(v, bool))
-SHARE = Kind("float in [0, 1)", float, lambda v: _is_number(v) and 0 <= v < 1)
-UNITS = Kind("integers like 128,32", str, lambda v: _matches(r"[1-9]\d*(,[1-9]\d*)*", v))
-SCHEDULE = Kind(
-    "constant, cosine:EPOCHS, exponential:FACTOR or step:EPOCHS:FACTOR",
-    str,
-    lambda v: _matches(SCHEDULES, v),
-)
-TEXT = Kind("text", str, lambda v: isinstance(v, str) and v != "")
-COLUMNS = Kind(
-    "column names like a,b,c, in Python also a list",
-    str,
-    lambda v: bool(columns(v)) and all(columns(v)),
-)
-NETWORK = Kind(
-    f"{', '.join(networks.REGISTRY)}; in Python also a Keras model or a function that makes one",
-    str,
-    lambda v: v in networks.REGISTRY if isinstance(v, str) else callable(v),
-)
-
-
-def _matches(pattern: str, value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def columns(value: Any) -> tuple[str, ...]:
-    """The column names in a value of the option ``features``; none where it has none."""
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        return ()
-    return tuple(name.strip() for name in names)
-
-
-def one_of(*names: str) -> Kind:
-    """Make the kind of an option that is one of a few words."""
-    return Kind(" or ".join(names), str, lambda v: v in names)
-
-
-def option(default: Any, kind: Kind, doc: str, shown: str = "") -> Any:
+def option(default: Any, kind: kinds.Kind, doc: str, shown: str = "") -> Any:
     """Declare one field; ``shown`` is the default in words where the value says too little."""
     return dataclasses.field(default=default, metadata={"kind": kind, "doc": doc, "shown": shown})
 
 
-def _seed() -> Any:
-    doc = "of all that is random: split, shuffles, first weights, shares"
-    return option(None, SEED, doc, "0; continuing, the saved model's")
-
-
+SEED = (
+    "of all that is random: split, shuffles, first weights, shares",
+    "0; continuing, the saved model's",
+)
 VERSION = "which version of the model", "the newest; of delete, all"
 
 
@@ -116,13 +35,13 @@ class Options:
     """
 
     store: str | None = option(
-        None, TEXT, "URL or path of the model store", "spark.mnist.store, else ./models"
+        None, kinds.TEXT, "URL or path of the model store", "spark.mnist.store, else ./models"
     )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            kind: Kind = field.metadata["kind"]
+            kind: kinds.Kind = field.metadata["kind"]
             if not (kind.allows(value) or (value is None and field.default is None)):
                 raise errors.OptionError(f"{field.name} must be {kind.words}, not {value!r}")
 
@@ -131,104 +50,104 @@ class Options:
 class RowOptions(Options):
     """What every operation on rows takes."""
 
-    batch_size: int = option(32, POSITIVE, "rows of one step, on each rank")
+    batch_size: int = option(32, kinds.POSITIVE, "rows of one step, on each rank")
     network: str | Callable[..., Any] | None = option(
         None,
-        NETWORK,
+        kinds.NETWORK,
         "what is trained; for a saved model with objects of your own, the function that makes it",
         "mlp, with features dnn, or the saved model's",
     )
-    verbose: int = option(1, COUNT, "0 shows no progress")
+    verbose: int = option(1, kinds.COUNT, "0 shows no progress")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(RowOptions):
     """The options of ``fit``."""
 
-    epochs: int = option(5, POSITIVE, "passes over the training rows")
+    epochs: int = option(5, kinds.POSITIVE, "passes over the training rows")
     train_validation_ratio: float = option(
-        0.8, RATIO, "share of the rows that trains; the rest validates after every epoch"
+        0.8, kinds.RATIO, "share of the rows that trains; the rest validates after every epoch"
     )
-    continuous: bool = option(False, BOOL, "go on from the saved model, with new rows")
+    continuous: bool = option(False, kinds.BOOL, "go on from the saved model, with new rows")
     features: str | Sequence[str] | None = option(
-        None, COLUMNS, "one column of arrays, or a column for each number", "image"
+        None, kinds.COLUMNS, "one column of arrays, or a column for each number", "image"
     )
-    label: str | None = option(None, TEXT, "the column of classes", "label")
+    label: str | None = option(None, kinds.TEXT, "the column of classes", "label")
     standardize: bool | None = option(
         None,
-        BOOL,
+        kinds.BOOL,
         "scale features to mean 0 and deviation 1, as the training rows have them",
         "true for dnn, else false",
     )
     hidden: str | None = option(
-        None, UNITS, "units of the dense hidden layers, first to last", "the network's"
+        None, kinds.UNITS, "units of the dense hidden layers, first to last", "the network's"
     )
     dropout: float | None = option(
-        None, SHARE, "share of the last hidden units left out while training", "the network's"
+        None, kinds.SHARE, "share of the last hidden units left out while training", "the network's"
     )
     optimizer: str | None = option(
         None,
-        one_of(*networks.OPTIMIZERS),
+        kinds.one_of(*networks.OPTIMIZERS),
         "how weights follow gradients",
         "adam, or the saved model's",
     )
     learning_rate: float | None = option(
-        None, RATE, "for one rank; scaled by the ranks while training", "the optimizer's"
+        None, kinds.RATE, "for one rank; scaled by the ranks while training", "the optimizer's"
     )
     warmup_epochs: int | None = option(
         None,
-        COUNT,
+        kinds.COUNT,
         "first epochs of a model, in which the rate climbs from one rank's to all ranks'",
         "0, or the saved model's",
     )
     lr_schedule: str | None = option(
         None,
-        SCHEDULE,
+        kinds.SCHEDULE,
         "how the rate falls over the epochs of a model",
         "constant, or the saved model's",
     )
     patience: int | None = option(
         None,
-        POSITIVE,
+        kinds.POSITIVE,
         "stop after so many epochs without a lower val_loss, and keep the best",
         "train all epochs",
     )
     num_proc: int | None = option(
         None,
-        POSITIVE,
+        kinds.POSITIVE,
         "ranks, one Spark task each",
         "all that Spark can run at once, each with a batch or more",
     )
-    seed: int | None = _seed()
+    seed: int | None = option(None, kinds.SEED, *SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(RowOptions):
     """The options of ``predict``."""
 
-    interpret: bool = option(False, BOOL, "add the predicted label as people read it")
-    version: int | None = option(None, POSITIVE, *VERSION)
+    interpret: bool = option(False, kinds.BOOL, "add the predicted label as people read it")
+    version: int | None = option(None, kinds.POSITIVE, *VERSION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(RowOptions):
     """The options of ``evaluate``."""
 
-    rate: float = option(0.7, RATIO, "random share of the rows that one evaluation uses")
-    repeat: int = option(1, POSITIVE, "how many evaluations, each on a fresh random share")
-    details: bool = option(False, BOOL, "add counts, confusion matrix and figures by class")
+    rate: float = option(0.7, kinds.RATIO, "random share of the rows that one evaluation uses")
+    repeat: int = option(1, kinds.POSITIVE, "how many evaluations, each on a fresh random share")
+    details: bool = option(False, kinds.BOOL, "add counts, confusion matrix and figures by class")
     by: str | None = option(
-        None, TEXT, "a column whose values part the rows, each measured apart", "all rows"
+        None, kinds.TEXT, "a column whose values part the rows, each measured apart", "all rows"
     )
-    seed: int | None = _seed()
-    version: int | None = option(None, POSITIVE, *VERSION)
+    seed: int | None = option(None, kinds.SEED, *SEED)
+    version: int | None = option(None, kinds.POSITIVE, *VERSION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionOptions(Options):
     """The options of ``describe`` and ``delete``."""
 
-    version: int | None = option(None, POSITIVE, *VERSION)
+    version: int | None = option(None, kinds.POSITIVE, *VERSION)
 
 
 OPERATIONS: Mapping[str, type[Options]] = {
@@ -295,7 +214,7 @@ def read(name: str, text: str) -> Any:
     Raises:
         errors.OptionError: The text is not a value of the option's type.
     """
-    kind: Kind = FIELDS[name].metadata["kind"]
+    kind: kinds.Kind = FIELDS[name].metadata["kind"]
     try:
         value = kind.read(text)
     except ValueError:

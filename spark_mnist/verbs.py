@@ -18,6 +18,7 @@ from spark_mnist import (
     errors,
     evaluation,
     grammar,
+    kinds,
     launch,
     lineage,
     options,
@@ -75,7 +76,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
     cache = _cache(spark, store)
     shards.check_url(cache.url)
     reads = begin.reads or census.discover(
-        df, options.columns(chosen.features), chosen.label or plan.Input.label
+        df, kinds.columns(chosen.features), chosen.label or plan.Input.label
     )
     begin = begin.reading(reads)
     counted = census.take(df, reads)

@@ -1,0 +1,89 @@
+"""What values options take: how their text is read, and which are allowed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from spark_mnist import networks
+
+NUMBER = r"\d+(\.\d+)?"
+SCHEDULES = rf"constant|cosine:[1-9]\d*|exponential:{NUMBER}|step:[1-9]\d*:{NUMBER}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values an option takes: how its text is read and its value checked."""
+
+    words: str
+    """The allowed values in words, as error messages and ``--help`` show them."""
+    read: Callable[[str], Any]
+    """Text to value; raises ValueError."""
+    allows: Callable[[Any], bool]
+
+
+def _read_bool(text: str) -> bool:
+    values = {"true": True, "false": False}
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+def _read_int(text: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+POSITIVE = Kind("int >= 1", _read_int, lambda v: _is_int(v) and v >= 1)
+COUNT = Kind("int >= 0", _read_int, lambda v: _is_int(v) and v >= 0)
+SEED = Kind("int in 0..4294967295", _read_int, lambda v: _is_int(v) and 0 <= v < 2**32)
+RATIO = Kind("float in [0, 1]", float, lambda v: _is_number(v) and 0 <= v <= 1)
+RATE = Kind("float > 0", float, lambda v: _is_number(v) and v > 0)
+BOOL = Kind("true or false", _read_bool, lambda v: isinstance(v, bool))
+SHARE = Kind("float in [0, 1)", float, lambda v: _is_number(v) and 0 <= v < 1)
+UNITS = Kind("integers like 128,32", str, lambda v: _matches(r"[1-9]\d*(,[1-9]\d*)*", v))
+SCHEDULE = Kind(
+    "constant, cosine:EPOCHS, exponential:FACTOR or step:EPOCHS:FACTOR",
+    str,
+    lambda v: _matches(SCHEDULES, v),
+)
+TEXT = Kind("text", str, lambda v: isinstance(v, str) and v != "")
+COLUMNS = Kind(
+    "column names like a,b,c, in Python also a list",
+    str,
+    lambda v: bool(columns(v)) and all(columns(v)),
+)
+NETWORK = Kind(
+    f"{', '.join(networks.REGISTRY)}; in Python also a Keras model or a function that makes one",
+    str,
+    lambda v: v in networks.REGISTRY if isinstance(v, str) else callable(v),
+)
+
+
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def columns(value: Any) -> tuple[str, ...]:
+    """The column names in a value of the option ``features``; none where it has none."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(name.strip() for name in names)
+
+
+def one_of(*names: str) -> Kind:
+    """Make the kind of an option that is one of a few words."""
+    return Kind(" or ".join(names), str, lambda v: v in names)
