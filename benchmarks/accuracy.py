@@ -25,32 +25,43 @@ class Case:
     least: float
     tutorial: str
     options: dict[str, Any]
+    seeds: int = 1
+    """Runs whose mean is shown: a network with few units ends now here, now there."""
 
 
 CASES = {
-    "softmax": Case(0.920, "0.9163", {"epochs": 10, "batch_size": 64}),
-    "small": Case(0.945, "-", {"epochs": 10, "batch_size": 64}),
-    "mlp": Case(0.975, "0.90", {"epochs": 12, "batch_size": 64}),
-    "cnn": Case(0.992, "0.992", {"epochs": 5, "batch_size": 64, "lr_schedule": "cosine:5"}),
+    "softmax": Case(0.920, "0.9163", {"epochs": 10}),
+    "small": Case(
+        0.945,
+        "-",
+        {"epochs": 12, "optimizer": "momentum", "lr_schedule": "cosine:12"},
+        seeds=3,
+    ),
+    "mlp": Case(0.975, "0.90", {"epochs": 12, "lr_schedule": "cosine:12"}),
+    "cnn": Case(0.992, "0.992", {"epochs": 5, "lr_schedule": "cosine:5"}),
 }
 
 
 def accuracy(
     train: DataFrame, test: DataFrame, store: str, network: str, ranks: int, case: Case
 ) -> float:
-    """Train afresh and measure all test rows."""
-    name = f"{network}-{ranks}"
-    spark_mnist.fit(
-        train,
-        name,
-        network=network,
-        num_proc=ranks,
-        train_validation_ratio=1.0,
-        store=store,
-        **case.options,
-    )
-    (row,) = spark_mnist.evaluate(test, name, rate=1, batch_size=1024, store=store).collect()
-    return float(row["metrics"]["accuracy"])
+    """Train afresh with each seed and measure all test rows; the mean."""
+    total = 0.0
+    for seed in range(case.seeds):
+        spark_mnist.fit(
+            train,
+            network,
+            network=network,
+            num_proc=ranks,
+            batch_size=64,
+            train_validation_ratio=1.0,
+            seed=seed,
+            store=store,
+            **case.options,
+        )
+        found = spark_mnist.evaluate(test, network, rate=1, batch_size=1024, store=store)
+        total += found.first()["metrics"]["accuracy"]
+    return total / case.seeds
 
 
 def main(names: list[str]) -> int:
@@ -59,8 +70,8 @@ def main(names: list[str]) -> int:
     train = spark_mnist.datasets.mnist(spark, "train").cache()
     test = spark_mnist.datasets.mnist(spark, "test").cache()
     lines = [
-        "| network | epochs | 1 rank | 2 ranks | at least | tutorial |",
-        "|---|---|---|---|---|---|",
+        "| network | epochs | runs | 1 rank | 2 ranks | at least | tutorial |",
+        "|---|---|---|---|---|---|---|",
     ]
     met = True
     with tempfile.TemporaryDirectory() as store:
@@ -69,7 +80,7 @@ def main(names: list[str]) -> int:
             one, two = (accuracy(train, test, store, name, ranks, case) for ranks in (1, 2))
             met = met and min(one, two) >= case.least and abs(one - two) <= 0.003
             figures = f"{one:.4f} | {two:.4f} | {case.least:.3f} | {case.tutorial}"
-            lines.append(f"| `{name}` | {case.options['epochs']} | {figures} |")
+            lines.append(f"| `{name}` | {case.options['epochs']} | {case.seeds} | {figures} |")
             sys.stderr.write(f"{lines[-1]}\n")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0 if met else 1

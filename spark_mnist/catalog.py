@@ -6,15 +6,17 @@ is active.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import logging
 from typing import Any
 
+from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_mnist import errors, results
+from spark_mnist import errors, options, results
 from spark_mnist import store as stores
 
 logger = logging.getLogger(__name__)
@@ -28,10 +30,25 @@ MODELS_RESULT = (
 
 
 def open_store(given: str | None, spark: SparkSession | None = None) -> stores.Store:
-    """The store of that URL, else of the session's setting, else ``./models``."""
-    spark = spark or SparkSession.getActiveSession()
+    """The store of that URL, else of the session's setting, else ``./models``.
+
+    The session is the given one, else the thread's, else the process's, where there is one.
+    """
+    if spark is None:
+        with contextlib.suppress(PySparkRuntimeError):
+            spark = SparkSession.active()
     conf = spark.conf.get(STORE_CONF, None) if spark else None
     return stores.Store(given or conf or DEFAULT_STORE)
+
+
+def checked_store(version: int | None, store: str | None) -> stores.Store:
+    """The store, after a look at the arguments of a function on one version.
+
+    Raises:
+        errors.OptionError: A value is not allowed.
+    """
+    chosen = options.make(options.VersionOptions, {"version": version, "store": store})
+    return open_store(chosen.store)
 
 
 def models(store: str | None = None) -> list[results.ModelInfo]:
@@ -40,7 +57,8 @@ def models(store: str | None = None) -> list[results.ModelInfo]:
     Args:
         store: URL or path; else ``spark.mnist.store`` of the active session, else ``./models``.
     """
-    saved = open_store(store)
+    chosen = options.make(options.Options, {"store": store})
+    saved = open_store(chosen.store)
     found = []
     for name in saved.names():
         try:
@@ -64,7 +82,7 @@ def describe(
         errors.ModelNotFound: There is no such model or version.
         errors.DamagedModel: It cannot be understood.
     """
-    saved = open_store(store)
+    saved = checked_store(version, store)
     return results.info(saved.manifest(model_name, saved.newest(model_name, version)))
 
 
@@ -82,7 +100,7 @@ def delete(model_name: str, version: int | None = None, store: str | None = None
     Raises:
         errors.ModelNotFound: There is no such model or version.
     """
-    saved = open_store(store)
+    saved = checked_store(version, store)
     saved.newest(model_name, version)
     gone = saved.versions(model_name) if version is None else [version]
     saved.remove(model_name, gone)
@@ -107,7 +125,7 @@ def rollback(model_name: str, version: int, store: str | None = None) -> int:
     """
     if version is None:
         raise errors.OptionError("rollback needs the version to go back to, version=1")
-    saved = open_store(store)
+    saved = checked_store(version, store)
     manifest, files = saved.read(model_name, saved.newest(model_name, version))
     same = {k: v for k, v in manifest.items() if k not in ("format", "files")}
     now = datetime.datetime.now(datetime.UTC).isoformat()

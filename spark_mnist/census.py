@@ -5,6 +5,7 @@ Runs on the driver, before any rank starts; all scans are Spark SQL on the JVM.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame
@@ -15,6 +16,8 @@ from spark_mnist import errors, plan, schema
 
 MOST_CLASSES = 1000
 """More are taken for a mistake, say a column of numbers that count rows."""
+ONE_HOT = re.compile(r"[01. ]+(,[01. ]+)+")
+"""A label as text that is no class's name."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     if isinstance(kind, T.StringType):
         words = df.select(F.trim(found).alias("word")).where("word != ''").distinct()
         names = sorted(row["word"] for row in words.limit(MOST_CLASSES + 1).collect())
-        if any("," in word for word in names):
+        if names and all(ONE_HOT.fullmatch(word) for word in names):
             return _bounded(_size(df, F.size(_array(df, name))), name), ()
         if not all(word.isdecimal() for word in names):
             return _bounded(len(names), name), tuple(names)

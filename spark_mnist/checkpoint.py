@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from spark_mnist import errors, plan
+from spark_mnist import errors, networks, own, plan
 
 
 def save(model: keras.Model) -> dict[str, bytes]:
@@ -46,9 +46,25 @@ def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
         errors.ModelMismatch: The arrays do not fit the model.
     """
     _unpack(files[plan.WEIGHTS], model.weights)
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with what it made of its weights before
+    own.settle(model)
+
+
+def built(
+    network: plan.Network, files: Mapping[str, bytes], make: plan.Maker | None
+) -> keras.Model:
+    """Build a saved network with its weights.
+
+    Args:
+        network: What to build.
+        files: A checkpoint.
+        make: The user's function, for a network that only it can make.
+
+    Raises:
+        errors.ModelMismatch: The function is missing, or makes another network.
+    """
+    model = networks.build(network, make() if make else None)
+    restore_weights(model, files)
+    return model
 
 
 def pack_weights(model: keras.Model) -> bytes:

@@ -6,6 +6,7 @@ losses. Shape letter: C = classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,17 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors, plan, schema
 
-LOSSES_AND_METRICS = "losses map<string,double>, metrics map<string,double>"
+NUMBERS = T.MapType(T.StringType(), T.DoubleType())
+LOSSES_AND_METRICS = T.StructType().add("losses", NUMBERS).add("metrics", NUMBERS)
+FIGURES = T.StructType().add("class", "string").add("num_examples", "long")
+FIGURES = FIGURES.add("precision", "double").add("recall", "double").add("f1", "double")
 DETAILS = (
-    "num_examples bigint, num_correct bigint, precision_at_1 double, "
-    "confusion array<array<bigint>>, classes array<struct<class:string, num_examples:bigint, "
-    "precision:double, recall:double, f1:double>>"
+    T.StructType()
+    .add("num_examples", "long")
+    .add("num_correct", "long")
+    .add("precision_at_1", "double")
+    .add("confusion", T.ArrayType(T.ArrayType(T.LongType())))
+    .add("classes", T.ArrayType(FIGURES))
 )
 
 
@@ -59,10 +66,10 @@ def group_field(df: DataFrame, by: str) -> T.StructField:
 
 def table_schema(group: T.StructField | None, *, details: bool) -> T.StructType:
     """The columns of an evaluation."""
-    text = f"{LOSSES_AND_METRICS}, {DETAILS}" if details else LOSSES_AND_METRICS
-    added: Any = T.StructType.fromDDL(text)
     number = T.StructField("no", T.IntegerType())
-    return T.StructType([number, *([group] if group else []), *added.fields])
+    groups = [group] if group else []
+    added = DETAILS.fields if details else []
+    return T.StructType([number, *groups, *LOSSES_AND_METRICS.fields, *added])
 
 
 def table(
@@ -88,7 +95,8 @@ def table(
     if group is None:
         shares = {(number, None): [] for number in range(1, repeat + 1)}
     for cell in cells:
-        shares.setdefault((cell.no, cell.group), []).append(cell)
+        nan = isinstance(cell.group, float) and math.isnan(cell.group)
+        shares.setdefault((cell.no, math.nan if nan else cell.group), []).append(cell)
     rows = []
     for (number, value), counted in sorted(shares.items(), key=_place):
         share = Share(reads, counted)
@@ -98,8 +106,10 @@ def table(
 
 
 def _place(item: tuple[tuple[int, Any], Any]) -> tuple[Any, ...]:
+    """Order of the rows: by number, then nulls, values in their order, and NaN last."""
     (number, value), _ = item
-    return (number,) if value is None else (number, value)
+    kind = 0 if value is None else 2 if value != value else 1
+    return (number, kind, value) if kind == 1 else (number, kind)
 
 
 class Share:

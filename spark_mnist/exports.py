@@ -55,12 +55,8 @@ def export(
     fs, target = fsspec.core.url_to_fs(os.fspath(path))
     if fs.exists(target):
         raise errors.OptionError(f"{path} is there already; delete it, or name another path")
-    saved = catalog.open_store(store)
-    number = saved.newest(model_name, version)
-    manifest, files = saved.read(model_name, number, (plan.WEIGHTS,))
-    described = lineage.saved_network(manifest)
-    lineage.check_makeable(model_name, described, network)
-    model = _model(described, files, network if described.custom else None)
+    root = catalog.checked_store(version, store)
+    model = _model(lineage.saved(root, model_name, version, network))
     with tempfile.TemporaryDirectory() as directory:
         written = FORMATS[format](model, Path(directory))
         _put(fs, written, target)
@@ -76,13 +72,11 @@ def _put(fs: fsspec.AbstractFileSystem, written: Path, target: str) -> None:
         os.rename(staged, target)
 
 
-def _model(network: plan.Network, files: dict[str, bytes], make: plan.Maker | None) -> Any:
+def _model(saved: lineage.Saved) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from spark_mnist import checkpoint, networks
+    from spark_mnist import checkpoint
 
-    model = networks.build(network, make() if make else None)
-    checkpoint.restore_weights(model, files)
-    return model
+    return checkpoint.built(saved.network, saved.files, saved.make)
 
 
 def _keras(model: Any, directory: Path) -> Path:

@@ -79,11 +79,12 @@ def train(
     conf = spark.sparkContext.getConf()
     host = str(conf.get("spark.driver.host"))
     bind = str(conf.get("spark.driver.bindAddress", host))
+    threads = int(conf.get("spark.task.cpus", "1"))
     with shown, events.Inbox(host, bind, shown.update) as inbox, _signals_left_alone():
         try:
             reports = horovod.spark.run(
                 _rank,
-                args=(dataclasses.replace(training, inbox=inbox.address),),
+                args=(dataclasses.replace(training, inbox=inbox.address, threads=threads),),
                 num_proc=training.world.size,
                 use_gloo=True,  # else Horovod looks for MPI first, and imports TensorFlow to do so
                 env=_environment(),

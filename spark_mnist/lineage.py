@@ -70,6 +70,18 @@ class Start:
         return dataclasses.replace(self, network=network, files={plan.WEIGHTS: weights})
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A saved version that is to be applied."""
+
+    reads: plan.Input
+    network: plan.Network
+    files: Mapping[str, bytes]
+    """Its weights."""
+    make: plan.Maker | None
+    """The user's function, if the network has objects of his own."""
+
+
 def start(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
     """Find out what a fit starts from.
 
@@ -79,31 +91,82 @@ def start(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
         errors.ModelMismatch: It is, with another network or optimizer than the options ask for.
         errors.DamagedModel: Its files are not what was written.
     """
-    given = None if isinstance(chosen.network, str) else chosen.network
-    if not chosen.continuous:
-        network = _network(chosen)
-        kind = chosen.optimizer or next(iter(networks.OPTIMIZERS))
-        optimizer = plan.Optimizer(
+    begin = _continued(store, name, chosen) if chosen.continuous else _afresh(chosen)
+    last = begin.epochs + chosen.epochs
+    if begin.optimizer.rate(last - 1, 1) == 0:
+        raise errors.OptionError(
+            f"with lr_schedule={begin.optimizer.schedule} nothing is learned any more in epoch "
+            f"{last}: name another schedule, say constant, or fewer epochs"
+        )
+    return begin
+
+
+def saved(store: stores.Store, name: str, version: int | None, given: Any) -> Saved:
+    """Read a version that is to be applied: what it reads, its network, its weights.
+
+    Args:
+        store: Where it is.
+        name: Of the model.
+        version: Its number; None for the newest.
+        given: The value of ``network=``, a name, a model or a function, or None.
+
+    Raises:
+        errors.ModelNotFound: It is not there.
+        errors.ModelMismatch: Only the user's function can make its network.
+        errors.DamagedModel: Its files are not what was written.
+    """
+    manifest, files = store.read(name, store.newest(name, version), (plan.WEIGHTS,))
+    reads, network, _ = described(manifest)
+    _check_makeable(name, network, given)
+    return Saved(reads, network, files, given if network.custom else None)
+
+
+def described(manifest: stores.Manifest) -> tuple[plan.Input, plan.Network, plan.Optimizer]:
+    """What a manifest says; one without an input, as the first release wrote, reads pictures.
+
+    Raises:
+        errors.DamagedModel: It does not say what it should.
+    """
+    try:
+        return (
+            plan.Input(**_with_tuples(manifest.get("input", {}))),
+            plan.Network(**_with_tuples(manifest["network"])),
+            plan.Optimizer(**manifest["optimizer"]),
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise errors.DamagedModel(
+            f"a version of model {manifest.get('name')!r} cannot be used: its manifest does not "
+            f"say what was trained ({error!r})"
+        ) from None
+
+
+def _afresh(chosen: options.FitOptions) -> Start:
+    """Start with nothing but the options."""
+    network = _network(chosen)
+    kind = chosen.optimizer or next(iter(networks.OPTIMIZERS))
+    standardize = _is_table(network.name) if chosen.standardize is None else chosen.standardize
+    return Start(
+        network=network,
+        optimizer=plan.Optimizer(
             name=kind,
             learning_rate=chosen.learning_rate or networks.OPTIMIZERS[kind].learning_rate,
             warmup_epochs=chosen.warmup_epochs or 0,
             schedule=chosen.lr_schedule or "constant",
-        )
-        standardize = _is_table(network.name)
-        return Start(
-            network=network,
-            optimizer=optimizer,
-            seed=chosen.seed or 0,
-            reads=_pictures(network.name, chosen),
-            standardize=standardize if chosen.standardize is None else chosen.standardize,
-            own=given,
-        )
+        ),
+        seed=chosen.seed or 0,
+        reads=_pictures(network.name, chosen),
+        standardize=standardize,
+        own=None if isinstance(chosen.network, str) else chosen.network,
+    )
+
+
+def _continued(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
+    """Start from the newest version of a saved model."""
     version = store.newest(name)
     manifest, files = store.read(name, version, (plan.WEIGHTS, plan.OPTIMIZER))
-    network, optimizer = saved_network(manifest), plan.Optimizer(**manifest["optimizer"])
-    reads = saved_input(manifest)
+    reads, network, optimizer = described(manifest)
     _check_unchanged(name, network, optimizer, reads, chosen)
-    check_makeable(name, network, given)
+    _check_makeable(name, network, chosen.network)
     changes: dict[str, Any] = {
         "learning_rate": chosen.learning_rate,
         "warmup_epochs": chosen.warmup_epochs,
@@ -119,31 +182,12 @@ def start(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
         version=version,
         epochs=manifest["epochs"],
         files=files,
-        own=given,
+        own=None if isinstance(chosen.network, str) else chosen.network,
     )
 
 
-def saved_network(manifest: stores.Manifest) -> plan.Network:
-    """The network of a saved version."""
-    return plan.Network(**_with_tuples(manifest["network"]))
-
-
-def saved_input(manifest: stores.Manifest) -> plan.Input:
-    """What a saved version reads; versions that do not say so read pictures."""
-    return plan.Input(**_with_tuples(manifest.get("input", {})))
-
-
-def check_makeable(name: str, network: plan.Network, given: Any) -> None:
-    """Refuse a saved network that only the user's function can make, without that function.
-
-    Args:
-        name: Of the model.
-        network: Of a saved version.
-        given: The value of ``network=``, a name or a function, or None.
-
-    Raises:
-        errors.ModelMismatch: The function is missing, or there is one for a network of ours.
-    """
+def _check_makeable(name: str, network: plan.Network, given: Any) -> None:
+    """Refuse a saved network that only the user's function can make, without that function."""
     if isinstance(given, str) or (given is not None and network.name != plan.OWN):
         if given != network.name:
             raise _mismatch(name, "network", network.name, given)

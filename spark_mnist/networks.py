@@ -94,7 +94,8 @@ def build(network: plan.Network, made: Any = None) -> Any:
 
     from spark_mnist import own
 
-    inputs = keras.Input((network.inputs,), name="features")
+    # Names of a user's model are his.
+    inputs = keras.Input((network.inputs,), name=None if network.name == plan.OWN else "features")
     x = _standardized(inputs, network)
     if network.name == plan.OWN:
         outputs = own.attach(x, network, made)

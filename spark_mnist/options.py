@@ -109,7 +109,8 @@ class FitOptions(RowOptions):
     patience: int | None = option(
         None,
         kinds.POSITIVE,
-        "stop after so many epochs without a lower val_loss, and keep the best",
+        "stop after so many epochs without a lower val_loss (or loss, where nothing validates), "
+        "and keep the best",
         "train all epochs",
     )
     num_proc: int | None = option(
@@ -145,7 +146,7 @@ class EvaluateOptions(RowOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class VersionOptions(Options):
-    """The options of ``describe`` and ``delete``."""
+    """The options of ``describe``, ``delete``, ``rollback`` and ``export``."""
 
     version: int | None = option(None, kinds.POSITIVE, *VERSION)
 

@@ -10,6 +10,7 @@ Shape letters: B = rows of a batch.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -19,6 +20,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import layers
 
 from spark_mnist import errors, plan
@@ -35,12 +37,13 @@ MODULES = (
 INNER_MODULES = (
     "keras.src.models.functional",
     "keras.src.models.sequential",
+    "keras.src.ops.image",
     "keras.src.ops.math",
     "keras.src.ops.nn",
     "keras.src.ops.numpy",
 )
 """Keras names these for its models and for what stands for ``x + y``."""
-VALUES = {"__keras_tensor__", "__numpy__", "__tensor__"}
+VALUES = {"__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
 """Names under which Keras writes plain values."""
 REFUSED = {
     "FlaxLayer",
@@ -67,24 +70,38 @@ def describe(model: keras.Model, network: plan.Network) -> plan.Network:
         a softmax is missing at its end.
 
     Raises:
-        errors.ModelMismatch: It does not take such rows, or has another number of outputs.
+        errors.ModelMismatch: It does not take such rows, or does not give a number for each class.
     """
     if not isinstance(model, keras.Model):
         raise errors.ModelMismatch(
             f"network must make a Keras model, not {type(model).__name__} {model!r:.80}"
         )
+    if isinstance(model, keras.Sequential) and not model.built:
+        model.build((None, network.inputs))
     probe = np.random.default_rng(0).random((4, network.inputs), dtype="float32")
-    shape = _row_shape(model, network.inputs)
-    outputs = np.asarray(model(probe.reshape(4, *shape), training=False))
+    outputs = _outputs(model, probe)
     if outputs.shape != (4, network.classes):
         raise errors.ModelMismatch(
-            f"the network gives {'x'.join(map(str, outputs.shape[1:])) or 1} numbers a row; the "
-            f"labels have {network.classes} classes, so it must give {network.classes}"
+            f"the network gives {'x'.join(map(str, outputs.shape[1:])) or 1} numbers a row, and "
+            f"there are {network.classes} classes (ten, unless features= names the columns)"
         )
-    sums = outputs.sum(axis=1)
-    probabilities = bool((outputs >= 0).all() and np.allclose(sums, 1, atol=1e-3))
+    if model.layers and getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid:
+        raise errors.ModelMismatch(
+            "the network ends with a sigmoid; end it with a softmax, or without an activation"
+        )
+    probabilities = bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
     config, custom = _configuration(model)
-    return dataclasses.replace(network, config=config, custom=custom, logits=not probabilities)
+    described = dataclasses.replace(network, config=config, custom=custom, logits=not probabilities)
+    if not custom and not _same_outputs(described, model, probe, outputs):
+        return dataclasses.replace(described, custom=("a function named like one of Keras's",))
+    return described
+
+
+def settle(model: keras.Model) -> None:
+    """Let layers that compute with what they made of their weights make it anew."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()
 
 
 def check_same(saved: plan.Network, described: plan.Network) -> None:
@@ -111,9 +128,33 @@ def attach(
     model = _rebuilt(network) if made is None else made
     shape = _row_shape(model, network.inputs)
     if shape != (network.inputs,):
-        x = layers.Reshape(shape, name="row")(x)
+        x = layers.Reshape(shape)(x)
     outputs = model(x)
-    return layers.Softmax(name="probabilities")(outputs) if network.logits else outputs
+    return layers.Softmax()(outputs) if network.logits else outputs
+
+
+def _outputs(model: keras.Model, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What the model gives for rows ``[B, inputs]``."""
+    shape = _row_shape(model, rows.shape[1])
+    return np.asarray(model(rows.reshape(len(rows), *shape), training=False))
+
+
+def _same_outputs(
+    described: plan.Network,
+    model: keras.Model,
+    rows: npt.NDArray[np.float32],
+    outputs: npt.NDArray[np.float32],
+) -> bool:
+    """Whether the model made from its description computes what the model does.
+
+    It does not where a function of the user's bears the name of one of Keras's: Keras writes the
+    name alone.
+    """
+    again = _rebuilt(described)
+    again(rows.reshape(len(rows), *_row_shape(model, rows.shape[1])))
+    again.set_weights(model.get_weights())
+    settle(again)
+    return bool(np.allclose(_outputs(again, rows), outputs, atol=1e-6, rtol=1e-5))
 
 
 def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:
@@ -124,7 +165,7 @@ def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:
     if len(shapes) != 1 or None in shapes[0] or math.prod(shapes[0]) != inputs:
         raise errors.ModelMismatch(
             f"the network takes rows of shape {', '.join(map(str, shapes))}; a row of the "
-            f"features has {inputs} numbers"
+            f"features has {inputs} numbers (784, unless features= names the columns)"
         )
     return shapes[0]
 
@@ -132,18 +173,22 @@ def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:
 def _configuration(model: keras.Model) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
     """Keras's configuration as JSON values, and the names of objects in it that are not Keras's."""
     try:
-        config = _untrained(json.loads(model.to_json()))
+        config = _plain(json.loads(model.to_json()))
     except (NotImplementedError, TypeError, ValueError):
         return None, (type(model).__name__,)
     return config, tuple(sorted(set(_foreign(config))))
 
 
-def _untrained(config: Any) -> Any:
-    """A configuration without what ``compile`` added: how to train is another matter."""
+def _plain(config: Any) -> Any:
+    """A configuration without what ``compile`` added, and for batches of any size."""
     if isinstance(config, list):
-        return [_untrained(item) for item in config]
+        return [_plain(item) for item in config]
     if isinstance(config, dict):
-        return {k: _untrained(item) for k, item in config.items() if k != "compile_config"}
+        plain = {key: _plain(item) for key, item in config.items() if key != "compile_config"}
+        for key in ("batch_shape", "build_input_shape"):
+            if isinstance(shape := plain.get(key), list):
+                plain[key] = [None, *shape[1:]]
+        return plain
     return config
 
 
@@ -154,7 +199,8 @@ def _foreign(config: Any) -> Iterator[str]:
             yield from _foreign(item)
     elif isinstance(config, dict):
         if "class_name" in config and not _allowed(config):
-            yield str(config["class_name"])
+            name = config["class_name"]
+            yield str(config.get("config") if name == "function" else name)
         for item in config.values():
             yield from _foreign(item)
 
@@ -162,6 +208,8 @@ def _foreign(config: Any) -> Iterator[str]:
 def _allowed(config: Mapping[str, Any]) -> bool:
     name, module = str(config["class_name"]), str(config.get("module"))
     if name in VALUES:
+        return True
+    if (name, module) == ("Cast", "keras.src.ops.core"):  # its neighbours take functions
         return True
     registered = (None, name) if module in INNER_MODULES else (None,)
     known = module in MODULES or module in INNER_MODULES
@@ -178,7 +226,8 @@ def _canonical(config: Any) -> str:
         if isinstance(value, dict):
             if isinstance(name := value.get("name"), str):
                 names.setdefault(name, f"layer {len(names)}")
-            return {key: numbered(item) for key, item in value.items()}
+            kept = {key: item for key, item in value.items() if key != "build_config"}
+            return {key: numbered(item) for key, item in kept.items()}
         if isinstance(value, list):
             return [numbered(item) for item in value]
         return names.get(value, value) if isinstance(value, str) else value
@@ -199,4 +248,5 @@ def _rebuilt(network: plan.Network) -> keras.Model:
             f"the model has objects that are not Keras's own ({', '.join(foreign)}): give the "
             "function that makes it, network=..."
         )
-    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+    # Keras takes apart what it is given.
+    return keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)

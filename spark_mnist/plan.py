@@ -122,7 +122,7 @@ class TrainingPlan:
     epochs: int
     """Epochs to train now, at most."""
     seed: int
-    threads: int
+    threads: int = 1
     """Cores that one rank may use."""
     standardize: bool = False
     """Whether to learn mean and deviation of the features before training."""

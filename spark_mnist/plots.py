@@ -68,6 +68,7 @@ def confusion(predictions: DataFrame, label: str = "label") -> Figure:
 
     Raises:
         errors.MissingColumn: There are no predictions, or no label.
+        errors.BadRows: Labels are none of the classes.
         errors.VersionError: matplotlib is not installed.
     """
     make = _figure()
@@ -108,6 +109,7 @@ def mistakes(
 
     Raises:
         errors.MissingColumn: There are no predictions, no label or no pictures.
+        errors.BadRows: Labels are none of the classes.
         errors.VersionError: matplotlib is not installed.
     """
     make = _figure()
@@ -149,7 +151,13 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
     prediction, _ = schema.column(predictions, "prediction")
     first = predictions.select(F.size(prediction).alias("classes")).first()
     reads = plan.Input(label=label, classes=first["classes"] if first else 1)
-    return census.label(predictions, reads), F.array_position(prediction, 1).cast("int") - 1
+    truth = census.label(predictions, reads)
+    if predictions.where(truth.isNull() & schema.column(predictions, label)[0].isNotNull()).take(1):
+        raise errors.BadRows(
+            f"column {label!r} has values that are no numbers of classes; if they are their names, "
+            "predict with interpret=True"
+        )
+    return truth, F.array_position(prediction, 1).cast("int") - 1
 
 
 @functools.cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import datetime
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.sql import DataFrame
 
-from spark_mnist import lineage, plan, plots
+from spark_mnist import errors, lineage, plan, plots
 
 
 @dataclass(frozen=True)
@@ -73,33 +74,42 @@ class ModelInfo:
 
 
 def info(manifest: Mapping[str, Any]) -> ModelInfo:
-    """Read what a version says of itself."""
-    history = tuple(plan.EpochRecord(**record) for record in manifest["history"])
-    kept = next(record for record in history if record.epoch == manifest["epochs"])
+    """Read what a version says of itself.
+
+    Raises:
+        errors.DamagedModel: It does not say all that it should.
+    """
+    reads, network, optimizer = lineage.described(manifest)
     same = ("name", "version", "parent", "epochs", "ranks", "batch_size", "seed", "rows")
-    return ModelInfo(
-        **{name: manifest[name] for name in same},
-        created=datetime.datetime.fromisoformat(manifest["created"]),
-        losses=kept.losses,
-        metrics=kept.metrics,
-        input=lineage.saved_input(manifest),
-        network=lineage.saved_network(manifest),
-        optimizer=plan.Optimizer(**manifest["optimizer"]),
-        libraries=manifest["libraries"],
-        bytes=sum(stamp["bytes"] for stamp in manifest["files"].values()),
-        history=history,
-    )
+    try:
+        history = tuple(plan.EpochRecord(**record) for record in manifest["history"])
+        (kept,) = (record for record in history if record.epoch == manifest["epochs"])
+        return ModelInfo(
+            **{name: manifest[name] for name in (*same, "libraries")},
+            created=datetime.datetime.fromisoformat(manifest["created"]),
+            losses=kept.losses,
+            metrics=kept.metrics,
+            input=reads,
+            network=network,
+            optimizer=optimizer,
+            bytes=sum(stamp["bytes"] for stamp in manifest["files"].values()),
+            history=history,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.DamagedModel(
+            f"a version of model {manifest.get('name')!r} cannot be described: {error!r}"
+        ) from None
 
 
 def _html(title: str, records: Sequence[plan.EpochRecord]) -> str:
     """A table of the epochs, and beside it the curve where matplotlib can draw it."""
     means = [{**record.losses, **record.metrics} for record in records]
-    head = "".join(f"<th>{name}</th>" for name in ("epoch", *means[0]))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("epoch", *means[0]))
     body = "".join(
-        f"<tr><td>{record.epoch}</td>{''.join(f'<td>{v:.4f}</td>' for v in values.values())}</tr>"
+        f"<tr><td>{record.epoch:d}</td>{''.join(f'<td>{v:.4f}</td>' for v in values.values())}</tr>"
         for record, values in zip(records, means, strict=True)
     )
-    table = f"<table><caption>{title}</caption><tr>{head}</tr>{body}</table>"
+    table = f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{body}</table>"
     if not plots.available():
         return table
     png = base64.b64encode(plots.png(plots.history(records))).decode()

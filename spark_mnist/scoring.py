@@ -12,7 +12,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from spark_mnist import evaluation, plan, schema
+from spark_mnist import evaluation, lineage, plan, schema
 
 Model = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
@@ -32,34 +32,23 @@ LEAST = 1e-37
 """Least probability whose logarithm counts, that of the smallest normal float32."""
 
 
-def probabilities(
-    df: DataFrame,
-    reads: plan.Input,
-    network: plan.Network,
-    files: Mapping[str, bytes],
-    *,
-    batch_size: int,
-    make: plan.Maker | None = None,
-) -> Column:
+def probabilities(df: DataFrame, saved: lineage.Saved, batch_size: int) -> Column:
     """The class probabilities of each row, ``array<float>`` of C, lazily.
 
     Args:
         df: Has the features.
-        reads: Of the version that scores.
-        network: Of the version that scores.
-        files: Its checkpoint.
+        saved: The version that scores.
         batch_size: Rows of one call of the model.
-        make: The user's function, for a network that only it can make.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The features do not fit.
     """
-    source = schema.features(df, reads)
+    source = schema.features(df, saved.reads)
     read = schema.tensor_reader(source)
     context = df.sparkSession.sparkContext
     # PySpark ships its copy of cloudpickle without types.
-    make = make if network.custom else None
-    content = (network, files[plan.WEIGHTS], cloudpickle.dumps(make))  # type: ignore[no-untyped-call]
+    make = cloudpickle.dumps(saved.make)  # type: ignore[no-untyped-call]
+    content = (saved.network, saved.files[plan.WEIGHTS], make)
     shipment = _Shipment(
         hashlib.sha256(repr(content).encode()).hexdigest(),
         context.broadcast(content),
@@ -155,15 +144,13 @@ def _model(shipment: _Shipment) -> Model:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    from spark_mnist import checkpoint, networks
+    from spark_mnist import checkpoint
 
     with contextlib.suppress(RuntimeError):  # already running: another model came first
         tf.config.threading.set_intra_op_parallelism_threads(shipment.threads)
         tf.config.threading.set_inter_op_parallelism_threads(shipment.threads)
     network, weights, pickled = shipment.broadcast.value
-    make = cloudpickle.loads(pickled)
-    model = networks.build(network, make() if make else None)
-    checkpoint.restore_weights(model, {plan.WEIGHTS: weights})
+    model = checkpoint.built(network, {plan.WEIGHTS: weights}, cloudpickle.loads(pickled))
     signature = [tf.TensorSpec((None, network.inputs), tf.float32)]
     call = tf.function(lambda x: model(x, training=False), input_signature=signature)
     return lambda features: np.asarray(call(features))

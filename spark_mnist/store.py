@@ -38,6 +38,8 @@ CLAIM = ".claim"
 """What takes a version's number on a store without directories."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"v(\d{6,})")
+FILE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
+"""A file's name below its version; it cannot lead out of it."""
 
 Manifest = Mapping[str, Any]
 
@@ -136,6 +138,8 @@ class Store:
         files = {}
         for file in manifest["files"] if wanted is None else wanted:
             stamp = manifest["files"].get(file)
+            if not FILE.fullmatch(file):
+                raise self._damaged(name, version, f"{file!r} is no file of a version")
             try:
                 content = self._fs.cat_file(f"{self._path(name, version)}/{file}")
             except FileNotFoundError:
@@ -181,7 +185,8 @@ class Store:
                     self._fs.rm(f"{path}/{entry}", recursive=True)
         if self.versions(name):
             return
-        for version in self._numbers(name):
+        # Not beyond: a number may have been taken by a fit that is about to write.
+        for version in range(1, max(versions) + 1):
             with contextlib.suppress(OSError):  # not empty, or without a claim
                 self._fs.rm(f"{self._path(name, version)}/{CLAIM}")
             with contextlib.suppress(OSError):

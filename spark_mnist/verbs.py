@@ -94,21 +94,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
             seed=begin.seed,
         ) as (train, validation),
     ):
-        training = plan.TrainingPlan(
-            network=begin.network,
-            optimizer=begin.optimizer,
-            world=world.World(size=ranks, rows=train.rows, batch_size=chosen.batch_size),
-            train=train,
-            validation=validation,
-            first_epoch=begin.epochs,
-            epochs=chosen.epochs,
-            seed=begin.seed,
-            threads=int(spark.sparkContext.getConf().get("spark.task.cpus", "1")),
-            standardize=begin.standardize,
-            patience=chosen.patience,
-            files=begin.files,
-            make=begin.make,
-        )
+        training = _training_plan(begin, chosen, ranks, train, validation)
         reports = launch.train(spark, training, title=model_name, visible=chosen.verbose > 0)
         version = store.publish(
             model_name,
@@ -219,7 +205,8 @@ def run(parsed: grammar.Command, df: DataFrame | None) -> DataFrame:
 
 def _manage(spark: SparkSession, parsed: grammar.Command) -> DataFrame:
     """Carry out a command on saved models."""
-    name, given = parsed.model_name, parsed.options
+    store = catalog.open_store(parsed.options.get("store"), spark)
+    name, given = parsed.model_name, {**parsed.options, "store": store.url}
     if parsed.operation == "models":
         return catalog.models_table(spark, catalog.models(**given))
     if parsed.operation == "describe":
@@ -229,6 +216,29 @@ def _manage(spark: SparkSession, parsed: grammar.Command) -> DataFrame:
     else:
         numbers = [catalog.rollback(name, **{"version": None, **given})]
     return spark.createDataFrame([(number,) for number in numbers], "version int")
+
+
+def _training_plan(
+    begin: lineage.Start,
+    chosen: options.FitOptions,
+    ranks: int,
+    train: plan.Shards,
+    validation: plan.Shards,
+) -> plan.TrainingPlan:
+    return plan.TrainingPlan(
+        network=begin.network,
+        optimizer=begin.optimizer,
+        world=world.World(size=ranks, rows=train.rows, batch_size=chosen.batch_size),
+        train=train,
+        validation=validation,
+        first_epoch=begin.epochs,
+        epochs=chosen.epochs,
+        seed=begin.seed,
+        standardize=begin.standardize,
+        patience=chosen.patience,
+        files=begin.files,
+        make=begin.make,
+    )
 
 
 def _cache(spark: SparkSession, store: stores.Store) -> stores.Store:
@@ -241,14 +251,8 @@ def _scores(
     df: DataFrame, name: str, chosen: options.PredictOptions | options.EvaluateOptions
 ) -> tuple[plan.Input, Column]:
     store = catalog.open_store(chosen.store, df.sparkSession)
-    manifest, files = store.read(name, store.newest(name, chosen.version), (plan.WEIGHTS,))
-    reads, network = lineage.saved_input(manifest), lineage.saved_network(manifest)
-    lineage.check_makeable(name, network, chosen.network)
-    make = None if isinstance(chosen.network, str) else chosen.network
-    scores = scoring.probabilities(
-        df, reads, network, files, batch_size=chosen.batch_size, make=make
-    )
-    return reads, scores
+    saved = lineage.saved(store, name, chosen.version, chosen.network)
+    return saved.reads, scoring.probabilities(df, saved, chosen.batch_size)
 
 
 def _history(spark: SparkSession, records: tuple[plan.EpochRecord, ...]) -> DataFrame:

@@ -1,6 +1,7 @@
 """Saved models: listed, described, deleted, rolled back; on a disk and on an object store."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import fsspec
@@ -108,6 +109,9 @@ def test_a_damaged_version_is_not_rolled_back_to(saved, url):
         (lambda url: spark_mnist.describe("m", 9, url), LookupError, "no version 9, only"),
         (lambda url: spark_mnist.delete("m", 9, url), LookupError, "no version 9"),
         (lambda url: spark_mnist.delete("../m", store=url), ValueError, "cannot be a model's name"),
+        (lambda url: spark_mnist.describe("m", "1", url), ValueError, "version must be int >= 1, not '1'"),
+        (lambda url: spark_mnist.delete("m", True, url), ValueError, "version must be int >= 1, not T"),
+        (lambda url: spark_mnist.delete("m", store=""), ValueError, "store must be text, not ''"),
         (lambda url: spark_mnist.rollback("m", 9, url), LookupError, "no version 9"),
         (lambda url: spark_mnist.rollback("m", None, url), ValueError, "rollback needs the version"),
     ],
@@ -138,6 +142,49 @@ def test_the_same_by_commands(spark, saved, url):
         run("rollback m")
     with pytest.raises(errors.CommandError, match="predict needs a DataFrame"):
         run("predict m")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"history": []},
+        {"epochs": 7},
+        {"ranks": None, "created": "yesterday"},
+        {"network": {"name": "mlp"}},
+        {"network": {"surprise": 1}},
+        {"optimizer": {}},
+        {"input": []},
+    ],
+)
+def test_an_odd_manifest_spoils_no_list(saved, url, change, caplog):
+    saved.publish("odd", {}, lambda version: {**MANIFEST, **change, "name": "odd", "version": 1})
+    assert [model.name for model in spark_mnist.models(url)] == ["m"]
+    assert "model 'odd' cannot be" in caplog.text
+    with pytest.raises(errors.DamagedModel, match="model 'odd' cannot be"):
+        spark_mnist.describe("odd", store=url)
+
+
+def test_files_of_a_manifest_lie_in_its_version(saved, tmp_path):
+    (tmp_path / "victim").write_bytes(b"secret")
+    for name in ("../../../victim", "/etc/passwd", "logs/../../x", ".claim"):
+        with pytest.raises(errors.DamagedModel, match="is no file of a version"):
+            saved.read("m", 1, (name,))
+
+
+def test_the_session_of_the_process_names_the_store(spark, saved, url):
+    spark.conf.set("spark.mnist.store", url)
+    found = []
+    try:
+        thread = threading.Thread(target=lambda: found.extend(spark_mnist.models()))
+        thread.start()
+        thread.join()
+        other = spark.newSession()
+        other.conf.set("spark.mnist.store", url)
+        spark.conf.unset("spark.mnist.store")
+        assert spark_mnist.command("models", other.range(1)).count() == 1
+    finally:
+        spark.conf.unset("spark.mnist.store")
+    assert [model.name for model in found] == ["m"]
 
 
 def test_an_old_manifest_without_input_reads_pictures(tmp_path):

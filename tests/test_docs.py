@@ -64,7 +64,7 @@ def test_links_to_files_lead_somewhere():
 
 def test_the_python_of_the_readme_and_the_notebook_runs(spark, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    scope = {"spark": spark}
+    scope = {"spark": spark, "__name__": "__main__"}
     for block in blocks("python"):
         exec(block, scope)
     assert "val_accuracy" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import pytest
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 from sklearn import metrics
 
 import spark_mnist
@@ -56,6 +57,15 @@ def test_groups_are_measured_apart(root, held_out):  # noqa: F811
     (whole,) = spark_mnist.evaluate(df, "m", rate=1, store=root).collect()
     joined = sum(row["metrics"]["accuracy"] * row["num_examples"] for row in rows[:3])
     assert joined / sum(counts.values()) == pytest.approx(whole["metrics"]["accuracy"])
+
+
+def test_rows_whose_group_is_no_number_are_one_group(spark):
+    group = T.StructField("x", T.DoubleType())
+    cells = [cell(0, 0, 1, group=float(x)) for x in ("nan", "nan", "2", "-1")]
+    cells.append(cell(0, 0, 5))
+    table = evaluation.table(spark, cells, READS, repeat=1, group=group, details=True)
+    found = [(str(row["x"]), row["num_examples"]) for row in table.collect()]
+    assert found == [("None", 5), ("-1.0", 1), ("2.0", 1), ("nan", 2)]
 
 
 def test_figures_by_class_as_a_table(root, held_out):  # noqa: F811

@@ -56,6 +56,19 @@ def test_bad_values_name_what_is_allowed(digits, store, name, value, allowed):
         spark_mnist.fit(digits, "m", store=store, **{name: value})
 
 
+def test_epochs_beyond_a_cosine_are_refused(digits, store, in_process):
+    with pytest.raises(
+        errors.OptionError, match=r"cosine:2 nothing is learned any more in epoch 3"
+    ):
+        spark_mnist.fit(digits, "m", epochs=3, lr_schedule="cosine:2", store=store)
+    few = digits.limit(40)
+    spark_mnist.fit(few, "m", epochs=2, lr_schedule="cosine:2", store=store, **QUIET)
+    options = {"continuous": True, "epochs": 1, "store": store, **QUIET}
+    with pytest.raises(errors.OptionError, match="name another schedule, say constant"):
+        spark_mnist.fit(few, "m", **options)
+    assert spark_mnist.fit(few, "m", lr_schedule="constant", **options).version == 2
+
+
 def test_two_and_two_epochs_equal_four_with_a_schedule(digits, store):
     options = {**QUIET, "store": store, "num_proc": 2, "optimizer": "momentum"}
     changing = {"warmup_epochs": 2, "lr_schedule": "cosine:5"}

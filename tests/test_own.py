@@ -39,6 +39,34 @@ def double_model():
     return keras.Model(inputs, outputs)
 
 
+def sliced_model():
+    """Takes rows and columns apart with what Keras writes for brackets and casts."""
+    inputs = keras.Input((28, 28))
+    x = keras.ops.cast(inputs[:, ::2, ...], "float32")
+    x = keras.ops.image.resize(x[..., None], (7, 7))
+    return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(x)))
+
+
+def nested_model():
+    """Layers and models within layers, which Keras takes apart when it reads them."""
+    inputs = keras.Input((28, 28))
+    x = layers.TimeDistributed(layers.Dense(5))(inputs)
+    x = layers.RNN(layers.LSTMCell(6))(x)
+    tail = keras.Input((6,))
+    inner = keras.Model(tail, layers.Dense(10)(tail))
+    return keras.Sequential([inputs, keras.Model(inputs, x), inner])
+
+
+def renamed_model():
+    """Bears the name of one of Keras's activations on another function."""
+
+    def relu(x):
+        return keras.ops.clip(x, 0, 0.05)
+
+    inputs = keras.Input((784,))
+    return keras.Model(inputs, layers.Dense(10)(layers.Dense(16, activation=relu)(inputs)))
+
+
 def custom_model():
     """Has a layer of the user's own."""
 
@@ -58,19 +86,45 @@ def accuracy(df, name, **options):
 
 
 @pytest.mark.parametrize(
-    ("make", "logits", "shape"), [(picture_model, True, (28, 28, 1)), (double_model, False, None)]
+    ("make", "logits", "shape"),
+    [
+        (picture_model, True, (28, 28, 1)),
+        (double_model, False, None),
+        (sliced_model, True, (28, 28)),
+        (nested_model, True, (28, 28)),
+    ],
 )
 def test_a_model_is_made_again_from_its_description(make, logits, shape):
     model = make()
     described = own.describe(model, BARE)
     assert (described.logits, described.custom) == (logits, ())
     saved = json.loads(json.dumps(described.config))
-    again = networks.build(plan.Network(**{**vars(described), "config": saved}))
+    network = plan.Network(**{**vars(described), "config": saved})
+    networks.build(network)
+    again = networks.build(network)
+    assert network.config == described.config  # what was built took nothing away
     again.set_weights(networks.build(described, model).get_weights())
     rows = np.random.default_rng(1).random((5, 784), "float32")
     outputs = model(rows.reshape(5, *(shape or (784,))))
     expected = keras.ops.softmax(outputs) if logits else outputs
     np.testing.assert_allclose(again(rows), expected, atol=1e-6)
+
+
+def test_a_function_named_like_one_of_keras_is_noticed():
+    assert own.describe(renamed_model(), BARE).custom == ("a function named like one of Keras's",)
+
+
+def test_a_model_without_an_input_layer_takes_any_number_of_rows():
+    bare = keras.Sequential([layers.Dense(10, name="features")])
+    described = own.describe(bare, BARE)
+    assert networks.build(described)(np.zeros((7, 784), "float32")).shape == (7, 10)
+    called = keras.Sequential([layers.Dense(10)])
+    called(np.zeros((32, 784), "float32"))
+    again = own.describe(called, BARE)
+    own.check_same(described, again)
+    assert networks.build(again)(np.zeros((7, 784), "float32")).shape == (7, 10)
+    outer = keras.Sequential([keras.Input((784,)), layers.Dense(10)], name="features")
+    assert networks.build(own.describe(outer, BARE), outer).count_params() == 7850
 
 
 def test_what_compile_added_is_no_part_of_the_description():
@@ -97,6 +151,10 @@ def test_the_names_of_layers_make_no_other_model():
             r"takes rows of shape \(32, 32\); a row of the features has 784",
         ),
         (lambda: "mlp", "must make a Keras model, not str"),
+        (
+            lambda: keras.Sequential([keras.Input((784,)), layers.Dense(10, "sigmoid")]),
+            "ends with a sigmoid; end it with a softmax",
+        ),
     ],
 )
 def test_models_that_do_not_fit_the_rows_are_refused(make, message):
@@ -129,11 +187,12 @@ def hostile(change):
     ],
 )
 def test_a_description_with_foreign_objects_is_never_read(change, monkeypatch):
+    network = hostile(change)
     monkeypatch.setattr(
         keras.saving, "deserialize_keras_object", lambda *_, **__: pytest.fail("was read")
     )
     with pytest.raises(errors.ModelMismatch, match="not Keras's own"):
-        networks.build(hostile(change))
+        networks.build(network)
 
 
 def test_an_activation_by_name_is_looked_up_in_keras_alone():
@@ -189,6 +248,9 @@ def test_a_function_that_makes_another_model_is_refused(digits, store, in_proces
     options = {**ROWS, "store": store, "epochs": 1}
     spark_mnist.fit(digits, "m", network=double_model, **options)
     assert spark_mnist.predict(digits.limit(3), "m", store=store).count() == 3
+    spark_mnist.fit(digits, "m", continuous=True, **options)
+    predicted = spark_mnist.predict(digits.limit(3), "m", store=store)
+    assert predicted.collect() == predicted.collect()
     with pytest.raises(errors.RankError, match=r"raised ModelMismatch.*now makes .*Conv2D"):
         spark_mnist.fit(digits, "m", network=picture_model, continuous=True, **options)
 

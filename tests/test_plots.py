@@ -102,6 +102,18 @@ def test_columns_that_are_missing(predictions, draw, message):
         draw(predictions)
 
 
+def test_labels_that_are_names_need_interpret(predictions):
+    named = predictions.withColumn("label", F.concat(F.lit("digit "), "label"))
+    for draw in (plots.confusion, plots.mistakes):
+        with pytest.raises(errors.BadRows, match="predict with interpret=True"):
+            draw(named)
+
+
+def test_a_hostile_manifest_writes_no_script():
+    record = plan.EpochRecord(epoch=1, losses={"<script>": 1.0}, metrics={})
+    assert "<script>" not in results.FitResult("<script>", 1, (record,), None)._repr_html_()
+
+
 def test_a_result_shows_itself_as_table_and_curve(monkeypatch):
     result = results.FitResult("m", 3, RECORDS, None)
     shown = result._repr_html_()

@@ -69,6 +69,7 @@ def test_one_number_a_row_and_bytes_of_any_width(iris):
     [
         ("species", 3, ("setosa", "versicolor", "virginica")),
         ("upper(concat(' ', species))", 3, ("SETOSA", "VERSICOLOR", "VIRGINICA")),
+        ("concat('iris, ', species)", 3, ("iris, setosa", "iris, versicolor", "iris, virginica")),
         ("label", 3, ()),
         ("cast(label as double)", 3, ()),
         ("cast(label as string)", 3, ()),
