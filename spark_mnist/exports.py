@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from spark_mnist import catalog, errors, lineage, plan
+from spark_mnist import catalog, errors, manifests, plan
 
 
 def export(
@@ -56,7 +56,7 @@ def export(
     if fs.exists(target):
         raise errors.OptionError(f"{path} is there already; delete it, or name another path")
     root = catalog.checked_store(version, store)
-    model = _model(lineage.saved(root, model_name, version, network))
+    model = _model(manifests.saved(root, model_name, version, network))
     with tempfile.TemporaryDirectory() as directory:
         written = FORMATS[format](model, Path(directory))
         _put(fs, written, target)
@@ -72,7 +72,7 @@ def _put(fs: fsspec.AbstractFileSystem, written: Path, target: str) -> None:
         os.rename(staged, target)
 
 
-def _model(saved: lineage.Saved) -> Any:
+def _model(saved: manifests.Saved) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from spark_mnist import checkpoint
 

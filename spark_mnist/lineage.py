@@ -1,20 +1,14 @@
-"""What a fit starts from and what it leaves: from manifest to manifest. Runs on the driver."""
+"""What a fit starts from: a saved version, or nothing but the options. Runs on the driver."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
-from spark_mnist import errors, kinds, networks, options, plan
+from spark_mnist import errors, kinds, manifests, networks, options, plan
 from spark_mnist import store as stores
-
-LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
-"""Their versions are noted in each manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +33,7 @@ class Start:
     @property
     def make(self) -> plan.Maker | None:
         """The user's function."""
-        return None if self.own is None or _is_model(self.own) else self.own
+        return None if self.own is None or manifests.is_model(self.own) else self.own
 
     def reading(self, reads: plan.Input) -> Start:
         """The same start, with a network that fits the rows.
@@ -52,7 +46,7 @@ class Start:
             begin = dataclasses.replace(self, reads=reads, network=sized)
         else:
             begin = self
-        return begin._with_model() if _is_model(self.own) else begin
+        return begin._with_model() if manifests.is_model(self.own) else begin
 
     def _with_model(self) -> Start:
         from spark_mnist import checkpoint, own
@@ -68,18 +62,6 @@ class Start:
             return self
         weights = checkpoint.pack_weights(networks.build(network, self.own))
         return dataclasses.replace(self, network=network, files={plan.WEIGHTS: weights})
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A saved version that is to be applied."""
-
-    reads: plan.Input
-    network: plan.Network
-    files: Mapping[str, bytes]
-    """Its weights."""
-    make: plan.Maker | None
-    """The user's function, if the network has objects of his own."""
 
 
 def start(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
@@ -99,45 +81,6 @@ def start(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
             f"{last}: name another schedule, say constant, or fewer epochs"
         )
     return begin
-
-
-def saved(store: stores.Store, name: str, version: int | None, given: Any) -> Saved:
-    """Read a version that is to be applied: what it reads, its network, its weights.
-
-    Args:
-        store: Where it is.
-        name: Of the model.
-        version: Its number; None for the newest.
-        given: The value of ``network=``, a name, a model or a function, or None.
-
-    Raises:
-        errors.ModelNotFound: It is not there.
-        errors.ModelMismatch: Only the user's function can make its network.
-        errors.DamagedModel: Its files are not what was written.
-    """
-    manifest, files = store.read(name, store.newest(name, version), (plan.WEIGHTS,))
-    reads, network, _ = described(manifest)
-    _check_makeable(name, network, given)
-    return Saved(reads, network, files, given if network.custom else None)
-
-
-def described(manifest: stores.Manifest) -> tuple[plan.Input, plan.Network, plan.Optimizer]:
-    """What a manifest says; one without an input, as the first release wrote, reads pictures.
-
-    Raises:
-        errors.DamagedModel: It does not say what it should.
-    """
-    try:
-        return (
-            plan.Input(**_with_tuples(manifest.get("input", {}))),
-            plan.Network(**_with_tuples(manifest["network"])),
-            plan.Optimizer(**manifest["optimizer"]),
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise errors.DamagedModel(
-            f"a version of model {manifest.get('name')!r} cannot be used: its manifest does not "
-            f"say what was trained ({error!r})"
-        ) from None
 
 
 def _afresh(chosen: options.FitOptions) -> Start:
@@ -164,9 +107,9 @@ def _continued(store: stores.Store, name: str, chosen: options.FitOptions) -> St
     """Start from the newest version of a saved model."""
     version = store.newest(name)
     manifest, files = store.read(name, version, (plan.WEIGHTS, plan.OPTIMIZER))
-    reads, network, optimizer = described(manifest)
+    reads, network, optimizer = manifests.described(manifest)
     _check_unchanged(name, network, optimizer, reads, chosen)
-    _check_makeable(name, network, chosen.network)
+    manifests.check_makeable(name, network, chosen.network)
     changes: dict[str, Any] = {
         "learning_rate": chosen.learning_rate,
         "warmup_epochs": chosen.warmup_epochs,
@@ -184,28 +127,6 @@ def _continued(store: stores.Store, name: str, chosen: options.FitOptions) -> St
         files=files,
         own=None if isinstance(chosen.network, str) else chosen.network,
     )
-
-
-def _check_makeable(name: str, network: plan.Network, given: Any) -> None:
-    """Refuse a saved network that only the user's function can make, without that function."""
-    if isinstance(given, str) or (given is not None and network.name != plan.OWN):
-        if given != network.name:
-            raise _mismatch(name, "network", network.name, given)
-    elif network.custom and (given is None or _is_model(given)):
-        raise errors.ModelMismatch(
-            f"model {name!r} has objects that are not Keras's own ({', '.join(network.custom)}): "
-            "give the function that makes it, network=..."
-        )
-
-
-def _with_tuples(described: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
-
-
-def _is_model(value: Any) -> bool:
-    """Whether this is a Keras model, without importing Keras where nobody has made one."""
-    keras = sys.modules.get("keras")
-    return keras is not None and isinstance(value, keras.Model)
 
 
 def _network(chosen: options.FitOptions) -> plan.Network:
@@ -273,46 +194,4 @@ def _check_unchanged(
     )
     for option, value in saved.items():
         if wanted[option] not in (None, value):
-            raise _mismatch(name, option, value, wanted[option])
-
-
-def _mismatch(name: str, option: str, saved: Any, wanted: Any) -> errors.ModelMismatch:
-    return errors.ModelMismatch(
-        f"model {name!r} has {option}={saved}, and cannot be continued or applied with "
-        f"{option}={wanted}; leave {option} out, or train afresh"
-    )
-
-
-def manifest(
-    name: str,
-    version: int,
-    begin: Start,
-    training: plan.TrainingPlan,
-    report: plan.RankReport,
-) -> dict[str, Any]:
-    """Describe a version that is about to be published, as JSON values."""
-    assert begin.reads is not None
-    assert report.network is not None
-    return {
-        "name": name,
-        "version": version,
-        "parent": begin.version,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(),
-        "input": dataclasses.asdict(begin.reads),
-        "network": dataclasses.asdict(report.network),
-        "optimizer": dataclasses.asdict(training.optimizer),
-        "epochs": report.epoch,
-        "history": [dataclasses.asdict(record) for record in report.history],
-        "ranks": training.world.size,
-        "batch_size": training.world.batch_size,
-        "seed": training.seed,
-        "rows": {"train": training.train.rows, "validation": training.validation.rows},
-        "libraries": {library: _version(library) for library in LIBRARIES},
-    }
-
-
-def _version(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
+            raise manifests.mismatch(name, option, value, wanted[option])

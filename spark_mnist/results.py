@@ -11,7 +11,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from spark_mnist import errors, lineage, plan, plots
+from spark_mnist import errors, manifests, plan, plots
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def info(manifest: Mapping[str, Any]) -> ModelInfo:
     Raises:
         errors.DamagedModel: It does not say all that it should.
     """
-    reads, network, optimizer = lineage.described(manifest)
+    reads, network, optimizer = manifests.described(manifest)
     same = ("name", "version", "parent", "epochs", "ranks", "batch_size", "seed", "rows")
     try:
         history = tuple(plan.EpochRecord(**record) for record in manifest["history"])

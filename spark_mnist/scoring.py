@@ -23,7 +23,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 
-from spark_mnist import evaluation, lineage, plan, schema
+from spark_mnist import evaluation, manifests, plan, schema
 
 Model = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
@@ -32,7 +32,7 @@ LEAST = 1e-37
 """Least probability whose logarithm counts, that of the smallest normal float32."""
 
 
-def probabilities(df: DataFrame, saved: lineage.Saved, batch_size: int) -> Column:
+def probabilities(df: DataFrame, saved: manifests.Saved, batch_size: int) -> Column:
     """The class probabilities of each row, ``array<float>`` of C, lazily.
 
     Args:

@@ -21,6 +21,7 @@ from spark_mnist import (
     kinds,
     launch,
     lineage,
+    manifests,
     options,
     plan,
     results,
@@ -99,7 +100,14 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
         version = store.publish(
             model_name,
             reports[0].files,
-            lambda number: lineage.manifest(model_name, number, begin, training, reports[0]),
+            lambda number: manifests.write(
+                model_name,
+                number,
+                parent=begin.version,
+                reads=reads,
+                training=training,
+                report=reports[0],
+            ),
         )
     records = reports[0].history
     return results.FitResult(model_name, version, records, _history(spark, records))
@@ -251,7 +259,7 @@ def _scores(
     df: DataFrame, name: str, chosen: options.PredictOptions | options.EvaluateOptions
 ) -> tuple[plan.Input, Column]:
     store = catalog.open_store(chosen.store, df.sparkSession)
-    saved = lineage.saved(store, name, chosen.version, chosen.network)
+    saved = manifests.saved(store, name, chosen.version, chosen.network)
     return saved.reads, scoring.probabilities(df, saved, chosen.batch_size)
 
 

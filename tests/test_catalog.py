@@ -152,6 +152,7 @@ def test_the_same_by_commands(spark, saved, url):
         {"ranks": None, "created": "yesterday"},
         {"network": {"name": "mlp"}},
         {"network": {"surprise": 1}},
+        {"network": {"name": "resnet", "inputs": 784, "classes": 10}},
         {"optimizer": {}},
         {"input": []},
     ],

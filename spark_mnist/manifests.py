@@ -1,0 +1,139 @@
+"""What a manifest says of a version, and what it takes to apply one. Runs on the driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from spark_mnist import errors, networks, plan
+from spark_mnist import store as stores
+
+LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
+"""Their versions are noted in each manifest."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved version that is to be applied."""
+
+    reads: plan.Input
+    network: plan.Network
+    files: Mapping[str, bytes]
+    """Its weights."""
+    make: plan.Maker | None
+    """The user's function, if the network has objects of his own."""
+
+
+def saved(store: stores.Store, name: str, version: int | None, given: Any) -> Saved:
+    """Read a version that is to be applied: what it reads, its network, its weights.
+
+    Args:
+        store: Where it is.
+        name: Of the model.
+        version: Its number; None for the newest.
+        given: The value of ``network=``, a name, a model or a function, or None.
+
+    Raises:
+        errors.ModelNotFound: It is not there.
+        errors.ModelMismatch: Only the user's function can make its network.
+        errors.DamagedModel: Its files are not what was written.
+    """
+    manifest, files = store.read(name, store.newest(name, version), (plan.WEIGHTS,))
+    reads, network, _ = described(manifest)
+    check_makeable(name, network, given)
+    return Saved(reads, network, files, given if network.custom else None)
+
+
+def described(manifest: stores.Manifest) -> tuple[plan.Input, plan.Network, plan.Optimizer]:
+    """What a manifest says; one without an input, as the first release wrote, reads pictures.
+
+    Raises:
+        errors.DamagedModel: It does not say what it should.
+    """
+    try:
+        reads = plan.Input(**_with_tuples(manifest.get("input", {})))
+        network = plan.Network(**_with_tuples(manifest["network"]))
+        optimizer = plan.Optimizer(**manifest["optimizer"])
+        if network.name not in (*networks.REGISTRY, plan.OWN):
+            raise KeyError(f"there is no network {network.name!r} in this release")
+        return reads, network, optimizer
+    except (AttributeError, KeyError, TypeError) as error:
+        raise errors.DamagedModel(
+            f"a version of model {manifest.get('name')!r} cannot be used: its manifest does not "
+            f"say what was trained ({error!r})"
+        ) from None
+
+
+def write(
+    name: str,
+    version: int,
+    *,
+    parent: int | None,
+    reads: plan.Input,
+    training: plan.TrainingPlan,
+    report: plan.RankReport,
+) -> dict[str, Any]:
+    """Describe a version that is about to be published, as JSON values."""
+    assert report.network is not None
+    return {
+        "name": name,
+        "version": version,
+        "parent": parent,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(),
+        "input": dataclasses.asdict(reads),
+        "network": dataclasses.asdict(report.network),
+        "optimizer": dataclasses.asdict(training.optimizer),
+        "epochs": report.epoch,
+        "history": [dataclasses.asdict(record) for record in report.history],
+        "ranks": training.world.size,
+        "batch_size": training.world.batch_size,
+        "seed": training.seed,
+        "rows": {"train": training.train.rows, "validation": training.validation.rows},
+        "libraries": {library: _version(library) for library in LIBRARIES},
+    }
+
+
+def check_makeable(name: str, network: plan.Network, given: Any) -> None:
+    """Refuse a saved network that only the user's function can make, without that function.
+
+    Raises:
+        errors.ModelMismatch: The function is missing, or there is one for a network of ours.
+    """
+    if isinstance(given, str) or (given is not None and network.name != plan.OWN):
+        if given != network.name:
+            raise mismatch(name, "network", network.name, given)
+    elif network.custom and (given is None or is_model(given)):
+        raise errors.ModelMismatch(
+            f"model {name!r} has objects that are not Keras's own ({', '.join(network.custom)}): "
+            "give the function that makes it, network=..."
+        )
+
+
+def mismatch(name: str, option: str, saved: Any, wanted: Any) -> errors.ModelMismatch:
+    """The error that names an option's saved value and the one that was asked for."""
+    return errors.ModelMismatch(
+        f"model {name!r} has {option}={saved}, and cannot be continued or applied with "
+        f"{option}={wanted}; leave {option} out, or train afresh"
+    )
+
+
+def is_model(value: Any) -> bool:
+    """Whether this is a Keras model, without importing Keras where nobody has made one."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(value, keras.Model)
+
+
+def _with_tuples(described: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
