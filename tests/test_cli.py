@@ -131,13 +131,11 @@ def test_a_table_from_csv_with_a_header_and_what_becomes_of_its_model(tmp_path, 
     assert np.mean([row["species"] == row["interpreted"] for row in rows]) > 0.9
     evaluate = ("eval", "flowers", "rate=1", "details=true", "--input", "iris.csv", "--output")
     assert run(*evaluate, "figures.csv", cwd=tmp_path).returncode == 0
-    (figures,) = spark.read.csv(str(tmp_path / "figures.csv"), header=True, escape='"').collect()
+    (figures,) = spark.read.csv(str(tmp_path / "figures.csv"), header=True).collect()
     assert figures["num_examples"] == "150"
     assert json.loads(figures["classes"])[2]["class"] == "virginica"
     back = run("rollback", "flowers", "version=1", "--json", cwd=tmp_path)
     assert (back.returncode, back.stdout) == (0, '{"version":2}\n'), back.stderr
-    gone = run("delete", "flowers", "version=1", "--json", cwd=tmp_path)
-    assert gone.stdout == '{"version":1}\n'
     listed = run("models", "--json", cwd=tmp_path)
     assert [json.loads(line)["version"] for line in listed.stdout.splitlines()] == [2]
 
