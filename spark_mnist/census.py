@@ -81,7 +81,8 @@ def label(df: DataFrame, reads: plan.Input) -> Column:
     """
     found, kind = schema.column(df, reads.label)
     if reads.names:
-        place = F.array_position(F.array(*map(F.lit, reads.names)), F.trim(found.cast("string")))
+        names = F.array(*map(F.lit, reads.names))
+        place = F.call_function("array_position", names, F.trim(found.cast("string")))
         return F.nullif(place, F.lit(0)).cast("int") - 1
     if isinstance(kind, T.NumericType | T.BooleanType):
         return _whole(found.cast("double"), reads.classes)

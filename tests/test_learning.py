@@ -84,8 +84,6 @@ def test_two_and_two_epochs_equal_four_with_a_schedule(digits, store):
         "warmup_epochs": 2,
         "schedule": "cosine:5",
     }
-    plain = spark_mnist.fit(digits, "plain", epochs=4, **options)
-    assert plain.epochs != whole.epochs
     train, validation = (events(store, "whole", folder) for folder in ("train", "validation"))
     rates = [event.value for event in train["epoch_learning_rate"]]
     assert rates[0] < rates[1] > rates[2] > rates[3] > 0  # up with the warm-up, then down

@@ -12,15 +12,17 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("network", "epochs", "accuracy"),
-    [("softmax", 10, 0.92), ("mlp", 12, 0.975), ("small", 8, 0.945)],
+    ("network", "optimizer", "epochs", "accuracy"),
+    [("softmax", "adam", 6, 0.92), ("mlp", "adam", 6, 0.975), ("small", "momentum", 6, 0.945)],
 )
-def test_two_ranks_learn_to_read_mnist(spark, store, network, epochs, accuracy):
+def test_two_ranks_learn_to_read_mnist(spark, store, network, optimizer, epochs, accuracy):
     train = spark_mnist.datasets.mnist(spark, "train")
     test = spark_mnist.datasets.mnist(spark, "test")
     assert (train.count(), test.count()) == (60_000, 10_000)
     options = {
         "network": network,
+        "optimizer": optimizer,
+        "lr_schedule": f"cosine:{epochs}",
         "epochs": epochs,
         "batch_size": 64,
         "train_validation_ratio": 0.9,
