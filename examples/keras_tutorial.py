@@ -41,10 +41,11 @@ result = spark_mnist.fit(
     "keras_tutorial",
     network=network,
     optimizer="sgd",
+    learning_rate=0.05,
     train_validation_ratio=0.7,
-    batch_size=32,
+    batch_size=16,
     num_proc=2,
-    epochs=10,
+    epochs=15,
 )
 result.plot().savefig("keras_tutorial.png")
 found = spark_mnist.evaluate(test, "keras_tutorial", rate=1, batch_size=1000).first()
