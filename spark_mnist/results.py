@@ -13,6 +13,9 @@ from pyspark.sql import DataFrame
 
 from spark_mnist import errors, manifests, plan, plots
 
+SHOWN_EPOCHS = 20
+"""Rows of the table that a notebook shows; the curve has all epochs."""
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -102,12 +105,13 @@ def info(manifest: Mapping[str, Any]) -> ModelInfo:
 
 
 def _html(title: str, records: Sequence[plan.EpochRecord]) -> str:
-    """A table of the epochs, and beside it the curve where matplotlib can draw it."""
-    means = [{**record.losses, **record.metrics} for record in records]
+    """A table of the last epochs, and beside it the curve where matplotlib can draw it."""
+    shown = records[-SHOWN_EPOCHS:]
+    means = [{**record.losses, **record.metrics} for record in shown]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("epoch", *means[0]))
     body = "".join(
         f"<tr><td>{record.epoch:d}</td>{''.join(f'<td>{v:.4f}</td>' for v in values.values())}</tr>"
-        for record, values in zip(records, means, strict=True)
+        for record, values in zip(shown, means, strict=True)
     )
     table = f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{body}</table>"
     if not plots.available():

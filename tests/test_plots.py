@@ -122,6 +122,7 @@ def test_a_result_shows_itself_as_table_and_curve(monkeypatch):
     assert 'src="data:image/png;base64,iVBOR' in shown
     assert plots.png(result.plot()).startswith(b"\x89PNG")
     assert result.plot()._repr_png_().startswith(b"\x89PNG")
+    assert results.FitResult("m", 3, RECORDS * 50, None)._repr_html_().count("<tr>") == 21
     monkeypatch.setattr(plots, "available", lambda: False)
     assert "<img" not in result._repr_html_()
 
