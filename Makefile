@@ -43,7 +43,7 @@ demo: setup ## Train, continue, predict, evaluate, draw, on real digits (DATA=mn
 	$(DEMO) eval test_model repeat=2 batch_size=128 rate=0.8 --input $(DATA):test --store $(DEMO_STORE)
 	$(BIN)/python examples/pictures.py test_model $(DEMO_STORE) $(DATA) demo-output
 
-accuracy: setup ## Train every network on MNIST, with one rank and with two (an hour)
+accuracy: setup ## Train every network on MNIST, with one rank and with two (half an hour)
 	$(BIN)/python benchmarks/accuracy.py
 
 test: setup ## Run all tests

@@ -12,7 +12,7 @@ SparkMnistError
 ├── ModelNameError (ValueError)        a name that cannot be a model's
 ├── ModelNotFound (LookupError)        nothing is saved under that name
 ├── DamagedModel (OSError)             a saved version is not what was written
-├── ModelMismatch (ValueError)         a saved model and this fit do not go together
+├── ModelMismatch (ValueError)         a model does not go with these rows, or with the saved one
 ├── VersionError (ImportError)         an installed package is missing or outside its range
 ├── TooFewSlots (RuntimeError)         Spark cannot run that many ranks at once
 ├── DatasetError (OSError)             a data set cannot be read or downloaded
@@ -79,7 +79,7 @@ class DamagedModel(SparkMnistError, OSError):
 
 
 class ModelMismatch(SparkMnistError, ValueError):
-    """A saved model and the fit that would continue it do not go together."""
+    """A model does not go with the rows, or with the saved one that it should be."""
 
 
 class VersionError(SparkMnistError, ImportError):

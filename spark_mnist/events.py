@@ -15,6 +15,7 @@ import secrets
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ MOST_BYTES = 4096
 """Longest line that is read."""
 SEND_TIMEOUT = 5.0
 """Seconds that a rank waits for the driver before it goes silent."""
+SELDOM = 0.2
+"""Seconds between two events of the kind that may be left out."""
 
 Event = dict[str, Any]
 
@@ -88,11 +91,18 @@ class Outbox:
 
     def __init__(self, address: Address | None) -> None:
         self._key = address.key if address else b""
+        self._next = 0.0
         self._socket: socket.socket | None = None
         if address:
             with contextlib.suppress(OSError):
                 target = (address.host, address.port)
                 self._socket = socket.create_connection(target, timeout=SEND_TIMEOUT)
+
+    def send_seldom(self, **event: Any) -> None:
+        """Send one event, unless another went this way a moment ago."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + SELDOM
+            self.send(**event)
 
     def send(self, **event: Any) -> None:
         """Send one event."""

@@ -175,6 +175,8 @@ def _configuration(model: keras.Model) -> tuple[Mapping[str, Any] | None, tuple[
     try:
         config = _plain(json.loads(model.to_json()))
     except (NotImplementedError, TypeError, ValueError):
+        # A class of the user's: without get_config, or with one that gives what JSON cannot hold
+        # (TypeError) or Keras cannot describe (ValueError). Only the user's function makes it.
         return None, (type(model).__name__,)
     return config, tuple(sorted(set(_foreign(config))))
 
@@ -223,14 +225,14 @@ def _canonical(config: Any) -> str:
     names: dict[str, str] = {}
 
     def numbered(value: Any) -> Any:
-        if isinstance(value, dict):
-            if isinstance(name := value.get("name"), str):
-                names.setdefault(name, f"layer {len(names)}")
-            kept = {key: item for key, item in value.items() if key != "build_config"}
-            return {key: numbered(item) for key, item in kept.items()}
-        if isinstance(value, list):
-            return [numbered(item) for item in value]
-        return names.get(value, value) if isinstance(value, str) else value
+        if isinstance(value, list):  # the names of a layer's predecessors stand in lists
+            return [names.get(v, v) if isinstance(v, str) else numbered(v) for v in value]
+        if not isinstance(value, dict) or value.get("class_name") == "DTypePolicy":
+            return value
+        kept = {key: item for key, item in value.items() if key != "build_config"}
+        if isinstance(name := kept.get("name"), str):
+            kept["name"] = names.setdefault(name, f"layer {len(names)}")
+        return {key: numbered(item) for key, item in kept.items()}
 
     return json.dumps(numbered(config), sort_keys=True)
 

@@ -170,7 +170,7 @@ def _figure() -> Any:
             "pictures are drawn with matplotlib; install spark-mnist[plots]"
         ) from error
 
-    class Picture(Figure):  # type: ignore[misc,unused-ignore]  # typed only where it is installed
+    class Picture(Figure):
         """A figure that notebooks show without pyplot."""
 
         def _repr_png_(self) -> bytes:

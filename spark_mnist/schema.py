@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,13 +129,10 @@ def pack(source: Source) -> Column:
         return source.column
     dtype = source.encoding.dtype
 
-    # PySpark types neither a return type given as text nor the function that it makes.
-    @pandas_udf("binary")  # type: ignore[call-overload,untyped-decorator]
     def packed(rows: pd.Series) -> pd.Series:
         return pd.Series([np.asarray(row, dtype).tobytes() for row in rows])
 
-    result: Column = packed(source.column)
-    return result
+    return by_batch(packed, "binary")(source.column)
 
 
 def unpack(rows: Iterable[bytes], encoding: Encoding) -> npt.NDArray[np.generic]:
@@ -163,6 +161,18 @@ def tensor_reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.float3
         return values
 
     return read
+
+
+def by_batch(function: Callable[..., Any], returns: str) -> Callable[[Column], Column]:
+    """Make a function on columns of one on batches.
+
+    Args:
+        function: Takes and gives a pandas Series, or iterators of them, as its annotations say.
+        returns: Spark type of what it gives.
+    """
+    # The stubs want functionType=, with which Spark would warn that annotations took its place.
+    made: Callable[[Column], Column] = pandas_udf(function, returns)  # type: ignore[call-overload]
+    return made
 
 
 def column(df: DataFrame, name: str) -> tuple[Column, T.DataType]:

@@ -21,7 +21,6 @@ import pandas as pd
 from pyspark import Broadcast, cloudpickle
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.functions import pandas_udf
 
 from spark_mnist import evaluation, manifests, plan, schema
 
@@ -46,7 +45,8 @@ def probabilities(df: DataFrame, saved: manifests.Saved, batch_size: int) -> Col
     source = schema.features(df, saved.reads)
     read = schema.tensor_reader(source)
     context = df.sparkSession.sparkContext
-    # PySpark ships its copy of cloudpickle without types.
+    # A broadcast is pickled by reference: a function of the user's script must travel by value.
+    # PySpark ships its copy of cloudpickle without types, hence the ignore.
     make = cloudpickle.dumps(saved.make)  # type: ignore[no-untyped-call]
     content = (saved.network, saved.files[plan.WEIGHTS], make)
     shipment = _Shipment(
@@ -55,8 +55,6 @@ def probabilities(df: DataFrame, saved: manifests.Saved, batch_size: int) -> Col
         int(context.getConf().get("spark.task.cpus", "1")),
     )
 
-    # PySpark types neither a return type given as text nor the function that it makes.
-    @pandas_udf("array<float>")  # type: ignore[call-overload,untyped-decorator]
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         model = _model(shipment)
         for rows in batches:
@@ -67,8 +65,7 @@ def probabilities(df: DataFrame, saved: manifests.Saved, batch_size: int) -> Col
             ]
             yield pd.Series([row for part in scores for row in part])
 
-    scored: Column = score(source.column)
-    return scored
+    return schema.by_batch(score, "array<float>")(source.column)
 
 
 def predicted(scores: Column) -> Column:

@@ -58,40 +58,6 @@ def run(training: plan.TrainingPlan) -> plan.RankReport:
         hvd.shutdown()
 
 
-# Keras ships no types, so mypy takes its classes for Any; hence the ignores below.
-class Announce(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tells the driver how far this rank is, a few times a second at most."""
-
-    def __init__(self, outbox: events.Outbox, epoch: int, steps: int) -> None:
-        super().__init__()
-        self.outbox = outbox
-        self.epoch = epoch
-        self.steps = steps
-        self.next = 0.0
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Send the step and the running loss."""
-        if time.monotonic() >= self.next:
-            self.next = time.monotonic() + 0.2
-            step = min(batch + 1, self.steps)
-            self.outbox.send(epoch=self.epoch + 1, step=step, loss=float(logs["loss"]))
-
-
-class Schedule(keras.callbacks.Callback):  # type: ignore[misc]
-    """Sets the learning rate, every ``STEPS_PER_CALL`` steps at the latest."""
-
-    def __init__(self, spec: plan.Optimizer, epoch: int, steps: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.epoch = epoch
-        self.steps = steps
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Set the rate that belongs to this part of the epoch."""
-        rate = self.spec.rate(self.epoch + batch / self.steps, hvd.size())
-        self.model.optimizer.learning_rate.assign(rate)
-
-
 class Kept:
     """The epoch that is published: the last, or with ``patience`` the one of the lowest loss.
 
@@ -138,8 +104,7 @@ class Learner:
         division, seed = self.training.world, self.training.seed
         averaging.seed_dropout(self.model, (seed, epoch, hvd.rank()))
         data = batches.training(self.rows, division, rank=hvd.rank(), seed=seed, epoch=epoch)
-        callbacks = self._callbacks(epoch, division.steps)
-        self.model.fit(data, shuffle=False, verbose=0, callbacks=callbacks)
+        self.model.fit(data, shuffle=False, verbose=0, callbacks=[self._between_calls(epoch)])
         averaging.average_statistics(self.model)
         means = self.meters.means()
         if self.training.validation.rows:
@@ -150,11 +115,22 @@ class Learner:
         self.outbox.send(epoch=epoch + 1, step=division.steps, done=True, **means)
         return meters.record(epoch + 1, means)
 
-    def _callbacks(self, epoch: int, steps: int) -> list[keras.callbacks.Callback]:
-        spec = self.training.optimizer
+    def _between_calls(self, epoch: int) -> keras.callbacks.Callback:
+        """What is done before and after TensorFlow runs ``STEPS_PER_CALL`` steps."""
+        spec, steps = self.training.optimizer, self.training.world.steps
+
+        def set_rate(step: int, logs: Any) -> None:
+            rate = spec.rate(epoch + step / steps, hvd.size())
+            self.model.optimizer.learning_rate.assign(rate)
+
+        def tell_driver(step: int, logs: Any) -> None:
+            done = min(step + 1, steps)
+            self.outbox.send_seldom(epoch=epoch + 1, step=done, loss=float(logs["loss"]))
+
         changing = spec.warmup_epochs or spec.schedule != "constant"
-        schedule = [Schedule(spec, epoch, steps)] if changing else []
-        return [*schedule, Announce(self.outbox, epoch, steps)]
+        return keras.callbacks.LambdaCallback(
+            on_train_batch_begin=set_rate if changing else None, on_train_batch_end=tell_driver
+        )
 
 
 def _train(training: plan.TrainingPlan) -> plan.RankReport:

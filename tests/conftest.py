@@ -44,6 +44,24 @@ def digits(spark: SparkSession) -> DataFrame:
     return datasets.digits(spark, "train").limit(256).repartition(3).cache()
 
 
+@pytest.fixture(scope="session")
+def held_out(spark: SparkSession) -> DataFrame:
+    """364 real digits that no test trains on."""
+    from spark_mnist import datasets
+
+    return datasets.digits(spark, "test").repartition(3).cache()
+
+
+@pytest.fixture(scope="session")
+def root(digits: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with one model, ``m``, that two ranks trained to read digits."""
+    import spark_mnist
+
+    url = str(tmp_path_factory.mktemp("models"))
+    spark_mnist.fit(digits, "m", epochs=15, batch_size=16, num_proc=2, store=url, verbose=0)
+    return url
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> str:
     return str(tmp_path / "models")

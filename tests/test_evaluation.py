@@ -7,7 +7,6 @@ from sklearn import metrics
 
 import spark_mnist
 from spark_mnist import errors, evaluation, plan
-from tests.test_score import held_out, root  # noqa: F401  a trained model, and rows for it
 
 READS = plan.Input(classes=3, names=("a", "b", "c"))
 
@@ -27,7 +26,7 @@ def test_figures_of_classes_by_hand():
     assert share.means() == ({"loss": 3.5 / 8}, {"accuracy": 7 / 8})
 
 
-def test_details_are_scikit_learns(root, held_out):  # noqa: F811
+def test_details_are_scikit_learns(root, held_out):
     (row,) = spark_mnist.evaluate(held_out, "m", rate=1, details=True, store=root).collect()
     predicted = spark_mnist.predict(held_out, "m", interpret=True, store=root)
     truth, guess = zip(*predicted.select("label", "interpreted").collect(), strict=True)
@@ -42,7 +41,7 @@ def test_details_are_scikit_learns(root, held_out):  # noqa: F811
     assert [found["class"] for found in row["classes"]] == [str(digit) for digit in range(10)]
 
 
-def test_groups_are_measured_apart(root, held_out):  # noqa: F811
+def test_groups_are_measured_apart(root, held_out):
     df = held_out.withColumn(
         "site", F.when(F.col("label") < 5, "low").when(F.col("label") < 8, "mid")
     )
@@ -68,7 +67,7 @@ def test_rows_whose_group_is_no_number_are_one_group(spark):
     assert found == [("None", 5), ("-1.0", 1), ("2.0", 1), ("nan", 2)]
 
 
-def test_figures_by_class_as_a_table(root, held_out):  # noqa: F811
+def test_figures_by_class_as_a_table(root, held_out):
     found = spark_mnist.evaluate(held_out, "m", rate=1, details=True, store=root)
     table = found.selectExpr("no", "inline(classes)")
     assert table.columns == ["no", "class", "num_examples", "precision", "recall", "f1"]
@@ -84,7 +83,7 @@ def test_figures_by_class_as_a_table(root, held_out):  # noqa: F811
         ("", errors.OptionError, "by must be text"),
     ],
 )
-def test_columns_that_part_no_rows(root, held_out, by, error, message):  # noqa: F811
+def test_columns_that_part_no_rows(root, held_out, by, error, message):
     df = held_out.withColumn("site", F.lit(1)).withColumn("losses", F.lit(1))
     with pytest.raises(error, match=message):
         spark_mnist.evaluate(df, "m", by=by, store=root)

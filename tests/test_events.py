@@ -49,6 +49,18 @@ def test_a_message_of_another_fit_is_not_heard():
         assert received(found, 1) == [{"epoch": 2}]
 
 
+def test_what_may_be_left_out_is_sent_seldom(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
+    box = events.Outbox(None)
+    sent = []
+    monkeypatch.setattr(box, "send", lambda **event: sent.append(event["step"]))
+    for step in range(6):
+        box.send_seldom(step=step)
+        now[0] += 0.6 * events.SELDOM
+    assert sent == [0, 2, 4]
+
+
 def test_a_driver_that_is_gone_does_not_matter_to_a_rank():
     with events.Inbox("127.0.0.1", "127.0.0.1", print) as inbox:
         box = events.Outbox(inbox.address)

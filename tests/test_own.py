@@ -1,5 +1,6 @@
 """Models that users bring: described, trained on two ranks, applied, and never trusted."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -138,6 +139,11 @@ def test_the_names_of_layers_make_no_other_model():
     first, second = (own.describe(double_model(), BARE) for _ in range(2))
     assert first.config != second.config  # Keras counts layers up
     own.check_same(first, second)
+    half = json.loads(json.dumps(first.config).replace("float32", "float16"))
+    renamed = json.loads(json.dumps(first.config).replace('"gelu"', '"relu"'))
+    for other in (half, renamed):
+        with pytest.raises(errors.ModelMismatch, match="or the same with other settings"):
+            own.check_same(first, dataclasses.replace(first, config=other))
     with pytest.raises(errors.ModelMismatch, match=r"Dense, Dense.*now makes .*Conv2D"):
         own.check_same(first, own.describe(picture_model(), BARE))
 

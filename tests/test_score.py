@@ -9,18 +9,6 @@ import spark_mnist
 from spark_mnist import errors
 
 
-@pytest.fixture(scope="module")
-def root(digits, tmp_path_factory):
-    root = str(tmp_path_factory.mktemp("models"))
-    spark_mnist.fit(digits, "m", epochs=15, batch_size=16, num_proc=2, store=root, verbose=0)
-    return root
-
-
-@pytest.fixture(scope="module")
-def held_out(spark):
-    return spark_mnist.datasets.digits(spark, "test").repartition(3).cache()
-
-
 def test_the_columns_and_rows_of_the_manual(root, held_out):
     df = held_out.withColumn("id", F.monotonically_increasing_id())
     predicted = spark_mnist.predict(df, "m", interpret=True, batch_size=100, store=root)
