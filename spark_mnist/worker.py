@@ -75,9 +75,12 @@ class Kept:
     def consider(self, model: keras.Model, record: plan.EpochRecord) -> None:
         """Keep this epoch in place of the one before, if it is the last or better."""
         loss = record.losses.get("val_loss", record.losses["loss"])
-        better = loss < self._loss
-        if (better or not self.epoch) if self._patience else record.epoch == self._last:
-            self._loss = loss if better else self._loss
+        if self._patience is None:
+            keep = record.epoch == self._last
+        else:
+            keep = loss < self._loss or not self.epoch
+        if keep:
+            self._loss = min(self._loss, loss)  # a first loss that is NaN leaves infinity
             self.epoch = record.epoch
             self.digest = averaging.digest(model)
             self.files = checkpoint.save(model) if hvd.rank() == 0 else {}
