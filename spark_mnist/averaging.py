@@ -93,6 +93,19 @@ def total(values: Sequence[float]) -> list[float]:
     return [float(value) for value in summed.numpy()]
 
 
+def gathered(pair: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """A pair of numbers of each rank, in rank order."""
+    first, second = [0.0] * hvd.size(), [0.0] * hvd.size()
+    first[hvd.rank()], second[hvd.rank()] = pair
+    summed = [int(value) for value in total([*first, *second])]
+    return tuple(zip(summed[: hvd.size()], summed[hvd.size() :], strict=True))
+
+
+def finite(model: keras.Model) -> bool:
+    """Whether all weights are numbers; the same on every rank, as the weights are."""
+    return all(np.isfinite(keras.ops.convert_to_numpy(w)).all() for w in model.trainable_weights)
+
+
 def digest(model: keras.Model) -> str:
     """sha256 of what all ranks must hold alike."""
     sha = hashlib.sha256()

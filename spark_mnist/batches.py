@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import fsspec
@@ -40,8 +40,16 @@ class Shard:
         return int(self.labels.shape[0])
 
 
-def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
+def read(
+    shards: plan.Shards, *, rank: int, ranks: int, moved: Callable[[], None] = lambda: None
+) -> Shard:
     """Read the row groups of one rank.
+
+    Args:
+        shards: Of all ranks.
+        rank: Which one reads.
+        ranks: How many there are.
+        moved: Called after each row group.
 
     Raises:
         RuntimeError: Petastorm gave other rows than the files' footers say.
@@ -64,6 +72,7 @@ def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
             for group in reader:
                 features.append(schema.unpack(group.features, encoding))
                 labels.append(np.asarray(group.label, np.int32))
+                moved()
     tensors = tf.constant(np.concatenate(features)), tf.constant(np.concatenate(labels))
     shard = Shard(*tensors, shards.scale)
     expected = _footer_rows(mine)

@@ -15,9 +15,12 @@ SparkMnistError
 ├── ModelMismatch (ValueError)         a model does not go with these rows, or with the saved one
 ├── VersionError (ImportError)         an installed package is missing or outside its range
 ├── TooFewSlots (RuntimeError)         Spark cannot run that many ranks at once
+├── ClusterError (RuntimeError)        a setting or a part of the cluster stands in the way
 ├── DatasetError (OSError)             a data set cannot be read or downloaded
 └── TrainingError (RuntimeError)       the ranks failed
     ├── RankError                      one rank raised: which one, what, and where
+    ├── RanksLost                      ranks went away or hung, again and again
+    ├── NotFinite                      the loss, or a weight, is no number any more
     └── RanksDiverged                  the ranks ended with different weights
 """
 
@@ -90,6 +93,10 @@ class TooFewSlots(SparkMnistError, RuntimeError):
     """Spark cannot run that many ranks at once."""
 
 
+class ClusterError(SparkMnistError, RuntimeError):
+    """A setting or a part of the cluster stands in the way of a fit."""
+
+
 class DatasetError(SparkMnistError, OSError):
     """A data set cannot be read or downloaded."""
 
@@ -105,6 +112,14 @@ class RankError(TrainingError):
         super().__init__(message)
         self.rank = rank
         self.rank_traceback = rank_traceback
+
+
+class RanksLost(TrainingError):
+    """Ranks went away or hung, and as often again as they may start again."""
+
+
+class NotFinite(TrainingError):
+    """The loss, or a weight, is no number any more."""
 
 
 class RanksDiverged(TrainingError):

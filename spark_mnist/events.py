@@ -1,8 +1,10 @@
-"""Messages from the ranks to the driver while they train: small, signed, never pickled.
+"""Messages from the ranks to the driver while they run: small, signed, never pickled.
 
-Horovod forwards the ranks' output in blocks of 64 KiB, hence at the end of most fits; so the ranks
-tell the driver themselves how far they are: a line of JSON behind its HMAC-SHA256. The key is this
-fit's alone and travels with the plan. Training never depends on a message's arrival.
+Horovod forwards the ranks' output in blocks of 64 KiB, hence at the end of most fits, and under
+Gloo it does not notice a rank that hangs; so the ranks tell the driver themselves that they live
+and how far they are: a line of JSON behind its HMAC-SHA256. The key is this fit's alone and travels
+with the plan. A line that gets lost does no harm; a rank that cannot reach its driver for long ends
+itself, since nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import hmac
 import json
 import logging
+import os
 import secrets
 import socket
 import socketserver
@@ -25,9 +28,11 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 4096
 """Longest line that is read."""
 SEND_TIMEOUT = 5.0
-"""Seconds that a rank waits for the driver before it goes silent."""
+"""Seconds that a rank waits for the driver to take a line."""
 SELDOM = 0.2
 """Seconds between two events of the kind that may be left out."""
+ORPHANED = 75
+"""Exit code of a rank whose driver is gone: EX_TEMPFAIL."""
 
 Event = dict[str, Any]
 
@@ -54,7 +59,8 @@ class Inbox:
     Args:
         host: Name or address of this machine, as executors reach it.
         bind: The address to listen on, where it is another.
-        receive: Called with each event; calls may overlap when several ranks send.
+        receive: Called with each event; calls may overlap when several ranks send. When a rank's
+            connection ends it gets ``{"rank": ..., "hung_up": True}``.
     """
 
     def __init__(self, host: str, bind: str, receive: Callable[[Event], None]) -> None:
@@ -62,11 +68,17 @@ class Inbox:
 
         class Reader(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                while line := self.rfile.readline(MOST_BYTES):
-                    signature, _, body = line.rstrip(b"\n").partition(b" ")
-                    if not hmac.compare_digest(signature, _sign(key, body)):
-                        return  # a stranger: hang up
-                    receive(json.loads(body))
+                rank = None
+                with contextlib.suppress(OSError):  # a rank that was killed resets its connection
+                    while line := self.rfile.readline(MOST_BYTES):
+                        signature, _, body = line.rstrip(b"\n").partition(b" ")
+                        if not hmac.compare_digest(signature, _sign(key, body)):
+                            break  # a stranger: hang up
+                        event = json.loads(body)
+                        rank = event["rank"]
+                        receive(event)
+                if rank is not None:
+                    receive({"rank": rank, "hung_up": True})
 
         self._server = _Server((bind, 0), Reader)
         self.address = Address(host, self._server.server_address[1], key)
@@ -83,36 +95,74 @@ class Inbox:
 
 
 class Outbox:
-    """A rank's side: sends events, and goes silent where the driver cannot be reached.
+    """A rank's side: a context manager that shows the driver that the rank lives.
 
     Args:
         address: Of the driver's ``Inbox``, or None to send nothing.
+        rank: Who sends.
+        patience: Seconds without the driver after which the process ends itself.
     """
 
-    def __init__(self, address: Address | None) -> None:
-        self._key = address.key if address else b""
-        self._next = 0.0
+    def __init__(self, address: Address | None, rank: int = 0, patience: float = 60.0) -> None:
+        self._address, self._rank, self._patience = address, rank, patience
+        self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        if address:
-            with contextlib.suppress(OSError):
-                target = (address.host, address.port)
-                self._socket = socket.create_connection(target, timeout=SEND_TIMEOUT)
+        self._next = 0.0
+        self._moves = 0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Outbox:
+        if self._address:
+            self.send(pid=os.getpid(), host=socket.gethostname())
+            threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.send(ended=True)
+        with self._lock:
+            if self._socket:
+                self._socket.close()
+
+    def move(self) -> None:
+        """Note that the rank is a little further than before."""
+        self._moves += 1
 
     def send_seldom(self, **event: Any) -> None:
         """Send one event, unless another went this way a moment ago."""
+        self.move()
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + SELDOM
             self.send(**event)
 
-    def send(self, **event: Any) -> None:
-        """Send one event."""
-        if self._socket is None:
-            return
-        body = json.dumps(event).encode()
-        try:
-            self._socket.sendall(_sign(self._key, body) + b" " + body + b"\n")
-        except OSError:
-            self._socket = None
+    def send(self, **event: Any) -> bool:
+        """Send one event; returns whether the driver's machine took it."""
+        if not self._address:
+            return False
+        signs = {"rank": self._rank, "moves": self._moves, "cpu": time.process_time()}
+        body = json.dumps({**signs, **event}).encode()
+        line = _sign(self._address.key, body) + b" " + body + b"\n"
+        with self._lock:
+            try:
+                if self._socket is None:
+                    target = (self._address.host, self._address.port)
+                    self._socket = socket.create_connection(target, timeout=SEND_TIMEOUT)
+                self._socket.sendall(line)
+            except OSError:
+                if self._socket:
+                    self._socket.close()
+                self._socket = None
+                return False
+        return True
+
+    def _beat(self) -> None:
+        """Send a sign of life several times in each span of the driver's patience."""
+        heard = time.monotonic()
+        while not self._ended.wait(min(5.0, self._patience / 5)):
+            if self.send():
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self._patience:
+                os._exit(ORPHANED)
 
 
 def _sign(key: bytes, body: bytes) -> bytes:

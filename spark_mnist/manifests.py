@@ -80,6 +80,7 @@ def write(
 ) -> dict[str, Any]:
     """Describe a version that is about to be published, as JSON values."""
     assert report.network is not None
+    assert report.progress is not None
     return {
         "name": name,
         "version": version,
@@ -88,8 +89,8 @@ def write(
         "input": dataclasses.asdict(reads),
         "network": dataclasses.asdict(report.network),
         "optimizer": dataclasses.asdict(training.optimizer),
-        "epochs": report.epoch,
-        "history": [dataclasses.asdict(record) for record in report.history],
+        "epochs": report.progress.kept.epoch,
+        "history": [dataclasses.asdict(record) for record in report.progress.history],
         "ranks": training.world.size,
         "batch_size": training.world.batch_size,
         "seed": training.seed,

@@ -40,6 +40,10 @@ class Meters:
         self.loss = RowMean("cross_entropy", cross_entropy)
         self.accuracy = RowMean("accuracy", accuracy)
 
+    def rows(self) -> int:
+        """Rows that this rank has counted since the last reset, each once."""
+        return int(self.loss.count.numpy())
+
     def means(self, prefix: str = "") -> dict[str, float]:
         """Loss and accuracy over the rows of all ranks: sums over rows divided by rows."""
         sums = [self.loss.sum, self.accuracy.sum, self.loss.count]

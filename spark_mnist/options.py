@@ -120,6 +120,12 @@ class FitOptions(RowOptions):
         "all that Spark can run at once, each with a batch or more",
     )
     seed: int | None = option(None, kinds.SEED, *SEED)
+    max_restarts: int = option(
+        2, kinds.COUNT, "how often all ranks start again from the last epoch when one is lost"
+    )
+    heartbeat_timeout: float = option(
+        60.0, kinds.RATE, "seconds after which a rank that gives no sign of life is lost"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ OWN = "own"
 
 Maker = Callable[[], Any]
 """The user's function that makes a Keras model."""
+Rows = tuple[tuple[int, int], ...]
+"""For each rank, the rows that it trained and validated on in one epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,45 @@ class Shards:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One row of the table that ``fit`` returns. Values are means over rows of all ranks."""
+
+    epoch: int
+    """Counted from 1, over all fits of the model."""
+    losses: dict[str, float]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The epoch that would be published now."""
+
+    epoch: int = 0
+    """0 before the first."""
+    loss: float = math.inf
+    """The least so far, by which ``patience`` judges."""
+    digest: str = ""
+    """sha256 over all weights and optimizer variables of that epoch; equal on all ranks."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Its checkpoint, on rank 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a fit is: what all ranks need to go on after an epoch."""
+
+    epoch: int
+    """Epochs of the model's life."""
+    history: tuple[EpochRecord, ...] = ()
+    """Of this fit."""
+    read: tuple[Rows, ...] = ()
+    """For each epoch of this fit, the rows that each rank trained and validated on."""
+    kept: Kept = field(default_factory=Kept)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """The checkpoint of ``epoch``; none before the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """All that a rank needs to know."""
 
@@ -130,20 +171,18 @@ class TrainingPlan:
     """Epochs without a better loss after which training stops; None never stops it."""
     inbox: events.Address | None = None
     """Where the driver hears of progress."""
+    heartbeat_timeout: float = 60.0
+    """Seconds without the driver after which a rank ends itself."""
+    work: str | None = None
+    """URL of the store that takes a checkpoint after each epoch; None takes none."""
+    attempt: int = 0
+    """Which start of the ranks in this fit this is, from 0."""
+    resume: Progress | None = None
+    """Where an earlier attempt of this fit was; None where there was none."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """The checkpoint to go on from; empty when training starts afresh."""
     make: Maker | None = None
     """The user's function that makes the network."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """One row of the table that ``fit`` returns. Values are means over rows of all ranks."""
-
-    epoch: int
-    """Counted from 1, over all fits of the model."""
-    losses: dict[str, float]
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +204,9 @@ class RankReport:
 
     rank: int
     failure: Failure | None = None
-    history: tuple[EpochRecord, ...] = ()
-    epoch: int = 0
-    """Which epoch the checkpoint is of: the last, or with ``patience`` the best."""
-    weights_digest: str = ""
-    """sha256 over all weights and optimizer variables of that epoch; equal on all ranks."""
+    progress: Progress | None = None
+    """How the fit ended; with its files from rank 0 alone."""
     network: Network | None = None
     """What was trained, with all that was learned of it on the ranks."""
-    files: dict[str, bytes] = field(default_factory=dict)
-    """The new checkpoint and the TensorBoard files, from rank 0."""
+    logs: Mapping[str, bytes] = field(default_factory=dict)
+    """TensorBoard files, from rank 0."""

@@ -15,6 +15,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from spark_mnist import (
     catalog,
     census,
+    cluster,
     errors,
     evaluation,
     grammar,
@@ -70,47 +71,9 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
     """
     versions.check()
     chosen = options.make(options.FitOptions, given)
-    spark = df.sparkSession
-    store = catalog.open_store(chosen.store, spark)
-    begin = lineage.start(store, stores.checked_name(model_name), chosen)
-    ranks = launch.ranks(spark, chosen.num_proc)
-    cache = _cache(spark, store)
-    shards.check_url(cache.url)
-    reads = begin.reads or census.discover(
-        df, kinds.columns(chosen.features), chosen.label or plan.Input.label
-    )
-    begin = begin.reading(reads)
-    counted = census.take(df, reads)
-    if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
-        training_rows = world.share_of_ratio(counted.rows, chosen.train_validation_ratio)
-        ranks = max(1, min(ranks, training_rows // chosen.batch_size))
-    with (
-        cache.work(model_name) as work,
-        shards.materialized(
-            df,
-            counted,
-            url=work,
-            ranks=ranks,
-            ratio=chosen.train_validation_ratio,
-            seed=begin.seed,
-        ) as (train, validation),
-    ):
-        training = _training_plan(begin, chosen, ranks, train, validation)
-        reports = launch.train(spark, training, title=model_name, visible=chosen.verbose > 0)
-        version = store.publish(
-            model_name,
-            reports[0].files,
-            lambda number: manifests.write(
-                model_name,
-                number,
-                parent=begin.version,
-                reads=reads,
-                training=training,
-                report=reports[0],
-            ),
-        )
-    records = reports[0].history
-    return results.FitResult(model_name, version, records, _history(spark, records))
+    name = stores.checked_name(model_name)
+    with launch.ONE_FIT:
+        return _fit(df, name, chosen)
 
 
 @_takes(options.PredictOptions)
@@ -226,12 +189,74 @@ def _manage(spark: SparkSession, parsed: grammar.Command) -> DataFrame:
     return spark.createDataFrame([(number,) for number in numbers], "version int")
 
 
+def _fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResult:
+    spark = df.sparkSession
+    store = catalog.open_store(chosen.store, spark)
+    begin = lineage.start(store, name, chosen)
+    ranks = cluster.ranks(spark, chosen.num_proc)
+    cache = _cache(spark, store)
+    shards.check_url(cache.url)
+    reads = begin.reads or census.discover(
+        df, kinds.columns(chosen.features), chosen.label or plan.Input.label
+    )
+    begin = begin.reading(reads)
+    counted = census.take(df, reads)
+    if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
+        training_rows = world.share_of_ratio(counted.rows, chosen.train_validation_ratio)
+        ranks = max(1, min(ranks, training_rows // chosen.batch_size))
+    with (
+        cache.work(name) as work,
+        shards.materialized(
+            df,
+            counted,
+            url=work,
+            ranks=ranks,
+            ratio=chosen.train_validation_ratio,
+            seed=begin.seed,
+        ) as (train, validation),
+    ):
+        training = _training_plan(begin, chosen, ranks, train, validation, work)
+        reports = launch.train(
+            spark,
+            training,
+            title=name,
+            visible=chosen.verbose > 0,
+            max_restarts=chosen.max_restarts,
+        )
+        version = _publish(store, name, begin, reads, training, reports[0])
+    progress = reports[0].progress
+    assert progress is not None
+    records = progress.history
+    return results.FitResult(name, version, records, _history(spark, records))
+
+
+def _publish(
+    store: stores.Store,
+    name: str,
+    begin: lineage.Start,
+    reads: plan.Input,
+    training: plan.TrainingPlan,
+    report: plan.RankReport,
+) -> int:
+    """Publish what a fit learned; returns the number of the new version."""
+    assert report.progress is not None
+    files = {**report.progress.kept.files, **report.logs}
+
+    def describe(number: int) -> dict[str, Any]:
+        return manifests.write(
+            name, number, parent=begin.version, reads=reads, training=training, report=report
+        )
+
+    return store.publish(name, files, describe)
+
+
 def _training_plan(
     begin: lineage.Start,
     chosen: options.FitOptions,
     ranks: int,
     train: plan.Shards,
     validation: plan.Shards,
+    work: str,
 ) -> plan.TrainingPlan:
     return plan.TrainingPlan(
         network=begin.network,
@@ -246,6 +271,8 @@ def _training_plan(
         patience=chosen.patience,
         files=begin.files,
         make=begin.make,
+        heartbeat_timeout=chosen.heartbeat_timeout,
+        work=work if chosen.max_restarts else None,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 import traceback
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from spark_mnist import (
     networks,
     own,
     plan,
+    recovery,
     tensorboard,
 )
 
@@ -33,18 +35,17 @@ STEPS_PER_CALL = 32
 """Steps that TensorFlow runs without coming back to Python."""
 
 
-def run(training: plan.TrainingPlan) -> plan.RankReport:
+def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
     """Train on this rank's shard.
 
     Returns:
-        The history and the checkpoint from rank 0, a digest of the weights from every rank, or the
-        failure of this one.
+        How the fit ended, or the failure of this rank.
     """
     tf.config.threading.set_intra_op_parallelism_threads(training.threads)
     tf.config.threading.set_inter_op_parallelism_threads(training.threads)
     hvd.init()
     try:
-        return _train(training)
+        return _train(training, outbox)
     except Exception as error:
         failure = plan.Failure(
             type=type(error).__name__,
@@ -56,38 +57,6 @@ def run(training: plan.TrainingPlan) -> plan.RankReport:
         return plan.RankReport(rank=hvd.rank(), failure=failure)
     finally:
         hvd.shutdown()
-
-
-class Kept:
-    """The epoch that is published: the last, or with ``patience`` the one of the lowest loss.
-
-    Every rank decides alike, since the losses are means over all ranks.
-    """
-
-    def __init__(self, training: plan.TrainingPlan) -> None:
-        self._patience = training.patience
-        self._last = training.first_epoch + training.epochs
-        self._loss = float("inf")
-        self.epoch = 0
-        self.digest = ""
-        self.files: dict[str, bytes] = {}
-
-    def consider(self, model: keras.Model, record: plan.EpochRecord) -> None:
-        """Keep this epoch in place of the one before, if it is the last or better."""
-        loss = record.losses.get("val_loss", record.losses["loss"])
-        if self._patience is None:
-            keep = record.epoch == self._last
-        else:
-            keep = loss < self._loss or not self.epoch
-        if keep:
-            self._loss = min(self._loss, loss)  # a first loss that is NaN leaves infinity
-            self.epoch = record.epoch
-            self.digest = averaging.digest(model)
-            self.files = checkpoint.save(model) if hvd.rank() == 0 else {}
-
-    def waited_enough(self, epoch: int) -> bool:
-        """Whether no epoch was better for as long as the user wants to wait."""
-        return self._patience is not None and epoch - self.epoch >= self._patience
 
 
 @dataclass(frozen=True)
@@ -102,21 +71,73 @@ class Learner:
     held_out: batches.Shard
     outbox: events.Outbox
 
-    def epoch(self, epoch: int) -> plan.EpochRecord:
-        """Train and validate once; ``epoch`` counts from 0 over the model's life."""
-        division, seed = self.training.world, self.training.seed
+    def epoch(self, before: plan.Progress) -> plan.Progress:
+        """Train and validate once."""
+        epoch, division, seed = before.epoch, self.training.world, self.training.seed
         averaging.seed_dropout(self.model, (seed, epoch, hvd.rank()))
         data = batches.training(self.rows, division, rank=hvd.rank(), seed=seed, epoch=epoch)
         self.model.fit(data, shuffle=False, verbose=0, callbacks=[self._between_calls(epoch)])
         averaging.average_statistics(self.model)
-        means = self.meters.means()
+        means, trained, validated = self.meters.means(), self.meters.rows(), 0
         if self.training.validation.rows:
             self.model.reset_metrics()
             if len(self.held_out):
-                self.model.evaluate(batches.validation(self.held_out), verbose=0)
+                moving = keras.callbacks.LambdaCallback(
+                    on_test_batch_end=lambda step, logs: self.outbox.move()
+                )
+                data = batches.validation(self.held_out)
+                self.model.evaluate(data, verbose=0, callbacks=[moving])
             means |= self.meters.means("val_")
+            validated = self.meters.rows()
+        self.outbox.move()
         self.outbox.send(epoch=epoch + 1, step=division.steps, done=True, **means)
-        return meters.record(epoch + 1, means)
+        record = meters.record(epoch + 1, means)
+        return plan.Progress(
+            epoch=epoch + 1,
+            history=(*before.history, record),
+            read=(*before.read, self._receipt(trained, validated)),
+            kept=self._kept(before.kept, record),
+        )
+
+    def _receipt(self, trained: int, validated: int) -> plan.Rows:
+        """The rows that each rank used in an epoch.
+
+        Raises:
+            RuntimeError: This rank did not use each row of its files once.
+        """
+        expected = len(self.rows), len(self.held_out)
+        if (trained, validated) != expected:
+            raise RuntimeError(
+                f"rank {hvd.rank()} trained on {trained} rows and validated on {validated}; the "
+                f"footers of its files say {expected[0]} and {expected[1]}"
+            )
+        return averaging.gathered((trained, validated))
+
+    def _kept(self, before: plan.Kept, record: plan.EpochRecord) -> plan.Kept:
+        """The epoch to publish: the last, or with ``patience`` the one of the lowest loss.
+
+        Every rank decides alike, since the losses are means over all ranks. An epoch that ended
+        with a loss or a weight that is no number is never kept.
+        """
+        loss = record.losses.get("val_loss", record.losses["loss"])
+        last = record.epoch == self.training.first_epoch + self.training.epochs
+        better = last if self.training.patience is None else loss < before.loss
+        if not better or not self._sound(record):
+            return before
+        files = checkpoint.save(self.model) if hvd.rank() == 0 else {}
+        digest = averaging.digest(self.model)
+        return plan.Kept(epoch=record.epoch, loss=loss, digest=digest, files=files)
+
+    def ended(self, progress: plan.Progress) -> bool:
+        """Whether nothing more is to be learned."""
+        patience, last = self.training.patience, self.training.first_epoch + self.training.epochs
+        waited = patience is not None and progress.epoch - progress.kept.epoch >= patience
+        broken = bool(progress.history) and not self._sound(progress.history[-1])
+        return progress.epoch >= last or waited or broken
+
+    def _sound(self, record: plan.EpochRecord) -> bool:
+        """Whether training came to numbers; the same on every rank, as losses and weights are."""
+        return math.isfinite(sum(record.losses.values())) and averaging.finite(self.model)
 
     def _between_calls(self, epoch: int) -> keras.callbacks.Callback:
         """What is done before and after TensorFlow runs ``STEPS_PER_CALL`` steps."""
@@ -136,28 +157,26 @@ class Learner:
         )
 
 
-def _train(training: plan.TrainingPlan) -> plan.RankReport:
-    learner = _learner(training)
-    kept = Kept(training)
-    history = []
-    with tensorboard.Journal() if hvd.rank() == 0 else contextlib.nullcontext() as journal:
+def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
+    learner = _learner(training, outbox)
+    progress = training.resume or plan.Progress(epoch=training.first_epoch)
+    first = hvd.rank() == 0
+    with tensorboard.Journal() if first else contextlib.nullcontext() as journal:
         if journal:
             journal.graph(learner.model)
-        for epoch in range(training.first_epoch, training.first_epoch + training.epochs):
-            record = learner.epoch(epoch)
-            history.append(record)
+            for record in progress.history:
+                journal.epoch(record, training.optimizer.rate(record.epoch, hvd.size()))
+        while not learner.ended(progress):
+            progress = learner.epoch(progress)
             if journal:
-                journal.epoch(record, float(learner.model.optimizer.learning_rate))
-            kept.consider(learner.model, record)
-            if kept.waited_enough(record.epoch):
-                break
-        report = plan.RankReport(
-            rank=hvd.rank(), epoch=kept.epoch, weights_digest=kept.digest, network=learner.network
-        )
-        if journal:
-            files = {**kept.files, **journal.files()}
-            report = dataclasses.replace(report, history=tuple(history), files=files)
-        return report
+                rate = float(learner.model.optimizer.learning_rate)
+                journal.epoch(progress.history[-1], rate)
+            if first and training.work:
+                files = checkpoint.save(learner.model)
+                state = dataclasses.replace(progress, files=files)
+                recovery.save(training.work, training.attempt, state)
+        logs = journal.files() if journal else {}
+    return plan.RankReport(rank=hvd.rank(), progress=progress, network=learner.network, logs=logs)
 
 
 def _described(training: plan.TrainingPlan, made: keras.Model | None) -> plan.Network:
@@ -170,11 +189,11 @@ def _described(training: plan.TrainingPlan, made: keras.Model | None) -> plan.Ne
     return network
 
 
-def _learner(training: plan.TrainingPlan) -> Learner:
+def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
     """Read the shard, build, compile, restore and broadcast: all ranks start with one model."""
     rank, ranks = hvd.rank(), hvd.size()
-    rows = batches.read(training.train, rank=rank, ranks=ranks)
-    held_out = batches.read(training.validation, rank=rank, ranks=ranks)
+    rows = batches.read(training.train, rank=rank, ranks=ranks, moved=outbox.move)
+    held_out = batches.read(training.validation, rank=rank, ranks=ranks, moved=outbox.move)
     keras.utils.set_random_seed(training.seed)
     made = training.make() if training.make else None
     network = _described(training, made)
@@ -193,7 +212,6 @@ def _learner(training: plan.TrainingPlan) -> Learner:
         jit_compile=False,  # Horovod's operations have no XLA kernels
     )
     model.optimizer.build(model.trainable_variables)
-    checkpoint.restore(model, training.files)
+    checkpoint.restore(model, training.resume.files if training.resume else training.files)
     averaging.broadcast(model)
-    outbox = events.Outbox(training.inbox if rank == 0 else None)
     return Learner(training, network, model, measured, rows, held_out, outbox)

@@ -77,14 +77,14 @@ def arrays(store: str, name: str, version: int, file: str = "weights.npz") -> li
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """One rank, in this process: the worker without what starts it, to see more cases sooner."""
-    from spark_mnist import launch, worker
+    from spark_mnist import cluster, events, launch, worker
 
     def train(spark: SparkSession, training: Any, **_: Any) -> Any:
-        reports = [worker.run(training)]
+        reports = [worker.run(training, events.Outbox(None))]
         launch.check(reports)
         return reports
 
     for setting in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
         monkeypatch.setattr(worker.tf.config.threading, setting, lambda _: None)
     monkeypatch.setattr(launch, "train", train)
-    monkeypatch.setattr(launch, "ranks", lambda *_: 1)
+    monkeypatch.setattr(cluster, "ranks", lambda *_: 1)

@@ -1,0 +1,135 @@
+"""What the fit's cluster is: slots, addresses, what of the environment ranks see. On the driver."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import time
+
+import psutil
+from pyspark.sql import SparkSession
+
+from spark_mnist import errors
+
+SLOTS_TIMEOUT = 4.0
+"""Seconds that executors which are still starting get to offer their slots."""
+RANK_ENVIRONMENT = (
+    "PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|JAVA_HOME|SSL_CERT_.*|"
+    "PYTHON.*|(SPARK|PYSPARK|HADOOP|HOROVOD|CUDA|NVIDIA|NCCL|GLOO|TF|KERAS|XLA|OMP|MKL)_.*"
+)
+"""What a rank keeps of its executor's environment, but for names with SECRET."""
+EXECUTOR_ENV = "spark.executorEnv."
+"""Spark settings that give executors more, which ranks keep."""
+CREDENTIALS = {"s3": "AWS_", "s3a": "AWS_", "gs": "GOOGLE_", "abfs": "AZURE_", "abfss": "AZURE_"}
+"""What variables begin with by which ranks open shards on an object store, by its scheme."""
+
+
+def slots(spark: SparkSession) -> int:
+    """How many tasks the session can run at the same time, on the executors it has now."""
+    context = spark.sparkContext._jsc.sc()
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    found: int = context.maxNumConcurrentTasks(profile)
+    return found
+
+
+def free_slots(spark: SparkSession) -> int:
+    """How many of the slots run no task now."""
+    tracker = spark.sparkContext.statusTracker()
+    stages = (tracker.getStageInfo(number) for number in tracker.getActiveStageIds())
+    return slots(spark) - sum(stage.numActiveTasks for stage in stages if stage)
+
+
+def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEOUT) -> None:
+    """Wait until so many ranks could run.
+
+    Raises:
+        errors.TooFewSlots: They could not within that time.
+    """
+    deadline = time.monotonic() + seconds
+    while (free := free_slots(spark)) < ranks:
+        if time.monotonic() > deadline:
+            raise errors.TooFewSlots(_too_few(spark, ranks, free))
+        time.sleep(0.1)
+
+
+def ranks(spark: SparkSession, num_proc: int | None) -> int:
+    """The number of ranks to run: the given one, or all that fit.
+
+    Raises:
+        errors.TooFewSlots: They could not all run at once, so training could not start.
+        errors.ClusterError: A setting of Spark's would start ranks twice.
+    """
+    conf = spark.sparkContext.getConf()
+    if conf.get("spark.speculation", "false").lower() == "true":
+        raise errors.ClusterError(
+            "spark.speculation=true makes Spark start slow tasks twice, and a rank is a task that "
+            "must run once: set it to false for this session"
+        )
+    wait_for_slots(spark, num_proc or 1)
+    return num_proc or free_slots(spark)
+
+
+def _too_few(spark: SparkSession, ranks: int, free: int) -> str:
+    have = slots(spark)
+    busy = f", {max(0, free)} of them free" if free < have else ""
+    message = (
+        f"num_proc={ranks} ranks must run at the same time, and Spark has {have} slots{busy}: "
+        "lower num_proc, or give the session more executors or cores"
+    )
+    setting = "spark.dynamicAllocation.enabled"
+    if spark.sparkContext.getConf().get(setting, "false").lower() == "true":
+        return (
+            f"{message}. With {setting}=true it has only the executors that its last jobs needed: "
+            "set spark.dynamicAllocation.minExecutors to what the ranks need"
+        )
+    return message
+
+
+def driver_address(spark: SparkSession) -> tuple[str, str]:
+    """Where executors reach the driver, and the address on which it listens."""
+    conf = spark.sparkContext.getConf()
+    host = str(conf.get("spark.driver.host"))
+    return host, str(conf.get("spark.driver.bindAddress", host))
+
+
+def interfaces(spark: SparkSession) -> list[str] | None:
+    """The driver's network interface for Spark, which Horovod then uses alone; None if unknown."""
+    host, _ = driver_address(spark)
+    try:
+        address = str(ipaddress.ip_address(host))
+    except ValueError:
+        try:
+            address = socket.gethostbyname(host)
+        except OSError:
+            return None
+    found = psutil.net_if_addrs().items()
+    return [name for name, given in found if address in {a.address for a in given}] or None
+
+
+def rank_environment() -> dict[str, str]:
+    """What a rank gets of the driver's environment."""
+    name = "TF_CPP_MIN_LOG_LEVEL"
+    return {name: os.environ.get(name, "3")}
+
+
+def kept_names(spark: SparkSession, url: str) -> str:
+    """A pattern for the variables that ranks keep of their executor's environment.
+
+    Args:
+        spark: The session.
+        url: Where the shards lie.
+    """
+    settings = spark.sparkContext.getConf().getAll()
+    given = [k.removeprefix(EXECUTOR_ENV) for k, _ in settings if k.startswith(EXECUTOR_ENV)]
+    prefix = CREDENTIALS.get(url.partition(":")[0])
+    named = [*map(re.escape, given), *([f"{prefix}.*"] if prefix else [])]
+    return "|".join([f"(?!.*SECRET)({RANK_ENVIRONMENT})", *named])
+
+
+def keep_environment(names: str) -> None:
+    """Forget, on a rank, all of its environment whose names do not match a pattern."""
+    for name in list(os.environ):
+        if not re.fullmatch(names, name):
+            del os.environ[name]
