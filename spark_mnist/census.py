@@ -5,15 +5,25 @@ Runs on the driver, before any rank starts; all scans are Spark SQL on the JVM.
 
 from __future__ import annotations
 
+import logging
 import re
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_mnist import errors, plan, schema
+from spark_mnist import errors, options, plan, schema
 
+logger = logging.getLogger(__name__)
+
+NO_ROWS = "the DataFrame has no rows"
+MOST_REASONS = 8
+"""Reasons that a message lists."""
+SAMPLE_COLUMNS = 5
+"""Features of a row that a message shows."""
 MOST_CLASSES = 1000
 """More are taken for a mistake, say a column of numbers that count rows."""
 ONE_HOT = re.compile(r"[01. ]+(,[01. ]+)+")
@@ -25,31 +35,88 @@ class Census:
     """What one scan of the input found."""
 
     rows: int
+    """Rows that can be used."""
     source: schema.Source
     label: Column
     """The class of a row as an int."""
+    usable: DataFrame
+    """The input's rows that can be used."""
+    dropped: Mapping[str, int]
+    """The number of the other rows, by reason."""
+
+    @property
+    def given(self) -> int:
+        """Rows of the input."""
+        return self.rows + sum(self.dropped.values())
 
 
-def take(df: DataFrame, reads: plan.Input) -> Census:
+def take(df: DataFrame, reads: plan.Input, mode: str = options.FAILFAST) -> Census:
     """Count the rows and check every one, in one pass of Spark SQL.
+
+    Args:
+        df: The input.
+        reads: What is read of it.
+        mode: What becomes of rows that cannot be used, a value of the option of that name.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
-        errors.BadRows: Rows cannot be learned from; the message counts them by reason.
-        errors.TooFewRows: There is no row.
+        errors.BadRows: Rows cannot be used; the message counts them by reason and shows a few.
+        errors.TooFewRows: There is no row to use.
     """
     source, target = schema.features(df, reads), label(df, reads)
-    no_class = F.when(target.isNull(), F.lit(f"{reads.label} is {_allowed(reads)}"))
-    found = df.select(F.coalesce(schema.fault(source), no_class).alias("fault"))
-    counts = {row["fault"]: row["count"] for row in found.groupBy("fault").count().collect()}
-    good = counts.pop(None, 0)
-    bad = sum(counts.values())
-    if bad:
-        reasons = "; ".join(f"{count} x {why}" for why, count in sorted(counts.items()))
-        raise errors.BadRows(f"{bad} of {good + bad} rows cannot be used: {reasons}")
+    fault = F.coalesce(schema.fault(source), _label_fault(df, reads, target))
+    kinds = df.select(fault.alias("fault"), target.alias("class")).groupBy("fault", "class")
+    bad: dict[str, int] = {}
+    good: dict[int, int] = {}
+    for row in kinds.count().collect():
+        if row["fault"] is None:
+            good[row["class"]] = row["count"]
+        else:
+            bad[row["fault"]] = bad.get(row["fault"], 0) + row["count"]
+    counted, given = _words(bad), sum(good.values()) + sum(bad.values())
+    if bad and mode == options.FAILFAST:
+        message = f"{sum(bad.values())} of {given} rows cannot be used: {counted}"
+        shown = _samples(df.where(fault.isNotNull()), reads)
+        raise errors.BadRows(f"{message}; for instance {shown}. {_remedy(source, bad)}", bad)
     if not good:
-        raise errors.TooFewRows("the DataFrame has no rows")
-    return Census(good, source, target)
+        raise errors.TooFewRows(f"none of {given} rows can be used: {counted}" if bad else NO_ROWS)
+    if bad:
+        logger.warning("%d of %d rows are left out: %s", sum(bad.values()), given, counted)
+    if len(good) == 1:
+        name = reads.names[next(iter(good))] if reads.names else next(iter(good))
+        logger.warning("all rows have the label %s: there is nothing to tell apart", name)
+    usable = df.where(fault.isNull()) if bad else df
+    return Census(sum(good.values()), source, target, usable, bad)
+
+
+def _label_fault(df: DataFrame, reads: plan.Input, target: Column) -> Column:
+    """Why a row's label cannot be used, or null when it can."""
+    found, _ = schema.column(df, reads.label)
+    missing = F.when(found.isNull(), F.lit(f"{reads.label} is null"))
+    no_class = F.when(target.isNull(), F.lit(f"{reads.label} is {_allowed(reads)}"))
+    return F.coalesce(missing, no_class)
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    """Reasons with their numbers, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = "; ".join(f"{count} x {why}" for why, count in ordered[:MOST_REASONS])
+    return shown if len(ordered) <= MOST_REASONS else f"{shown}; and more"
+
+
+def _samples(bad: DataFrame, reads: plan.Input) -> str:
+    """A few of the rows that cannot be used, shortened."""
+    names = [f"`{name}`" for name in (*reads.features[:SAMPLE_COLUMNS], reads.label)]
+    short = reprlib.Repr()
+    short.maxlist, short.maxdict, short.maxstring, short.maxother = 3, SAMPLE_COLUMNS + 1, 40, 60
+    return ", ".join(short.repr(row.asDict()) for row in bad.select(*names).limit(3).collect())
+
+
+def _remedy(source: schema.Source, counts: Mapping[str, int]) -> str:
+    dropping = f"Mend them, or leave them out with mode={options.DROPMALFORMED}"
+    if source.top == 1 and any(why.endswith("outside 0..1") for why in counts):
+        return f"Pixels in 0..255 belong in bytes or integers. {dropping}"
+    return dropping
 
 
 def discover(df: DataFrame, features: tuple[str, ...], label: str) -> plan.Input:
@@ -96,8 +163,7 @@ def label(df: DataFrame, reads: plan.Input) -> Column:
 
 def _allowed(reads: plan.Input) -> str:
     if reads.names:
-        shown = ", ".join(reads.names[:10]) + (", ..." if len(reads.names) > 10 else "")
-        return f"none of {shown}"
+        return f"none of {', '.join(reads.names[:10])}{', ...' if len(reads.names) > 10 else ''}"
     return f"neither 0..{reads.classes - 1} nor one-hot of length {reads.classes}"
 
 

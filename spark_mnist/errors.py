@@ -21,13 +21,14 @@ SparkMnistError
     ├── RankError                      one rank raised: which one, what, and where
     ├── RanksLost                      ranks went away or hung, again and again
     ├── NotFinite                      the loss, or a weight, is no number any more
+    ├── RowsLost                       a rank did not use each of its rows once an epoch
     └── RanksDiverged                  the ranks ended with different weights
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class SparkMnistError(Exception):
@@ -62,7 +63,11 @@ class ColumnTaken(SparkMnistError, ValueError):
 
 
 class BadRows(SparkMnistError, ValueError):
-    """Rows that no network can learn from, counted by reason."""
+    """Rows that no network can learn from. ``counts`` has their number by reason."""
+
+    def __init__(self, message: str, counts: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.counts = dict(counts or {})
 
 
 class TooFewRows(SparkMnistError, ValueError):
@@ -120,6 +125,10 @@ class RanksLost(TrainingError):
 
 class NotFinite(TrainingError):
     """The loss, or a weight, is no number any more."""
+
+
+class RowsLost(TrainingError):
+    """A rank did not use each row of its shard once in each epoch."""
 
 
 class RanksDiverged(TrainingError):

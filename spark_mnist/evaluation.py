@@ -116,7 +116,7 @@ class Share:
     """All cells of one evaluation and group."""
 
     def __init__(self, reads: plan.Input, cells: Iterable[Cell] = ()) -> None:
-        self._names = reads.names or tuple(str(number) for number in range(reads.classes))
+        self._names = reads.class_names
         self._loss = 0.0
         self.confusion = np.zeros((reads.classes, reads.classes), np.int64)
         """Rows by [label, predicted class], ``[C, C]``."""

@@ -49,6 +49,24 @@ class Address:
 class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
+    def __init__(self, address: tuple[str, int], handler: type) -> None:
+        super().__init__(address, handler)
+        self._open: set[Any] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """Close all connections, so that ranks that still live learn that nobody listens."""
+        for request in list(self._open):
+            with contextlib.suppress(OSError):  # it has ended by itself
+                request.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         logger.debug("an event was lost", exc_info=True)
 
@@ -91,6 +109,7 @@ class Inbox:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        self._server.hang_up()
         self._thread.join()
 
 

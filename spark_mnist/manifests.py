@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from spark_mnist import errors, networks, plan
+from spark_mnist import errors, networks, plan, receipts
 from spark_mnist import store as stores
 
 LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
@@ -77,6 +77,7 @@ def write(
     reads: plan.Input,
     training: plan.TrainingPlan,
     report: plan.RankReport,
+    rows: receipts.Receipt,
 ) -> dict[str, Any]:
     """Describe a version that is about to be published, as JSON values."""
     assert report.network is not None
@@ -94,7 +95,7 @@ def write(
         "ranks": training.world.size,
         "batch_size": training.world.batch_size,
         "seed": training.seed,
-        "rows": {"train": training.train.rows, "validation": training.validation.rows},
+        "rows": dataclasses.asdict(rows),
         "libraries": {library: _version(library) for library in LIBRARIES},
     }
 

@@ -23,6 +23,8 @@ SEED = (
     "of all that is random: split, shuffles, first weights, shares",
     "0; continuing, the saved model's",
 )
+FAILFAST, DROPMALFORMED = "FAILFAST", "DROPMALFORMED"
+"""The values of ``mode``, named as Spark names its own."""
 VERSION = "which version of the model", "the newest; of delete, all"
 
 
@@ -58,6 +60,12 @@ class RowOptions(Options):
         "mlp, with features dnn, or the saved model's",
     )
     verbose: int = option(1, kinds.COUNT, "0 shows no progress")
+    mode: str = option(
+        FAILFAST,
+        kinds.one_of(FAILFAST, DROPMALFORMED),
+        "what becomes of rows that cannot be used: an error, or they are left out and counted, "
+        "and predict gives them null",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,11 @@ class Input:
     names: tuple[str, ...] = ()
     """What the classes are called, by number; empty where the numbers are their names."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called, be it by their numbers."""
+        return self.names or tuple(str(number) for number in range(self.classes))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from spark_mnist import errors, manifests, plan, plots
+from spark_mnist import errors, manifests, plan, plots, receipts
 
 SHOWN_EPOCHS = 20
 """Rows of the table that a notebook shows; the curve has all epochs."""
@@ -28,6 +28,8 @@ class FitResult:
     """One record for each epoch of this fit."""
     history: DataFrame = field(repr=False)
     """The same as a table: ``epoch`` int, ``losses`` and ``metrics`` map<string,double>."""
+    rows: receipts.Receipt = field(repr=False)
+    """Where each row of the input went."""
 
     def plot(self) -> plots.Figure:
         """Draw loss and accuracy by epoch; see ``plots.history``."""
@@ -59,8 +61,8 @@ class ModelInfo:
     batch_size: int
     """Rows of one step on one rank."""
     seed: int
-    rows: Mapping[str, int]
-    """Rows that trained and validated in the last fit."""
+    rows: Mapping[str, Any]
+    """Rows that trained and validated in the last fit; see ``receipts.Receipt``."""
     libraries: Mapping[str, str | None] = field(repr=False)
     """Versions that trained it."""
     bytes: int

@@ -10,6 +10,7 @@ Shape letters: B = rows of a batch, W = numbers of a row. Nothing here imports T
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -106,21 +107,26 @@ def fault(source: Source) -> Column:
         which = F.get(F.array(*map(F.lit, names)), (wrong - 1).cast("int"))
         return F.when(wrong > 0, F.concat(which, F.lit(" is missing or no finite number")))
     (name,) = names
+    noun = "pixel" if source.reads.pixels else "number"
     size = F.length(array) if source.binary else F.size(array)
-    rules = [
-        (array.isNull(), f"{name} is null"),
-        (size != source.reads.width, f"{name} does not have {source.words}"),
-    ]
-    if source.top is None:
-        rules.append((F.exists(array, _not_finite), f"{name} has a number that is not finite"))
-    elif not source.binary:
+    sizes = F.concat(F.lit(f"{name} has "), size, F.lit(f" {noun}s, not {source.reads.width}"))
+    rules = [(array.isNull(), F.lit(f"{name} is null")), (size != source.reads.width, sizes)]
+    if not source.binary:
         no_number = F.exists(array, lambda p: p.isNull() | F.isnan(p))
-        outside = (F.array_min(array) < 0) | (F.array_max(array) > source.top)
+        infinite = F.exists(array, lambda p: F.abs(p) == float("inf"))
         rules += [
-            (no_number, f"{name} has a pixel that is no number"),
-            (outside, f"{name} has a pixel outside 0..{source.top:.0f}"),
+            (no_number, F.lit(f"{name} has a {noun} that is no number")),
+            (infinite, F.lit(f"{name} has a {noun} that is infinite")),
         ]
-    return F.coalesce(*(F.when(condition, F.lit(words)) for condition, words in rules))
+    if not source.binary and source.top is not None:
+        outside = (F.array_min(array) < 0) | (F.array_max(array) > source.top)
+        rules.append((outside, F.lit(f"{name} has a pixel outside 0..{source.top:.0f}")))
+    return F.coalesce(*(F.when(condition, words) for condition, words in rules))
+
+
+def usable(source: Source) -> Source:
+    """The same features, null in rows where they cannot be used."""
+    return dataclasses.replace(source, column=F.when(fault(source).isNull(), source.column))
 
 
 def pack(source: Source) -> Column:

@@ -22,7 +22,7 @@ from pyspark import Broadcast, cloudpickle
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_mnist import evaluation, manifests, plan, schema
+from spark_mnist import evaluation, manifests, options, plan, schema
 
 Model = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
@@ -31,19 +31,23 @@ LEAST = 1e-37
 """Least probability whose logarithm counts, that of the smallest normal float32."""
 
 
-def probabilities(df: DataFrame, saved: manifests.Saved, batch_size: int) -> Column:
+def probabilities(df: DataFrame, saved: manifests.Saved, batch_size: int, mode: str) -> Column:
     """The class probabilities of each row, ``array<float>`` of C, lazily.
 
     Args:
         df: Has the features.
         saved: The version that scores.
         batch_size: Rows of one call of the model.
+        mode: With ``DROPMALFORMED`` a row that cannot be used gets null.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The features do not fit.
     """
     source = schema.features(df, saved.reads)
     read = schema.tensor_reader(source)
+    dropping = mode == options.DROPMALFORMED
+    if dropping:
+        source = schema.usable(source)
     context = df.sparkSession.sparkContext
     # A broadcast is pickled by reference: a function of the user's script must travel by value.
     # PySpark ships its copy of cloudpickle without types, hence the ignore.
@@ -58,12 +62,14 @@ def probabilities(df: DataFrame, saved: manifests.Saved, batch_size: int) -> Col
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         model = _model(shipment)
         for rows in batches:
-            features = read(rows)
+            good = rows[rows.notna()] if dropping else rows
+            features = read(good)
             scores = [
                 model(features[start : start + batch_size])
                 for start in range(0, len(features), batch_size)
             ]
-            yield pd.Series([row for part in scores for row in part])
+            found = pd.Series([row for part in scores for row in part], good.index, dtype=object)
+            yield found.reindex(rows.index) if dropping else found
 
     return schema.by_batch(score, "array<float>")(source.column)
 
@@ -83,7 +89,8 @@ def predictions(df: DataFrame, scores: Column, reads: plan.Input, *, interpret: 
     found = df.select("*", scores.alias(SCORES))
     found = found.select("*", predicted(F.col(SCORES)).alias(CLASS))
     label = F.col(CLASS)
-    one_hot = F.array(*((label == number).cast("int") for number in range(reads.classes)))
+    numbers = F.array(*((label == number).cast("int") for number in range(reads.classes)))
+    one_hot = F.when(label.isNotNull(), numbers)
     name = F.get(F.array(*map(F.lit, reads.names)), label) if reads.names else label
     added = [one_hot.alias("prediction"), name.alias("interpreted")]
     return found.select("*", *added[: 1 + interpret]).drop(SCORES, CLASS)

@@ -63,13 +63,12 @@ def check_url(url: str) -> None:
 
 @contextlib.contextmanager
 def materialized(
-    df: DataFrame, counted: census.Census, *, url: str, ranks: int, ratio: float, seed: int
+    counted: census.Census, *, url: str, ranks: int, ratio: float, seed: int
 ) -> Iterator[tuple[plan.Shards, plan.Shards]]:
     """Write training and validation rows as Parquet; delete them at the end.
 
     Args:
-        df: The input that was counted.
-        counted: Its rows and columns.
+        counted: The input.
         url: A directory of this fit alone, which all executors can reach.
         ranks: How many will read.
         ratio: Share of the rows that trains.
@@ -87,7 +86,8 @@ def materialized(
             f"{counted.rows} rows with train_validation_ratio={ratio} leave {training} to train: "
             f"fewer than the {ranks} ranks; use more rows, a larger ratio or fewer num_proc"
         )
-    packed = df.select(schema.pack(counted.source).alias("features"), counted.label.alias("label"))
+    features, label = schema.pack(counted.source), counted.label
+    packed = counted.usable.select(features.alias("features"), label.alias("label"))
     size = counted.rows * counted.source.encoding.row_bytes
     position = F.col("position")
     with contextlib.ExitStack() as stack:

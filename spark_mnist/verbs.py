@@ -15,22 +15,17 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from spark_mnist import (
     catalog,
     census,
-    cluster,
     errors,
     evaluation,
+    fitting,
     grammar,
-    kinds,
     launch,
-    lineage,
     manifests,
     options,
     plan,
     results,
-    schema,
     scoring,
-    shards,
     versions,
-    world,
 )
 from spark_mnist import store as stores
 
@@ -73,7 +68,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
     chosen = options.make(options.FitOptions, given)
     name = stores.checked_name(model_name)
     with launch.ONE_FIT:
-        return _fit(df, name, chosen)
+        return fitting.fit(df, name, chosen)
 
 
 @_takes(options.PredictOptions)
@@ -128,9 +123,9 @@ def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     chosen = options.make(options.EvaluateOptions, given)
     group = evaluation.group_field(df, chosen.by) if chosen.by else None
     reads, scores = _scores(df, model_name, chosen)
-    counted = census.take(df, reads)
+    counted = census.take(df, reads, chosen.mode)
     cells = scoring.evaluations(
-        df,
+        counted.usable,
         scores,
         counted.label,
         by=chosen.by,
@@ -189,107 +184,9 @@ def _manage(spark: SparkSession, parsed: grammar.Command) -> DataFrame:
     return spark.createDataFrame([(number,) for number in numbers], "version int")
 
 
-def _fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResult:
-    spark = df.sparkSession
-    store = catalog.open_store(chosen.store, spark)
-    begin = lineage.start(store, name, chosen)
-    ranks = cluster.ranks(spark, chosen.num_proc)
-    cache = _cache(spark, store)
-    shards.check_url(cache.url)
-    reads = begin.reads or census.discover(
-        df, kinds.columns(chosen.features), chosen.label or plan.Input.label
-    )
-    begin = begin.reading(reads)
-    counted = census.take(df, reads)
-    if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
-        training_rows = world.share_of_ratio(counted.rows, chosen.train_validation_ratio)
-        ranks = max(1, min(ranks, training_rows // chosen.batch_size))
-    with (
-        cache.work(name) as work,
-        shards.materialized(
-            df,
-            counted,
-            url=work,
-            ranks=ranks,
-            ratio=chosen.train_validation_ratio,
-            seed=begin.seed,
-        ) as (train, validation),
-    ):
-        training = _training_plan(begin, chosen, ranks, train, validation, work)
-        reports = launch.train(
-            spark,
-            training,
-            title=name,
-            visible=chosen.verbose > 0,
-            max_restarts=chosen.max_restarts,
-        )
-        version = _publish(store, name, begin, reads, training, reports[0])
-    progress = reports[0].progress
-    assert progress is not None
-    records = progress.history
-    return results.FitResult(name, version, records, _history(spark, records))
-
-
-def _publish(
-    store: stores.Store,
-    name: str,
-    begin: lineage.Start,
-    reads: plan.Input,
-    training: plan.TrainingPlan,
-    report: plan.RankReport,
-) -> int:
-    """Publish what a fit learned; returns the number of the new version."""
-    assert report.progress is not None
-    files = {**report.progress.kept.files, **report.logs}
-
-    def describe(number: int) -> dict[str, Any]:
-        return manifests.write(
-            name, number, parent=begin.version, reads=reads, training=training, report=report
-        )
-
-    return store.publish(name, files, describe)
-
-
-def _training_plan(
-    begin: lineage.Start,
-    chosen: options.FitOptions,
-    ranks: int,
-    train: plan.Shards,
-    validation: plan.Shards,
-    work: str,
-) -> plan.TrainingPlan:
-    return plan.TrainingPlan(
-        network=begin.network,
-        optimizer=begin.optimizer,
-        world=world.World(size=ranks, rows=train.rows, batch_size=chosen.batch_size),
-        train=train,
-        validation=validation,
-        first_epoch=begin.epochs,
-        epochs=chosen.epochs,
-        seed=begin.seed,
-        standardize=begin.standardize,
-        patience=chosen.patience,
-        files=begin.files,
-        make=begin.make,
-        heartbeat_timeout=chosen.heartbeat_timeout,
-        work=work if chosen.max_restarts else None,
-    )
-
-
-def _cache(spark: SparkSession, store: stores.Store) -> stores.Store:
-    """Where the shards of a fit lie: Petastorm's cache directory where one is set."""
-    directory = shards.cache_directory(spark)
-    return stores.Store(directory) if directory else store
-
-
 def _scores(
     df: DataFrame, name: str, chosen: options.PredictOptions | options.EvaluateOptions
 ) -> tuple[plan.Input, Column]:
     store = catalog.open_store(chosen.store, df.sparkSession)
     saved = manifests.saved(store, name, chosen.version, chosen.network)
-    return saved.reads, scoring.probabilities(df, saved, chosen.batch_size)
-
-
-def _history(spark: SparkSession, records: tuple[plan.EpochRecord, ...]) -> DataFrame:
-    rows = [(record.epoch, record.losses, record.metrics) for record in records]
-    return spark.createDataFrame(rows, schema.FIT_RESULT)
+    return saved.reads, scoring.probabilities(df, saved, chosen.batch_size, chosen.mode)

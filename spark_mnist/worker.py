@@ -95,23 +95,9 @@ class Learner:
         return plan.Progress(
             epoch=epoch + 1,
             history=(*before.history, record),
-            read=(*before.read, self._receipt(trained, validated)),
+            read=(*before.read, averaging.gathered((trained, validated))),
             kept=self._kept(before.kept, record),
         )
-
-    def _receipt(self, trained: int, validated: int) -> plan.Rows:
-        """The rows that each rank used in an epoch.
-
-        Raises:
-            RuntimeError: This rank did not use each row of its files once.
-        """
-        expected = len(self.rows), len(self.held_out)
-        if (trained, validated) != expected:
-            raise RuntimeError(
-                f"rank {hvd.rank()} trained on {trained} rows and validated on {validated}; the "
-                f"footers of its files say {expected[0]} and {expected[1]}"
-            )
-        return averaging.gathered((trained, validated))
 
     def _kept(self, before: plan.Kept, record: plan.EpochRecord) -> plan.Kept:
         """The epoch to publish: the last, or with ``patience`` the one of the lowest loss.

@@ -47,7 +47,6 @@ def test_validation_is_every_row_once():
 
 def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
     with shards.materialized(
-        digits,
         census.take(digits, plan.Input()),
         url=f"file://{tmp_path}",
         ranks=2,

@@ -69,7 +69,16 @@ def test_the_manifest_tells_how_the_model_came_to_be(trained):
     root, _, _ = trained
     found = manifest(root, "parts", 2)
     assert (found["parent"], found["epochs"], found["ranks"], found["seed"]) == (1, 5, 2, 3)
-    assert found["rows"] == {"train": 205, "validation": 51}
+    assert found["rows"] == {
+        "given": 256,
+        "dropped": {},
+        "train": 205,
+        "validation": 51,
+        "read": [
+            {"rank": 0, "train": 103, "validation": 26, "epochs": 3},
+            {"rank": 1, "train": 102, "validation": 25, "epochs": 3},
+        ],
+    }
     assert found["optimizer"] == {
         "name": "adam",
         "learning_rate": 0.001,
@@ -234,15 +243,23 @@ def test_the_rank_that_failed_is_named(digits, store, monkeypatch):
     assert not list(Path(store).glob("*"))
 
 
-def report(rank, digest="same", **failure):
-    failed = plan.Failure(**failure) if failure else None
-    return plan.RankReport(rank=rank, weights_digest=digest, failure=failed)
+def report(rank, digest="same", epoch=1, **failure):
+    if failure:
+        return plan.RankReport(rank=rank, failure=plan.Failure(**failure))
+    record = plan.EpochRecord(epoch=1, losses={"loss": float("nan")}, metrics={})
+    kept = plan.Kept(epoch=epoch, digest=digest)
+    return plan.RankReport(rank=rank, progress=plan.Progress(epoch=1, history=(record,), kept=kept))
 
 
 def test_ranks_that_drifted_apart_are_an_error():
     launch.check([report(0), report(1)])
     with pytest.raises(errors.RanksDiverged, match="nothing was saved"):
         launch.check([report(0), report(1, digest="other")])
+
+
+def test_a_loss_that_is_no_number_is_an_error():
+    with pytest.raises(errors.NotFinite, match=r"in epoch 1: its losses are .*nan.*learning_rate"):
+        launch.check([report(0, epoch=0), report(1, epoch=0)])
 
 
 def test_the_first_cause_is_told_and_not_its_effects():

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 import spark_mnist
-from spark_mnist import errors, plan, worker
+from spark_mnist import errors, meters, plan
 from tests.conftest import arrays
 from tests.test_fit import manifest
 
@@ -142,20 +142,23 @@ def test_without_validation_patience_looks_at_the_training_loss(digits, store, i
     assert manifest(store, "m")["epochs"] == int(np.argmin(losses)) + 1
 
 
-def record(epoch, loss):
-    return plan.EpochRecord(epoch=epoch, losses={"loss": loss}, metrics={})
+def test_training_that_comes_to_no_number_saves_nothing(digits, store, in_process):
+    options = {**QUIET, "store": store, "optimizer": "sgd", "learning_rate": 1e30}
+    with pytest.raises(errors.NotFinite, match=r"came to nothing in epoch 1.*Lower learning_rate"):
+        spark_mnist.fit(digits.limit(64), "m", epochs=3, **options)
+    assert spark_mnist.models(store) == []
 
 
-def test_losses_that_are_no_numbers_are_never_better(monkeypatch):
-    monkeypatch.setattr(worker.averaging, "digest", lambda model: "d")
-    monkeypatch.setattr(worker.checkpoint, "save", lambda model: {})
-    monkeypatch.setattr(worker.hvd, "rank", lambda: 0)
+def test_with_patience_what_was_best_before_there_were_no_numbers_is_kept(
+    digits, store, in_process, monkeypatch
+):
+    real = meters.Meters.means
+    losses = iter([3.0, 3.0, 2.0, 2.0, math.nan, math.nan])
 
-    class Plan:
-        patience, first_epoch, epochs = 2, 0, 10
+    def means(self, prefix=""):
+        return {**real(self, prefix), f"{prefix}loss": next(losses)}
 
-    kept = worker.Kept(Plan)
-    for epoch, loss in enumerate([math.nan, math.nan, 3.0, math.nan, 4.0], start=1):
-        kept.consider(None, record(epoch, loss))
-        assert kept.waited_enough(epoch) == (epoch == 5)
-    assert kept.epoch == 3
+    monkeypatch.setattr(meters.Meters, "means", means)
+    result = spark_mnist.fit(digits.limit(64), "m", epochs=9, patience=4, store=store, **QUIET)
+    assert len(result.epochs) == 3
+    assert manifest(store, "m")["epochs"] == 2

@@ -74,21 +74,21 @@ DOUBLES, INTEGERS, TEXT = FORMS["doubles"][0], FORMS["integers"][0], T.StringTyp
     ("kind", "value", "why"),
     [
         (DOUBLES, None, "is null"),
-        (DOUBLES, [0.0] * 783, "784 pixels"),
-        (DOUBLES, [0.0] * 785, "784 pixels"),
-        (DOUBLES, [], "784 pixels"),
+        (DOUBLES, [0.0] * 783, "pixels, not 784"),
+        (DOUBLES, [0.0] * 785, "pixels, not 784"),
+        (DOUBLES, [], "pixels, not 784"),
         (DOUBLES, changed(5, None), "no number"),
         (DOUBLES, changed(5, float("nan")), "no number"),
-        (DOUBLES, changed(5, float("inf")), "outside 0..1"),
+        (DOUBLES, changed(5, float("inf")), "infinite"),
         (DOUBLES, changed(5, -0.1), "outside 0..1"),
         (DOUBLES, changed(5, 255.0), "outside 0..1"),
         (INTEGERS, [256] + [0] * 783, "outside 0..255"),
         (INTEGERS, [-1] + [0] * 783, "outside 0..255"),
         (T.ArrayType(T.LongType()), [10**12] + [0] * 783, "outside 0..255"),
-        (T.BinaryType(), b"\0" * 783, "784 pixels"),
-        (VectorUDT(), Vectors.dense([0.5]), "784 pixels"),
+        (T.BinaryType(), b"\0" * 783, "pixels, not 784"),
+        (VectorUDT(), Vectors.dense([0.5]), "pixels, not 784"),
         (VectorUDT(), None, "is null"),
-        (TEXT, "", "784 pixels"),
+        (TEXT, "", "pixels, not 784"),
         (TEXT, ",".join(["0"] * 783 + ["x"]), "no number"),
         (TEXT, ",".join(["0"] * 783 + ["7"]), "outside 0..1"),
     ],
@@ -120,7 +120,8 @@ def blank(kind):
     ],
 )  # fmt: skip
 def test_labels_that_are_none_are_counted(spark, kind, value):
-    with pytest.raises(ValueError, match=r"1 of 1 rows .*label is neither 0..9 nor one-hot"):
+    why = "label is null" if value is None else r"label is neither 0..9 nor one-hot"
+    with pytest.raises(ValueError, match=f"1 of 1 rows .*{why}"):
         census.take(frame(spark, FORMS["binary"], (kind, value)), PICTURES)
 
 

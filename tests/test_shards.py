@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import threading
 
 import numpy as np
@@ -16,7 +17,7 @@ def count(df):
 def written(df, tmp_path, *, ranks, ratio=0.8, seed=0):
     """Sizes of the row groups and the rows of every rank, training and validation."""
     with shards.materialized(
-        df, count(df), url=f"file://{tmp_path}", ranks=ranks, ratio=ratio, seed=seed
+        count(df), url=f"file://{tmp_path}", ranks=ranks, ratio=ratio, seed=seed
     ) as parts:
         sizes = [
             [pq.read_metadata(url.removeprefix("file:")).num_rows for url in part.urls]
@@ -110,9 +111,7 @@ def test_nothing_is_left_behind(spark, digits, tmp_path):
     written(digits, tmp_path, ranks=2)
     assert list(tmp_path.iterdir()) == []
     assert spark.conf.get(shards.CACHE_DIR, None) is None
-    part = shards.materialized(
-        digits, count(digits), url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0
-    )
+    part = shards.materialized(count(digits), url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0)
     with pytest.raises(RuntimeError, match="the fit failed"), part:
         fail_if_written(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -126,11 +125,10 @@ def fail_if_written(directory):
 def test_a_source_that_changes_is_noticed(spark, digits, tmp_path):
     digits.coalesce(1).write.parquet(str(tmp_path / "source"))
     df = spark.read.parquet(str(tmp_path / "source"))
-    census = count(df)
-    smaller = df.where("label < 5")
+    counted = dataclasses.replace(count(df), usable=df.where("label < 5"))
     with (
         pytest.raises(errors.BadRows, match="gave 256 rows when counted"),
-        shards.materialized(smaller, census, url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0),
+        shards.materialized(counted, url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0),
     ):
         pass
 
@@ -146,7 +144,7 @@ def test_overwritten_sources_are_read_anew(spark, digits, tmp_path):
 
 def test_pixels_are_stored_as_bytes(digits, tmp_path):
     with shards.materialized(
-        digits, count(digits), url=f"file://{tmp_path}", ranks=1, ratio=1.0, seed=0
+        count(digits), url=f"file://{tmp_path}", ranks=1, ratio=1.0, seed=0
     ) as (train, _):
         assert (train.dtype, train.scale) == ("uint8", 255.0)
         assert batches.read(train, rank=0, ranks=1).features.dtype == np.uint8

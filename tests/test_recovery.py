@@ -1,0 +1,60 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from spark_mnist import plan, recovery
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"file://{tmp_path}"
+
+
+def progress(epoch, kept=None):
+    record = plan.EpochRecord(epoch=epoch, losses={"loss": 0.5}, metrics={"accuracy": 1.0})
+    return plan.Progress(
+        epoch=epoch,
+        history=(record,) * epoch,
+        read=(((3, 1), (2, 1)),) * epoch,
+        kept=kept or plan.Kept(),
+        files={"weights.npz": b"w%d" % epoch, "optimizer.npz": b"o"},
+    )
+
+
+def test_nothing_is_found_before_the_first_epoch(url):
+    assert recovery.newest(url) is None
+
+
+def test_what_was_written_last_is_read(url):
+    for epoch in (1, 2, 3):
+        recovery.save(url, 0, progress(epoch))
+    assert recovery.newest(url) == progress(3)
+    assert recovery.newest(url).kept.loss == math.inf
+    best = plan.Kept(epoch=3, loss=0.25, digest="d", files={"weights.npz": b"best"})
+    recovery.save(url, 0, progress(4, best))
+    assert recovery.newest(url) == progress(4, best)
+
+
+def test_a_later_attempt_counts_even_where_an_earlier_one_still_writes(url):
+    recovery.save(url, 0, progress(5))
+    recovery.save(url, 1, progress(6))
+    recovery.save(url, 0, progress(9))
+    assert recovery.newest(url) == progress(6)
+    recovery.save(url, 10, progress(7))
+    assert recovery.newest(url) == progress(7)
+
+
+def test_a_damaged_checkpoint_is_left_out(url, tmp_path, caplog):
+    recovery.save(url, 0, progress(5))
+    recovery.save(url, 1, progress(6))
+    (path,) = Path(tmp_path).glob("attempt-1/v*/weights.npz")
+    path.write_bytes(b"w")
+    assert recovery.newest(url) == progress(5)
+    assert "a checkpoint of this fit is left out" in caplog.text
+
+
+def test_only_the_last_is_kept(url, tmp_path):
+    for epoch in (1, 2, 3):
+        recovery.save(url, 0, progress(epoch))
+    assert len(list(Path(tmp_path).rglob("weights.npz"))) == 1

@@ -1,0 +1,105 @@
+import pytest
+
+from spark_mnist import watchdog
+
+
+class Clock:
+    """A watchdog of two ranks and the seconds that it is told."""
+
+    def __init__(self, timeout=60.0):
+        self.now = 1000.0
+        self.watch = watchdog.Watchdog(2, timeout, clock=lambda: self.now)
+        self.cpu = [0.0, 0.0]
+        self.moves = [0, 0]
+
+    def hear(self, rank, cpu=0.0, moved=False, **event):
+        self.cpu[rank] += cpu
+        self.moves[rank] += moved
+        signs = {"rank": rank, "moves": self.moves[rank], "cpu": self.cpu[rank]}
+        self.watch.hear({**signs, **event})
+
+    def verdict(self, seconds=0.0):
+        self.now += seconds
+        return self.watch.verdict()
+
+
+@pytest.fixture
+def clock():
+    clock = Clock()
+    for rank in range(2):
+        clock.hear(rank, pid=40 + rank, host="node", moved=True, epoch=2, step=5)
+    return clock
+
+
+def beats(clock, seconds, ranks=(0, 1), every=5.0, **event):
+    """Let time pass with heartbeats; returns the first verdict and when it came."""
+    passed = 0.0
+    while passed < seconds:
+        clock.now += every
+        passed += every
+        for rank in ranks:
+            clock.hear(rank, **event)
+        if found := clock.verdict():
+            return found, passed
+    return None, passed
+
+
+def test_before_the_first_sign_horovod_has_the_word():
+    assert Clock().verdict(10_000) is None
+
+
+def test_a_rank_that_falls_silent_is_named_after_the_timeout(clock):
+    found, seconds = beats(clock, 200, ranks=(0,), moved=True)
+    assert found == (
+        "rank 1 (process 41 on node) has not been heard of for 65 seconds; it was in epoch 2, step 5"
+    )
+    assert seconds == 65
+
+
+def test_a_rank_may_start_later_than_another_but_not_for_ever():
+    late = Clock(timeout=5.0)
+    late.now += 500
+    late.hear(0, moved=True)
+    assert beats(late, 55, ranks=(0,), moved=True)[0] is None
+    assert "rank 1 (did not start) has not" in beats(late, 55, ranks=(0,), moved=True)[0]
+
+
+def test_ranks_that_wait_without_a_step_are_ended_after_the_timeout(clock):
+    found, seconds = beats(clock, 200, cpu=0.1)
+    assert found.startswith("no rank has taken a step for 65 seconds: rank 0 in epoch 2, step 5, ")
+    assert seconds == 65
+
+
+def test_a_rank_that_computes_may_take_ten_times_as_long(clock):
+    found, _ = beats(clock, 2000, cpu=4.0)
+    assert found.startswith("no rank has taken a step for 605 seconds")
+
+
+def test_steps_on_any_rank_are_enough(clock):
+    for _ in range(10):
+        assert beats(clock, 50, cpu=0.1)[0] is None
+        clock.hear(0, moved=True)
+
+
+def test_a_rank_that_goes_away_without_a_word_is_lost_after_the_others_had_time_to_report(clock):
+    clock.hear(0, moved=True)
+    clock.watch.hear({"rank": 1, "hung_up": True})
+    assert clock.watch.lost() == "rank 1 (process 41 on node) went away in epoch 2, step 5"
+    assert clock.verdict(watchdog.REPORTING) is None
+    assert clock.verdict(0.1) == clock.watch.lost()
+
+
+def test_a_rank_that_ends_or_connects_again_is_not_lost(clock):
+    clock.watch.hear({"rank": 1, "hung_up": True})
+    clock.hear(1)
+    clock.hear(0, ended=True)
+    clock.watch.hear({"rank": 0, "hung_up": True})
+    assert clock.verdict(30) is None
+
+
+def test_ended_ranks_may_take_their_time_but_not_for_ever():
+    clock = Clock(timeout=5.0)
+    for rank in range(2):
+        clock.hear(rank, moved=True, ended=True)
+    assert clock.verdict(watchdog.SLACK) is None
+    assert "no rank has taken a step" in clock.verdict(1)
