@@ -36,9 +36,13 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
     """Train a model and publish it; see ``verbs.fit``."""
     spark = df.sparkSession
     store = catalog.open_store(chosen.store, spark)
+    cache = _cache(spark, store)
+    for place in {store.url: store, cache.url: cache}.values():
+        if left := place.sweep(name):
+            logger.warning("removed what fits left behind that were killed: %s", ", ".join(left))
+    before = store.versions(name)
     begin = lineage.start(store, name, chosen)
     ranks = cluster.ranks(spark, chosen.num_proc)
-    cache = _cache(spark, store)
     shards.check_url(cache.url)
     begin = begin.reading(begin.reads or _discovered(df, chosen))
     counted = _counted(df, begin, chosen.mode)
@@ -68,6 +72,13 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
         assert report.progress is not None
         rows = receipts.write(training, report.progress, counted.dropped)
         version = _publish(store, name, begin, training, report, rows)
+    meanwhile = [number for number in store.versions(name) if number not in (*before, version)]
+    if meanwhile:
+        logger.warning(
+            "other fits published versions %s of model %r meanwhile; version %d does not go on "
+            "from them, and both stay",
+            *(meanwhile, name, version),
+        )
     records = report.progress.history
     return results.FitResult(name, version, records, _history(spark, records), rows)
 

@@ -27,25 +27,33 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
             writes among those of its own attempt.
         progress: What to write, files included.
     """
-    store, name = stores.Store(url), f"attempt-{attempt}"
+    store = stores.Store(url)
     kept = {f"{KEPT}{file}": content for file, content in progress.kept.files.items()}
     state = dataclasses.asdict(dataclasses.replace(progress, files={}))
     state["kept"]["files"] = {}
-    # Keys of a manifest's own that a state must not have: "format" and "files".
-    number = store.publish(name, {**progress.files, **kept}, lambda _: {"progress": state})
-    store.remove(name, [old for old in store.versions(name) if old < number])
+    # Not at the manifest's top level, which has a key "files" of its own.
+    store.publish(
+        _name(attempt, progress.epoch), {**progress.files, **kept}, lambda _: {"progress": state}
+    )
+    before = _name(attempt, progress.epoch - 1)
+    if versions := store.versions(before):
+        store.remove(before, versions)
 
 
 def newest(url: str) -> plan.Progress | None:
     """Read the last whole checkpoint of the last attempt that has one."""
     store = stores.Store(url)
-    for name in sorted(store.names(), key=lambda name: int(name.rpartition("-")[2]), reverse=True):
-        for version in reversed(store.versions(name)):
-            try:
-                return _read(store, name, version)
-            except errors.DamagedModel as error:
-                logger.warning("a checkpoint of this fit is left out: %s", error)
+    for name in sorted(store.names(), reverse=True):
+        try:
+            return _read(store, name, store.newest(name))
+        except errors.DamagedModel as error:
+            logger.warning("a checkpoint of this fit is left out: %s", error)
     return None
+
+
+def _name(attempt: int, epoch: int) -> str:
+    """A name that sorts as the numbers do."""
+    return f"attempt-{attempt:06d}-epoch-{epoch:09d}"
 
 
 def _read(store: stores.Store, name: str, version: int) -> plan.Progress:

@@ -5,11 +5,12 @@
                          weights.npz, optimizer.npz
                          logs/             what TensorBoard shows
     <store>/<model_name>/.work-<uuid>/     what an unfinished fit needs, removed at its end
+    .../.claim, .../.owner                 which process works there
 
 A version's number is claimed first, by an operation that only one of several writers can win (on
 local disks and on object stores with conditional writes); then its files are written, and last the
 manifest, in one step. So a reader sees whole versions only, two fits on one name both keep their
-work, and a fit that is killed leaves the version before untouched.
+work, and a fit that is killed leaves the version before untouched; the next one sweeps up after it.
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from spark_mnist import errors
+from spark_mnist import errors, owners
+from spark_mnist.files import Files
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 CLAIM = ".claim"
-"""What takes a version's number on a store without directories."""
+"""Takes a version's number, and tells for whom; of a version that was deleted, for nobody."""
+OWNER = ".owner"
+"""The same in a fit's work directory."""
+DELETED = b"deleted"
+NO_MANIFEST = f"it has no {MANIFEST}, since its fit was stopped or the file was removed"
+WORK = re.compile(r"\.work-[0-9a-f]{32}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"v(\d{6,})")
 FILE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
@@ -66,38 +69,50 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self.url: str = f"file://{self._root}" if self._local else url.rstrip("/")
+        self._files = Files(url)
+
+    @property
+    def url(self) -> str:
         """The root with its scheme, as executors can use it."""
+        return self._files.url
 
     def names(self) -> list[str]:
         """Names that have at least one version, sorted."""
         return [
             name
-            for name in self._entries(self._root)
-            if NAME.fullmatch(name) and self.versions(name)
+            for name in self._files.entries()
+            if NAME.fullmatch(name) and not self._files.target(name) and self.versions(name)
         ]
 
     def versions(self, name: str) -> list[int]:
         """Numbers of a model's published versions, ascending."""
-        return [
-            n for n in self._numbers(name) if self._fs.exists(f"{self._path(name, n)}/{MANIFEST}")
-        ]
+        return [n for n in self._numbers(name) if self._files.exist(f"{_path(name, n)}/{MANIFEST}")]
 
     def newest(self, name: str, version: int | None = None) -> int:
         """The number of the newest version, or the given one if it is there.
 
         Raises:
             errors.ModelNotFound: It is not; the message names what is.
+            errors.DamagedModel: It has no manifest.
         """
-        versions = self.versions(checked_name(name))
+        self._check(name)
+        versions, stopped = self.versions(name), self._stopped(name)
+        if version in stopped:
+            raise self._damaged(name, version, NO_MANIFEST)
         if not versions:
             known = ", ".join(self.names()) or "none yet; fit one first"
             hint = errors.did_you_mean(name, self.names())
-            raise errors.ModelNotFound(f"no model {name!r} in {self.url}: there is {known}{hint}")
+            part = f"; its version {stopped[-1]} cannot be used: {NO_MANIFEST}" if stopped else ""
+            raise errors.ModelNotFound(
+                f"no model {name!r} in {self.url}: there is {known}{hint}{part}"
+            )
         if version is not None and version not in versions:
             raise errors.ModelNotFound(f"model {name!r} has no version {version}, only {versions}")
+        if version is None and stopped and stopped[-1] > versions[-1]:
+            logger.warning(
+                "version %d of model %r cannot be used: %s; version %d is the one before",
+                *(stopped[-1], name, NO_MANIFEST, versions[-1]),
+            )
         return versions[-1] if version is None else version
 
     def manifest(self, name: str, version: int) -> Manifest:
@@ -107,9 +122,7 @@ class Store:
             errors.DamagedModel: It cannot be understood.
         """
         try:
-            manifest: Manifest = json.loads(
-                self._fs.cat_file(f"{self._path(name, version)}/{MANIFEST}")
-            )
+            manifest: Manifest = json.loads(self._files.read(f"{_path(name, version)}/{MANIFEST}"))
             known = manifest["format"]
             if known == FORMAT:
                 manifest["files"].items()
@@ -141,7 +154,7 @@ class Store:
             if not FILE.fullmatch(file):
                 raise self._damaged(name, version, f"{file!r} is no file of a version")
             try:
-                content = self._fs.cat_file(f"{self._path(name, version)}/{file}")
+                content = self._files.read(f"{_path(name, version)}/{file}")
             except FileNotFoundError:
                 raise self._damaged(name, version, f"{file} is missing") from None
             if _stamp(content) != stamp:
@@ -162,13 +175,18 @@ class Store:
         Returns:
             The number of the version.
         """
-        version = self._claim(checked_name(name))
-        path = self._path(name, version)
-        for file, content in files.items():
-            self._write(f"{path}/{file}", content)
+        self._check(name)
         stamps = {file: _stamp(content) for file, content in files.items()}
-        manifest = {"format": FORMAT, **describe(version), "files": stamps}
-        self._write(f"{path}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
+        version = self._claim(name)
+        path = _path(name, version)
+        try:
+            for file, content in files.items():
+                self._files.write(f"{path}/{file}", content)
+            manifest = {"format": FORMAT, **describe(version), "files": stamps}
+            self._files.write(f"{path}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
+        except BaseException:
+            self._files.remove(path)
+            raise
         return version
 
     def remove(self, name: str, versions: Collection[int]) -> None:
@@ -177,81 +195,82 @@ class Store:
         Their numbers stay taken while the model has other versions, so that none is used twice.
         What a fit under way has in the model's folder stays, too.
         """
+        self._check(name)
         for version in versions:
-            path = self._path(checked_name(name), version)
-            self._fs.rm(f"{path}/{MANIFEST}")
-            for entry in self._entries(path):
+            path = _path(name, version)
+            self._files.remove_file(f"{path}/{MANIFEST}")
+            self._files.write(f"{path}/{CLAIM}", DELETED)
+            for entry in self._files.entries(path):
                 if entry != CLAIM:
-                    self._fs.rm(f"{path}/{entry}", recursive=True)
+                    self._files.remove(f"{path}/{entry}")
         if self.versions(name):
             return
         # Not beyond: a number may have been taken by a fit that is about to write.
         for version in range(1, max(versions) + 1):
-            with contextlib.suppress(OSError):  # not empty, or without a claim
-                self._fs.rm(f"{self._path(name, version)}/{CLAIM}")
-            with contextlib.suppress(OSError):
-                self._fs.rmdir(self._path(name, version))
-        with contextlib.suppress(OSError):
-            self._fs.rmdir(f"{self._root}/{name}")
+            path = _path(name, version)
+            if self._files.entries(path) in ([CLAIM], []):
+                self._files.remove(path)
+        self._files.remove_empty(name)
 
     @contextlib.contextmanager
     def work(self, name: str) -> Iterator[str]:
         """A fresh directory for one fit, as a URL; removed at the end, whatever happens."""
-        path = f"{self._root}/{checked_name(name)}/.work-{uuid.uuid4().hex}"
-        self._fs.makedirs(path)
+        self._check(name)
+        path = f"{name}/.work-{uuid.uuid4().hex}"
+        self._files.make_private(path)
         try:
-            yield f"{self.url}{path.removeprefix(self._root)}"
+            self._files.write(f"{path}/{OWNER}", owners.note())
+            yield f"{self.url}/{path}"
         finally:
-            try:
-                self._fs.rm(path, recursive=True)
-            except FileNotFoundError:
-                pass  # a store without directories keeps none that is empty
-            except OSError as error:
-                logger.warning("%s could not be removed: %s", path, error)
-            with contextlib.suppress(OSError):  # not empty: the model has versions
-                self._fs.rmdir(f"{self._root}/{name}")
+            self._files.remove(path)
+            self._files.remove_empty(name)
+
+    def sweep(self, name: str) -> list[str]:
+        """Remove what fits left behind that were killed.
+
+        Returns:
+            What was removed.
+        """
+        self._check(name)
+        left = [f"{name}/{entry}" for entry in self._files.entries(name) if WORK.fullmatch(entry)]
+        left = [path for path in left if self._is_left(path, OWNER)]
+        left += [_path(name, number) for number in self._stopped(name)]
+        for path in left:
+            self._files.remove(path)
+        return left
+
+    def _stopped(self, name: str) -> list[int]:
+        """Numbers of versions without a manifest that nobody writes any more."""
+        taken = set(self._numbers(name)) - set(self.versions(name))
+        return [n for n in sorted(taken) if self._is_left(_path(name, n), CLAIM)]
+
+    def _is_left(self, path: str, note: str) -> bool:
+        """Whether a directory has something in it whose owner is gone."""
+        age = self._files.age(path)
+        if age is None:
+            return False
+        content = self._files.read(f"{path}/{note}") if self._files.exist(f"{path}/{note}") else b""
+        return content != DELETED and owners.left(content, age)
+
+    def _check(self, name: str) -> None:
+        """Refuse a name that cannot be a model's, or that leads out of the store by a link."""
+        if target := self._files.target(checked_name(name)):
+            raise errors.ModelNameError(
+                f"model {name!r} leads out of the store {self.url} by a link, to {target}"
+            )
 
     def _claim(self, name: str) -> int:
         """Take the next free version number; of several writers, each gets one of its own."""
         for version in itertools.count(max(self._numbers(name), default=0) + 1):
-            path = self._path(name, version)
-            try:
-                if self._local:
-                    os.makedirs(os.path.dirname(path), exist_ok=True)
-                    os.mkdir(path)
-                else:
-                    self._fs.pipe_file(f"{path}/{CLAIM}", b"", mode="create")
-            except FileExistsError:
-                continue
-            return version
+            with contextlib.suppress(FileExistsError):
+                self._files.take(_path(name, version), CLAIM, owners.note())
+                return version
         raise AssertionError("unreachable: the count has no end")
-
-    def _write(self, path: str, content: bytes) -> None:
-        """Write a file that is seen whole or not at all, as object stores do by themselves."""
-        if not self._local:
-            self._fs.pipe_file(path, content)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.tmp", "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.tmp", path)
 
     def _numbers(self, name: str) -> list[int]:
         """Version numbers that are taken, published or not."""
-        found = (VERSION.fullmatch(entry) for entry in self._entries(f"{self._root}/{name}"))
+        found = (VERSION.fullmatch(entry) for entry in self._files.entries(name))
         return sorted(int(match[1]) for match in found if match)
-
-    def _entries(self, path: str) -> list[str]:
-        try:
-            listed = self._fs.ls(path, detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
-        return sorted(os.path.basename(entry.rstrip("/")) for entry in listed)
-
-    def _path(self, name: str, version: int) -> str:
-        return f"{self._root}/{name}/v{version:06d}"
 
     def _damaged(self, name: str, version: int, why: str) -> errors.DamagedModel:
         others = [v for v in self.versions(name) if v < version]
@@ -259,6 +278,10 @@ class Store:
         return errors.DamagedModel(
             f"version {version} of model {name!r} cannot be used: {why}{remedy}"
         )
+
+
+def _path(name: str, version: int) -> str:
+    return f"{name}/v{version:06d}"
 
 
 def _stamp(content: bytes) -> dict[str, Any]:

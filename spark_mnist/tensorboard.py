@@ -6,8 +6,7 @@ Names and folders are those of Keras's own callback, so that its users find what
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
+import uuid
 from typing import Any
 
 import keras
@@ -17,20 +16,20 @@ from spark_mnist import plan
 
 
 class Journal(contextlib.AbstractContextManager["Journal"]):
-    """Event files of one fit, kept on this machine until they are taken.
+    """Event files of one fit, kept in memory until they are taken.
 
     They fill a folder ``train``, with the graph, and one ``validation`` where there is any.
     """
 
     def __init__(self) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="spark-mnist-")
-        self._root = Path(self._directory.name)
+        self._root = f"ram://spark_mnist/{uuid.uuid4().hex}"
         self._writers: dict[str, Any] = {}
 
     def __exit__(self, *_: object) -> None:
         for writer in self._writers.values():
             writer.close()
-        self._directory.cleanup()
+        if tf.io.gfile.exists(self._root):
+            tf.io.gfile.rmtree(self._root)
 
     def graph(self, model: keras.Model) -> None:
         """Draw what turns features into class probabilities."""
@@ -52,12 +51,13 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         for writer in self._writers.values():
             writer.flush()
         return {
-            f"{plan.LOGS}{path.relative_to(self._root)}": path.read_bytes()
-            for path in sorted(self._root.rglob("*"))
-            if path.is_file()
+            f"{plan.LOGS}{path.removeprefix(f'{self._root}/')}": tf.io.gfile.GFile(
+                path, "rb"
+            ).read()
+            for path in sorted(tf.io.gfile.glob(f"{self._root}/*/*"))
         }
 
     def _writer(self, folder: str) -> Any:
         if folder not in self._writers:
-            self._writers[folder] = tf.summary.create_file_writer(str(self._root / folder))
+            self._writers[folder] = tf.summary.create_file_writer(f"{self._root}/{folder}")
         return self._writers[folder]

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "spark_mnist"
 LAYERS = [
     {"_version"},
-    {"errors", "world", "events"},
+    {"errors", "world", "events", "owners", "files"},
     {"plan", "watchdog"},
     {"own"},
     {"networks"},

@@ -48,7 +48,7 @@ def test_a_later_attempt_counts_even_where_an_earlier_one_still_writes(url):
 def test_a_damaged_checkpoint_is_left_out(url, tmp_path, caplog):
     recovery.save(url, 0, progress(5))
     recovery.save(url, 1, progress(6))
-    (path,) = Path(tmp_path).glob("attempt-1/v*/weights.npz")
+    (path,) = Path(tmp_path).glob("attempt-000001-*/v*/weights.npz")
     path.write_bytes(b"w")
     assert recovery.newest(url) == progress(5)
     assert "a checkpoint of this fit is left out" in caplog.text

@@ -1,0 +1,129 @@
+"""Files below one root, on any file system that fsspec opens. Runs on the driver and on rank 0.
+
+All paths are relative to the root. What is written is seen whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+logger = logging.getLogger(__name__)
+
+
+class Files:
+    """The files below a root.
+
+    Args:
+        url: A path, or any URL that fsspec opens.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self.url: str = f"file://{self._root}" if self._local else url.rstrip("/")
+        """The root with its scheme, as executors can use it."""
+
+    def entries(self, path: str = "") -> list[str]:
+        """Names in a directory, sorted; none where there is no directory."""
+        try:
+            listed = self._fs.ls(self._at(path), detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        return sorted(os.path.basename(entry.rstrip("/")) for entry in listed)
+
+    def exist(self, path: str) -> bool:
+        """Whether there is a file or directory."""
+        return bool(self._fs.exists(self._at(path)))
+
+    def read(self, path: str) -> bytes:
+        """The content of a file."""
+        content: bytes = self._fs.cat_file(self._at(path))
+        return content
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file that is seen whole or not at all, as object stores do by themselves."""
+        at = self._at(path)
+        if not self._local:
+            self._fs.pipe_file(at, content)
+            return
+        os.makedirs(os.path.dirname(at), exist_ok=True)
+        with open(f"{at}.tmp", "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f"{at}.tmp", at)
+        directory = os.open(os.path.dirname(at), os.O_RDONLY)
+        try:
+            os.fsync(directory)  # else a power cut may undo the rename
+        finally:
+            os.close(directory)
+
+    def take(self, path: str, marker: str, content: bytes) -> None:
+        """Make a directory with a file in it, which only one of several writers can do.
+
+        Raises:
+            FileExistsError: Another took it.
+        """
+        at = self._at(path)
+        if self._local:
+            os.makedirs(os.path.dirname(at), exist_ok=True)
+            os.mkdir(at)
+            try:
+                self.write(f"{path}/{marker}", content)
+            except OSError:
+                self.remove(path)
+                raise
+        else:
+            self._fs.pipe_file(f"{at}/{marker}", content, mode="create")
+
+    def make_private(self, path: str) -> None:
+        """Make a directory that, on local disks, its owner alone can read."""
+        at = self._at(path)
+        self._fs.makedirs(os.path.dirname(at), exist_ok=True)
+        if self._local:
+            os.mkdir(at, 0o700)
+
+    def remove_file(self, path: str) -> None:
+        """Remove a file."""
+        self._fs.rm(self._at(path))
+
+    def remove(self, path: str) -> None:
+        """Remove a directory with all that is in it, or say that it cannot be."""
+        try:
+            self._fs.rm(self._at(path), recursive=True)
+        except FileNotFoundError:
+            pass  # a store without directories keeps none that is empty
+        except OSError as error:
+            logger.warning("%s could not be removed: %s", self._at(path), error)
+
+    def remove_empty(self, path: str) -> None:
+        """Remove a directory if nothing is in it."""
+        with contextlib.suppress(OSError):
+            self._fs.rmdir(self._at(path))
+
+    def age(self, path: str) -> float | None:
+        """Seconds since something was written in a directory; None if that cannot be told."""
+        try:
+            newest = max(self._fs.modified(file) for file in self._fs.find(self._at(path)))
+        except (OSError, ValueError, NotImplementedError):
+            return None
+        age: float = (datetime.datetime.now(newest.tzinfo) - newest).total_seconds()
+        return age
+
+    def target(self, path: str) -> str | None:
+        """Where a path leads if it is a link, or holds one, that leads out of the root."""
+        if not self._local:
+            return None
+        root = f"{os.path.realpath(self._root)}{os.sep}"
+        below = [self._at(path), *(self._at(f"{path}/{entry}") for entry in self.entries(path))]
+        targets = map(os.path.realpath, below)
+        return next((target for target in targets if not target.startswith(root)), None)
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else str(self._root)
