@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spark_mnist.verbs import evaluate as evaluate
     from spark_mnist.verbs import fit as fit
     from spark_mnist.verbs import predict as predict
+    from spark_mnist.verbs import preflight as preflight
 
 _HOMES = {
     "FitResult": "results",
@@ -42,6 +43,7 @@ _HOMES = {
     "models": "catalog",
     "plots": "",
     "predict": "verbs",
+    "preflight": "verbs",
     "rollback": "catalog",
 }
 """The module of each public name; a name without one is a module itself."""
@@ -62,6 +64,7 @@ __all__ = [
     "models",
     "plots",
     "predict",
+    "preflight",
     "rollback",
 ]
 

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import fsspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 from petastorm import make_batch_reader
+from petastorm.errors import NoDataAvailableError
 
-from spark_mnist import plan, schema, world
+from spark_mnist import errors, plan, schema, world
 
 VALIDATION_BATCH = 1024
 
@@ -52,8 +54,22 @@ def read(
         moved: Called after each row group.
 
     Raises:
-        RuntimeError: Petastorm gave other rows than the files' footers say.
+        errors.ShardsLost: A file is not there, or not as it was written.
+        errors.RowsLost: Petastorm gave other rows than the files' footers say.
     """
+    try:
+        shard = _read(shards, rank, ranks, moved)
+        expected = _footer_rows(shards.urls[rank::ranks])
+    except (OSError, pa.ArrowException, NoDataAvailableError) as error:
+        raise errors.ShardsLost(f"rank {rank} cannot read its shard: {error}") from error
+    if len(shard) != expected:
+        raise errors.RowsLost(
+            f"rank {rank} read {len(shard)} rows of its shard; its files' footers say {expected}"
+        )
+    return shard
+
+
+def _read(shards: plan.Shards, rank: int, ranks: int, moved: Callable[[], None]) -> Shard:
     encoding = schema.Encoding(shards.dtype, shards.scale, shards.width)
     features = [np.empty((0, shards.width), shards.dtype)]
     labels = [np.empty(0, np.int32)]
@@ -74,13 +90,7 @@ def read(
                 labels.append(np.asarray(group.label, np.int32))
                 moved()
     tensors = tf.constant(np.concatenate(features)), tf.constant(np.concatenate(labels))
-    shard = Shard(*tensors, shards.scale)
-    expected = _footer_rows(mine)
-    if len(shard) != expected:
-        raise RuntimeError(
-            f"rank {rank} read {len(shard)} rows of its shard; its files' footers say {expected}"
-        )
-    return shard
+    return Shard(*tensors, shards.scale)
 
 
 def training(

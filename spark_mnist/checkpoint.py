@@ -10,10 +10,12 @@ with is scaled by the number of ranks; the manifest keeps the one that the user 
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from spark_mnist import errors, networks, own, plan
 
@@ -82,9 +84,24 @@ def _pack(variables: Sequence[keras.Variable]) -> bytes:
     return buffer.getvalue()
 
 
+def _arrays(content: bytes) -> list[npt.NDArray[np.generic]]:
+    """Read the arrays of a file, and nothing that could be code or blow up in memory."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            packed = [entry.filename for entry in file.infolist() if entry.compress_type]
+        if packed:
+            raise ValueError(f"{packed} are compressed, which this library never does")
+        with np.load(io.BytesIO(content), allow_pickle=False) as saved:
+            arrays = [saved[name] for name in sorted(saved.files)]
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise ValueError("it has entries that are no arrays")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise errors.DamagedModel(f"a file of arrays cannot be read: {error}") from None
+    return arrays
+
+
 def _unpack(content: bytes, variables: Sequence[keras.Variable]) -> None:
-    with np.load(io.BytesIO(content), allow_pickle=False) as saved:
-        arrays = [saved[name] for name in sorted(saved.files)]
+    arrays = _arrays(content)
     shapes, wanted = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
     if shapes != wanted:
         raise errors.ModelMismatch(f"the saved arrays have shapes {shapes}, the model {wanted}")

@@ -2,6 +2,7 @@
 
     mymnist fit|predict|eval MODEL key=value ... --input DATA
     mymnist models|describe|delete|rollback [MODEL] [key=value ...]
+    mymnist doctor [key=value ...] [--input DATA]
 
 Results go to stdout and nothing else does; logs and progress go to stderr. Exit codes: 0 done, 1
 failed, 2 not understood, 130 interrupted, 143 terminated.
@@ -14,13 +15,12 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from spark_mnist import errors, grammar, options
+from spark_mnist import errors, grammar, interrupts, options
 from spark_mnist._version import __version__
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ examples:
   mymnist eval test_model repeat=2 batch_size=128 rate=0.8 --input digits:test
   mymnist fit flowers features=petal_length,petal_width label=species --input iris:train
   mymnist rollback test_model version=1
+  mymnist doctor num_proc=2 --input digits:train
 """
 
 
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("spark_mnist").setLevel("DEBUG" if arguments.verbose else "WARNING")
     try:
         command = grammar.parse_words([*arguments.words, *_settings(arguments)])
-        with _terminated_like_interrupted(), _only_results_on_stdout() as stdout:
-            _run(command, arguments, stdout)
+        with interrupts.unwound(), _only_results_on_stdout() as stdout:
+            return _run(command, arguments, stdout)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -57,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         usage = isinstance(error, errors.CommandError)
         return _fail(_message(error), 2 if usage else 1)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mymnist",
         usage="mymnist fit|predict|eval MODEL [key=value ...] --input DATA [--output PATH]\n"
-        "       mymnist models|describe|delete|rollback [MODEL] [key=value ...]",
+        "       mymnist models|describe|delete|rollback [MODEL] [key=value ...]\n"
+        "       mymnist doctor [key=value ...] [--input DATA]",
         description="Train a Keras model on rows of a Spark DataFrame, apply it, or measure it.",
         epilog=f"key=value:\n{_table()}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -127,18 +128,12 @@ def _only_results_on_stdout() -> Iterator[TextIO]:
         os.close(kept)
 
 
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that what a fit began is cleaned up."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO) -> None:
+def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO) -> int:
+    """Carry out the command; returns the exit code."""
     with_rows = command.operation not in grammar.WITHOUT_ROWS
+    doctor = command.operation == "doctor"
+    if doctor and not arguments.input:
+        with_rows = False
     if with_rows and not arguments.input:
         raise errors.CommandError("--input is missing: name digits:train, mnist:train or a path")
     reader = _reader(arguments.input, arguments.format) if with_rows else None
@@ -158,6 +153,7 @@ def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO
         with contextlib.redirect_stdout(stdout):
             wide = "confusion" in result.columns
             result.show(result.count() if whole else 20, truncate=not whole, vertical=wide)
+    return int(doctor and result.where("NOT ok").count() > 0)
 
 
 def _session(arguments: argparse.Namespace) -> SparkSession:

@@ -9,12 +9,15 @@ import socket
 import time
 
 import psutil
+from pyspark import SparkConf
 from pyspark.sql import SparkSession
 
 from spark_mnist import errors
 
 SLOTS_TIMEOUT = 4.0
 """Seconds that executors which are still starting get to offer their slots."""
+SECURE = ("spark.authenticate", "spark.network.crypto.enabled")
+"""Settings without which others on the network may read, or send, what driver and executors do."""
 RANK_ENVIRONMENT = (
     "PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|JAVA_HOME|SSL_CERT_.*|"
     "PYTHON.*|(SPARK|PYSPARK|HADOOP|HOROVOD|CUDA|NVIDIA|NCCL|GLOO|TF|KERAS|XLA|OMP|MKL)_.*"
@@ -24,6 +27,30 @@ EXECUTOR_ENV = "spark.executorEnv."
 """Spark settings that give executors more, which ranks keep."""
 CREDENTIALS = {"s3": "AWS_", "s3a": "AWS_", "gs": "GOOGLE_", "abfs": "AZURE_", "abfss": "AZURE_"}
 """What variables begin with by which ranks open shards on an object store, by its scheme."""
+
+
+def check_settings(spark: SparkSession, *, secure: bool) -> None:
+    """Refuse a session in which ranks could not run, or not as the user wants.
+
+    Args:
+        spark: The session.
+        secure: Whether Spark must authenticate and encrypt its connections.
+
+    Raises:
+        errors.ClusterError: A setting must change; the message names it.
+    """
+    conf = spark.sparkContext.getConf()
+    if _is_on(conf, "spark.speculation"):
+        raise errors.ClusterError(
+            "spark.speculation=true makes Spark start slow tasks twice, and a rank is a task that "
+            "must run once: set it to false for this session"
+        )
+    missing = [setting for setting in SECURE if not _is_on(conf, setting)]
+    if secure and missing:
+        raise errors.ClusterError(
+            f"secure=true needs {' and '.join(f'{setting}=true' for setting in missing)}: set it "
+            "where the session is made, since Spark's connections carry the keys of a fit"
+        )
 
 
 def slots(spark: SparkSession) -> int:
@@ -59,14 +86,7 @@ def ranks(spark: SparkSession, num_proc: int | None) -> int:
 
     Raises:
         errors.TooFewSlots: They could not all run at once, so training could not start.
-        errors.ClusterError: A setting of Spark's would start ranks twice.
     """
-    conf = spark.sparkContext.getConf()
-    if conf.get("spark.speculation", "false").lower() == "true":
-        raise errors.ClusterError(
-            "spark.speculation=true makes Spark start slow tasks twice, and a rank is a task that "
-            "must run once: set it to false for this session"
-        )
     wait_for_slots(spark, num_proc or 1)
     return num_proc or free_slots(spark)
 
@@ -78,13 +98,20 @@ def _too_few(spark: SparkSession, ranks: int, free: int) -> str:
         f"num_proc={ranks} ranks must run at the same time, and Spark has {have} slots{busy}: "
         "lower num_proc, or give the session more executors or cores"
     )
+    gpus = spark.sparkContext.getConf().get("spark.task.resource.gpu.amount")
+    if gpus:
+        message = f"{message}; each takes spark.task.resource.gpu.amount={gpus} of its GPUs, too"
     setting = "spark.dynamicAllocation.enabled"
-    if spark.sparkContext.getConf().get(setting, "false").lower() == "true":
+    if _is_on(spark.sparkContext.getConf(), setting):
         return (
             f"{message}. With {setting}=true it has only the executors that its last jobs needed: "
             "set spark.dynamicAllocation.minExecutors to what the ranks need"
         )
     return message
+
+
+def _is_on(conf: SparkConf, setting: str) -> bool:
+    return str(conf.get(setting, "false")).lower() == "true"
 
 
 def driver_address(spark: SparkSession) -> tuple[str, str]:
@@ -106,6 +133,11 @@ def interfaces(spark: SparkSession) -> list[str] | None:
             return None
     found = psutil.net_if_addrs().items()
     return [name for name, given in found if address in {a.address for a in given}] or None
+
+
+def host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
 
 
 def rank_environment() -> dict[str, str]:

@@ -21,6 +21,7 @@ SparkMnistError
     ├── RankError                      one rank raised: which one, what, and where
     ├── RanksLost                      ranks went away or hung, again and again
     ├── NotFinite                      the loss, or a weight, is no number any more
+    ├── ShardsLost                     a shard was deleted or damaged before it was read
     ├── RowsLost                       a rank did not use each of its rows once an epoch
     └── RanksDiverged                  the ranks ended with different weights
 """
@@ -125,6 +126,10 @@ class RanksLost(TrainingError):
 
 class NotFinite(TrainingError):
     """The loss, or a weight, is no number any more."""
+
+
+class ShardsLost(TrainingError):
+    """A shard was deleted or damaged before a rank could read it."""
 
 
 class RowsLost(TrainingError):

@@ -5,22 +5,20 @@ Each step has a module of its own; here they follow each other.
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_mnist import (
-    catalog,
-    census,
-    cluster,
     errors,
-    kinds,
     launch,
     lineage,
     manifests,
     options,
     plan,
+    preparation,
     receipts,
     results,
     schema,
@@ -35,74 +33,73 @@ logger = logging.getLogger(__name__)
 def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResult:
     """Train a model and publish it; see ``verbs.fit``."""
     spark = df.sparkSession
-    store = catalog.open_store(chosen.store, spark)
-    cache = _cache(spark, store)
-    for place in {store.url: store, cache.url: cache}.values():
-        if left := place.sweep(name):
-            logger.warning("removed what fits left behind that were killed: %s", ", ".join(left))
-    before = store.versions(name)
-    begin = lineage.start(store, name, chosen)
-    ranks = cluster.ranks(spark, chosen.num_proc)
-    shards.check_url(cache.url)
-    begin = begin.reading(begin.reads or _discovered(df, chosen))
-    counted = _counted(df, begin, chosen.mode)
-    if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
-        training_rows = world.share_of_ratio(counted.rows, chosen.train_validation_ratio)
-        ranks = max(1, min(ranks, training_rows // chosen.batch_size))
-    _warn_of_few(counted.rows, ranks, chosen)
-    with (
-        cache.work(name) as work,
-        shards.materialized(
-            counted,
-            url=work,
-            ranks=ranks,
-            ratio=chosen.train_validation_ratio,
-            seed=begin.seed,
-        ) as (train, validation),
-    ):
-        training = _training_plan(begin, chosen, ranks, train, validation, work)
-        reports = launch.train(
-            spark,
-            training,
-            title=name,
-            visible=chosen.verbose > 0,
-            max_restarts=chosen.max_restarts,
-        )
-        report = reports[0]
+    ready = preparation.Preparation(spark, df, name, chosen)
+    _sweep(ready, name)
+    before = ready.store.versions(name)
+    ready.take()
+    with ready.cache.work(name) as work:
+        training, report = _trained(spark, ready, chosen, name, work)
         assert report.progress is not None
-        rows = receipts.write(training, report.progress, counted.dropped)
-        version = _publish(store, name, begin, training, report, rows)
-    meanwhile = [number for number in store.versions(name) if number not in (*before, version)]
-    if meanwhile:
-        logger.warning(
-            "other fits published versions %s of model %r meanwhile; version %d does not go on "
-            "from them, and both stay",
-            *(meanwhile, name, version),
-        )
+        rows = receipts.write(training, report.progress, ready.counted.dropped)
+        version = _publish(ready.store, name, ready.begin, training, report, rows)
+    _tell_of_others(ready.store.versions(name), before, name, version)
     records = report.progress.history
     return results.FitResult(name, version, records, _history(spark, records), rows)
 
 
-def _discovered(df: DataFrame, chosen: options.FitOptions) -> plan.Input:
-    """What there is to read of a table."""
-    label = chosen.label or plan.Input.label
-    return census.discover(df, kinds.columns(chosen.features), label)
+def _sweep(ready: preparation.Preparation, name: str) -> None:
+    """Remove what fits of this model left behind that were killed."""
+    for place in {store.url: store for store in (ready.store, ready.cache)}.values():
+        if left := place.sweep(name):
+            logger.warning("removed what killed fits left behind: %s", ", ".join(left))
 
 
-def _counted(df: DataFrame, begin: lineage.Start, mode: str) -> census.Census:
-    """Check the rows. Where none is what a saved model reads, they are another model's."""
-    assert begin.reads is not None
-    try:
-        return census.take(df, begin.reads, mode)
-    except errors.BadRows as error:
-        if begin.version is None or sum(error.counts.values()) < df.count():
-            raise
-        reads = begin.reads
-        raise errors.ModelMismatch(
-            f"version {begin.version} was trained on rows of {reads.width} numbers in "
-            f"{', '.join(reads.features)}, with the classes {', '.join(reads.class_names)} in "
-            f"{reads.label}, and these are others: {error}"
-        ) from None
+def _tell_of_others(versions: list[int], before: list[int], name: str, version: int) -> None:
+    """Say that a version does not go on from those that other fits published meanwhile."""
+    meanwhile = [number for number in versions if number not in (*before, version)]
+    if meanwhile:
+        logger.warning(
+            "other fits published versions %s of model %r meanwhile; version %d does not go on "
+            "from them, and all stay",
+            *(meanwhile, name, version),
+        )
+
+
+def _trained(
+    spark: SparkSession,
+    ready: preparation.Preparation,
+    chosen: options.FitOptions,
+    name: str,
+    work: str,
+) -> tuple[plan.TrainingPlan, plan.RankReport]:
+    """Write shards and train on them; once more where shards got lost before they were read."""
+    written = functools.partial(
+        shards.materialized,
+        ready.counted,
+        url=work,
+        ranks=ready.ranks,
+        ratio=chosen.train_validation_ratio,
+        seed=ready.begin.seed,
+    )
+    for again in (True, False):
+        with written() as parts:
+            training = _training_plan(ready.begin, chosen, ready.ranks, *parts, work)
+            if not again:
+                training = launch.resumed(training, chosen.max_restarts + 1)
+            try:
+                reports = launch.train(
+                    spark,
+                    training,
+                    title=name,
+                    visible=chosen.verbose > 0,
+                    max_restarts=chosen.max_restarts,
+                )
+                return training, reports[0]
+            except errors.ShardsLost as error:
+                if not again:
+                    raise
+                logger.warning("%s; all shards are written once more", error)
+    raise AssertionError("unreachable: the second round returns or raises")
 
 
 def _publish(
@@ -156,21 +153,6 @@ def _training_plan(
         heartbeat_timeout=chosen.heartbeat_timeout,
         work=work if chosen.max_restarts else None,
     )
-
-
-def _warn_of_few(rows: int, ranks: int, chosen: options.FitOptions) -> None:
-    share = world.share_of_ratio(rows, chosen.train_validation_ratio) // ranks
-    if chosen.batch_size > max(share, options.FitOptions.batch_size):
-        logger.warning(
-            "batch_size=%d is more than the %d training rows of a rank: an epoch is one step",
-            *(chosen.batch_size, share),
-        )
-
-
-def _cache(spark: SparkSession, store: stores.Store) -> stores.Store:
-    """Where the shards of a fit lie: Petastorm's cache directory where one is set."""
-    directory = shards.cache_directory(spark)
-    return stores.Store(directory) if directory else store
 
 
 def _history(spark: SparkSession, records: tuple[plan.EpochRecord, ...]) -> DataFrame:

@@ -24,8 +24,8 @@ from spark_mnist import errors, options
 logger = logging.getLogger(__name__)
 
 WITHOUT_ROWS = ("models", "describe", "delete", "rollback")
-"""Operations on saved models; the others work on a DataFrame."""
-NAMELESS = ("models",)
+"""Operations on saved models; the others work on a DataFrame, ``doctor`` also without."""
+NAMELESS = ("models", "doctor")
 """Operations without a model name."""
 GRAMMAR = r"""
     command: (token | option)*

@@ -25,6 +25,9 @@ SLOTS_BACK = 60.0
 EXIT_CODE = re.compile(r"Exit code: (\w+)")
 """In the words in which Horovod tells that a rank failed."""
 
+OURS = {kind.__name__: kind for kind in (errors.ShardsLost, errors.RowsLost)}
+"""What ranks raise that is not the user's to mend."""
+
 ONE_FIT = threading.Lock()
 """Held while a fit runs: ranks need all their slots, and what Horovod needs replaced is global."""
 
@@ -53,6 +56,7 @@ def train(
 
     Raises:
         errors.RankError: A rank raised.
+        errors.ShardsLost, errors.RowsLost: A rank could not read all its rows.
         errors.RanksLost: Ranks went away, or hung, more often than they may start again.
         errors.NotFinite: The loss is no number any more.
         errors.RanksDiverged: The ranks ended with different weights.
@@ -66,18 +70,18 @@ def train(
         visible=visible,
     )
     with shown:
-        for attempt in itertools.count():
+        for restarts in itertools.count():
             try:
-                return _attempt(spark, dataclasses.replace(training, attempt=attempt), shown)
+                return _attempt(spark, training, shown)
             except errors.RanksLost as error:
-                if attempt >= max_restarts:
+                if restarts >= max_restarts:
                     raise
-                training = dataclasses.replace(training, resume=_resume(training))
+                training = resumed(training, training.attempt + 1)
                 done = training.resume.epoch if training.resume else training.first_epoch
                 logger.debug("%s", error)
                 logger.warning(
                     "%s; all ranks start again after epoch %d (restart %d of %d)",
-                    *(str(error).partition("\n")[0], done, attempt + 1, max_restarts),
+                    *(str(error).partition("\n")[0], done, restarts + 1, max_restarts),
                 )
                 cluster.wait_for_slots(spark, training.world.size, SLOTS_BACK)
     raise AssertionError("unreachable: the count has no end")
@@ -89,6 +93,8 @@ def check(reports: Sequence[plan.RankReport]) -> None:
     causes = [found for found in failed if not found[2].collective]
     if causes:
         _, rank, failure = min(causes)
+        if failure.type in OURS:
+            raise OURS[failure.type](failure.message)
         raise errors.RankError(
             f"rank {rank} of {len(reports)} raised {failure.type}: {failure.message}",
             rank=rank,
@@ -110,9 +116,10 @@ def check(reports: Sequence[plan.RankReport]) -> None:
         )
 
 
-def _resume(training: plan.TrainingPlan) -> plan.Progress | None:
-    """How far the attempts so far have come."""
-    return recovery.newest(training.work) if training.work else None
+def resumed(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
+    """The plan for another start of the ranks, from the last checkpoint of those before."""
+    progress = recovery.newest(training.work) if training.work else None
+    return dataclasses.replace(training, resume=progress, attempt=attempt)
 
 
 def _attempt(

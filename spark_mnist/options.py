@@ -134,6 +134,9 @@ class FitOptions(RowOptions):
     heartbeat_timeout: float = option(
         60.0, kinds.RATE, "seconds after which a rank that gives no sign of life is lost"
     )
+    secure: bool = option(
+        False, kinds.BOOL, "start only where Spark authenticates and encrypts its connections"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +176,7 @@ OPERATIONS: Mapping[str, type[Options]] = {
     "describe": VersionOptions,
     "delete": VersionOptions,
     "rollback": VersionOptions,
+    "doctor": FitOptions,
 }
 
 MANUAL = (

@@ -61,6 +61,20 @@ def check_url(url: str) -> None:
         )
 
 
+def check_enough(rows: int, ranks: int, ratio: float) -> None:
+    """Refuse what leaves a rank without a row.
+
+    Raises:
+        errors.TooFewRows: Fewer rows would train than there are ranks.
+    """
+    training = world.share_of_ratio(rows, ratio)
+    if training < ranks:
+        raise errors.TooFewRows(
+            f"{rows} rows with train_validation_ratio={ratio} leave {training} to train: fewer "
+            f"than the {ranks} ranks; use more rows, a larger ratio or fewer num_proc"
+        )
+
+
 @contextlib.contextmanager
 def materialized(
     counted: census.Census, *, url: str, ranks: int, ratio: float, seed: int
@@ -76,16 +90,8 @@ def materialized(
 
     Yields:
         Training shards and validation shards.
-
-    Raises:
-        errors.TooFewRows: Fewer rows would train than there are ranks.
     """
     training = world.share_of_ratio(counted.rows, ratio)
-    if training < ranks:
-        raise errors.TooFewRows(
-            f"{counted.rows} rows with train_validation_ratio={ratio} leave {training} to train: "
-            f"fewer than the {ranks} ranks; use more rows, a larger ratio or fewer num_proc"
-        )
     features, label = schema.pack(counted.source), counted.label
     packed = counted.usable.select(features.alias("features"), label.alias("label"))
     size = counted.rows * counted.source.encoding.row_bytes

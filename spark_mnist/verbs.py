@@ -19,16 +19,19 @@ from spark_mnist import (
     evaluation,
     fitting,
     grammar,
+    interrupts,
     launch,
     manifests,
     options,
     plan,
+    preparation,
     results,
     scoring,
     versions,
 )
 from spark_mnist import store as stores
 
+PREFLIGHT_RESULT = "check string, ok boolean, detail string"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -64,11 +67,34 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
         errors.SparkMnistError: One of its leaves, before any rank starts where the fault is in the
             options, the rows, the store or the cluster.
     """
-    versions.check()
     chosen = options.make(options.FitOptions, given)
     name = stores.checked_name(model_name)
-    with launch.ONE_FIT:
+    with launch.ONE_FIT, interrupts.unwound():
         return fitting.fit(df, name, chosen)
+
+
+@_takes(options.FitOptions)
+def preflight(
+    df: DataFrame | None = None, model_name: str = "preflight", **given: Any
+) -> preparation.Preflight:
+    """Find out whether a fit could start, without starting it.
+
+    Args:
+        df: Its input; without it the packages, the cluster and the store are looked at.
+        model_name: What the model would be called.
+        **given: The fields of ``options.FitOptions``.
+
+    Returns:
+        Each check with what was found: packages, Spark's settings, slots for ranks, the model to
+        start from, the store (a token that the driver writes, and every executor reads and writes
+        back), and one scan of the rows. ``ok`` is whether all hold.
+
+    Raises:
+        errors.OptionError, errors.UnknownOption: The options are not understood.
+    """
+    chosen = options.make(options.FitOptions, given)
+    spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
+    return preparation.preflight(spark, df, model_name, chosen)
 
 
 @_takes(options.PredictOptions)
@@ -161,6 +187,11 @@ def run(parsed: grammar.Command, df: DataFrame | None) -> DataFrame:
     if parsed.operation in grammar.WITHOUT_ROWS:
         spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
         return _manage(spark, parsed)
+    if parsed.operation == "doctor":
+        found = preflight(df, **parsed.options)
+        spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
+        rows = [(check.name, check.ok, check.detail) for check in found.checks]
+        return spark.createDataFrame(rows, PREFLIGHT_RESULT)
     if df is None:
         raise errors.CommandError(f"{parsed.operation} needs a DataFrame to work on")
     if parsed.operation == "fit":

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "spark_mnist"
 LAYERS = [
     {"_version"},
-    {"errors", "world", "events", "owners", "files"},
+    {"errors", "world", "events", "owners", "files", "interrupts"},
     {"plan", "watchdog"},
     {"own"},
     {"networks"},
@@ -22,6 +22,7 @@ LAYERS = [
     {"shards", "batches", "plots", "lineage"},
     {"worker", "results", "job"},
     {"launch", "scoring", "catalog"},
+    {"preparation"},
     {"fitting"},
     {"verbs", "exports"},
     {"datasets"},

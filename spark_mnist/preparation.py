@@ -1,0 +1,259 @@
+"""All that must hold before a rank starts, found out step by step. Runs on the driver.
+
+``fit`` takes the steps and stops at the first that fails; ``preflight`` and ``mymnist doctor`` take
+as many as they can and tell of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import html
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from spark_mnist import (
+    catalog,
+    census,
+    cluster,
+    errors,
+    kinds,
+    lineage,
+    options,
+    plan,
+    shards,
+    versions,
+    world,
+)
+from spark_mnist import store as stores
+from spark_mnist.files import Files
+
+logger = logging.getLogger(__name__)
+
+TOKEN = "token"
+LINGER = 0.2
+"""Seconds for which a probing task keeps its slot, so that every executor gets one."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must hold."""
+
+    name: str
+    ok: bool
+    detail: str
+    """What was found, or what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What ``preflight`` found; a notebook shows it as a table."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a fit could start."""
+        return all(check.ok for check in self.checks)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        return "\n".join(
+            f"{'ok  ' if check.ok else 'FAIL'} {check.name:{width}} {check.detail}"
+            for check in self.checks
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+class Preparation:
+    """What a fit knows before it begins to write.
+
+    Args:
+        spark: The session.
+        df: The input; without it nothing of the rows is looked at.
+        name: Of the model.
+        chosen: The options.
+    """
+
+    def __init__(
+        self, spark: SparkSession, df: DataFrame | None, name: str, chosen: options.FitOptions
+    ) -> None:
+        self._spark, self._df, self._name, self._chosen = spark, df, name, chosen
+        self._begin: lineage.Start | None = None
+
+    @property
+    def steps(self) -> tuple[tuple[str, Callable[[], str]], ...]:
+        """Each step's name, and the function that takes it and tells what it found."""
+        rows = [("rows", self._look_at_rows)] if self._df is not None else []
+        return (
+            ("packages", self._check_packages),
+            ("settings", self._check_settings),
+            ("slots", self._find_slots),
+            ("model", self._find_model),
+            ("store", self._try_store),
+            *rows,
+        )
+
+    def take(self) -> None:
+        """Take all steps.
+
+        Raises:
+            errors.SparkMnistError: The first of them that failed.
+        """
+        for _, step in self.steps:
+            step()
+
+    @property
+    def begin(self) -> lineage.Start:
+        """What the fit starts from."""
+        assert self._begin is not None
+        return self._begin
+
+    @functools.cached_property
+    def store(self) -> stores.Store:
+        """Where the model will be."""
+        return catalog.open_store(self._chosen.store, self._spark)
+
+    @functools.cached_property
+    def cache(self) -> stores.Store:
+        """Where the shards lie: Petastorm's cache directory where one is set."""
+        directory = shards.cache_directory(self._spark)
+        return stores.Store(directory) if directory else self.store
+
+    def _check_packages(self) -> str:
+        versions.check()
+        return "all in their ranges"
+
+    def _check_settings(self) -> str:
+        cluster.check_settings(self._spark, secure=self._chosen.secure)
+        return f"Spark {self._spark.version} on {self._spark.sparkContext.master}"
+
+    def _find_slots(self) -> str:
+        self.ranks = cluster.ranks(self._spark, self._chosen.num_proc)
+        return f"{cluster.free_slots(self._spark)} free, for {self.ranks} ranks"
+
+    def _find_model(self) -> str:
+        self._begin = lineage.start(self.store, self._name, self._chosen)
+        before = f"version {self.begin.version}" if self.begin.version else "nothing"
+        return f"{self.begin.network.name}, starting from {before}"
+
+    def _try_store(self) -> str:
+        shards.check_url(self.cache.url)
+        with _clear(self.store, "write"), self.store.work(self._name):
+            pass
+        with _clear(self.cache, "write"), self.cache.work(self._name) as url:
+            hosts = _round_trip(self._spark, url)
+        return f"{self.store.url}; written and read on {', '.join(sorted(hosts))}"
+
+    def _look_at_rows(self) -> str:
+        assert self._df is not None
+        df, chosen = self._df, self._chosen
+        reads = self.begin.reads or census.discover(
+            df, kinds.columns(chosen.features), chosen.label or plan.Input.label
+        )
+        self._begin = self.begin.reading(reads)
+        self.counted = self._counted(df, reads)
+        training = world.share_of_ratio(self.counted.rows, chosen.train_validation_ratio)
+        if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
+            self.ranks = max(1, min(self.ranks, training // chosen.batch_size))
+        shards.check_enough(self.counted.rows, self.ranks, chosen.train_validation_ratio)
+        if chosen.batch_size > max(training // self.ranks, options.FitOptions.batch_size):
+            logger.warning(
+                "batch_size=%d is more than the %d training rows of a rank: an epoch is one step",
+                *(chosen.batch_size, training // self.ranks),
+            )
+        left = (
+            f", {self.counted.given - self.counted.rows} left out" if self.counted.dropped else ""
+        )
+        return f"{self.counted.given} rows{left}: {training} train, {self.ranks} ranks"
+
+    def _counted(self, df: DataFrame, reads: plan.Input) -> census.Census:
+        """Check the rows. Where none is what a saved model reads, they are another model's."""
+        try:
+            return census.take(df, reads, self._chosen.mode)
+        except errors.BadRows as error:
+            if self.begin.version is None or sum(error.counts.values()) < df.count():
+                raise
+            raise errors.ModelMismatch(
+                f"version {self.begin.version} was trained on rows of {reads.width} numbers in "
+                f"{', '.join(reads.features)}, with the classes {', '.join(reads.class_names)} in "
+                f"{reads.label}, and these are others: {error}"
+            ) from None
+
+
+def preflight(
+    spark: SparkSession, df: DataFrame | None, name: str, chosen: options.FitOptions
+) -> Preflight:
+    """Take all steps that can be taken; see ``verbs.preflight``."""
+    preparation = Preparation(spark, df, stores.checked_name(name), chosen)
+    checks: list[Check] = []
+    for title, step in preparation.steps:
+        if title == "rows" and not all(check.ok for check in checks):
+            checks.append(Check(title, False, "not looked at, since a fit could not start"))
+            continue
+        try:
+            checks.append(Check(title, True, step()))
+        except errors.SparkMnistError as error:
+            checks.append(Check(title, False, str(error)))
+    return Preflight(tuple(checks))
+
+
+@contextlib.contextmanager
+def _clear(store: stores.Store, verb: str) -> Iterator[None]:
+    """Say what to do where a file system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.ClusterError(
+            f"the driver cannot {verb} in {store.url} ({error}): give store= a path or URL that it "
+            "can write"
+        ) from error
+
+
+def _round_trip(spark: SparkSession, url: str) -> set[str]:
+    """Let every slot read a token that the driver wrote, and write it back.
+
+    Returns:
+        The hosts that did.
+
+    Raises:
+        errors.ClusterError: An executor does not see what the driver wrote, or the other way.
+    """
+    token = secrets.token_hex(16)
+    files = Files(url)
+    files.write(TOKEN, token.encode())
+    tasks = cluster.slots(spark)
+
+    def echo(index: int, _: Any) -> Iterator[tuple[int, str, str]]:
+        found = ""
+        try:
+            here = Files(url)
+            content = here.read(TOKEN)
+            here.write(f"echo-{index}", content[::-1])
+        except OSError as error:
+            found = f"{type(error).__name__}: {error}"
+        time.sleep(LINGER)
+        yield index, cluster.host(), found
+
+    echoes = spark.sparkContext.range(0, tasks, numSlices=tasks).mapPartitionsWithIndex(echo)
+    answers = echoes.collect()
+    for index, host, found in answers:
+        if not found and (
+            not files.exist(f"echo-{index}") or files.read(f"echo-{index}").decode() != token[::-1]
+        ):
+            found = "what it wrote does not reach the driver"
+        if found:
+            raise errors.ClusterError(
+                f"the executor on {host} cannot use {url} as the driver does ({found}): shards lie "
+                "there, so give store= a directory or URL that driver and executors share, or set "
+                f"{shards.CACHE_DIR} to one"
+            )
+    return {host for _, host, _ in answers}
