@@ -1,4 +1,4 @@
-# make setup | demo | accuracy | test | lint. Each is safe to repeat.
+# make setup | demo | accuracy | test | faults | lint. Each is safe to repeat.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy test lint check-tools clean
+.PHONY: help setup demo accuracy test faults lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -46,8 +46,11 @@ demo: setup ## Train, continue, predict, evaluate, draw, on real digits (DATA=mn
 accuracy: setup ## Train every network on MNIST, with one rank and with two (half an hour)
 	$(BIN)/python benchmarks/accuracy.py
 
-test: setup ## Run all tests
+test: setup ## Run all tests but the slow ones
 	$(BIN)/pytest
+
+faults: setup ## Break fits in every way that the tests know, and count (half an hour)
+	$(BIN)/pytest tests/faults --all $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

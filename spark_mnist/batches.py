@@ -102,12 +102,27 @@ def training(
         Batches of (features [B, W] float32, label [B] int32, weight [B] float32). A padding row
         weighs nothing; in the last step the others make up for it (see ``world``).
     """
-    order = np.random.default_rng((seed, epoch, rank)).permutation(len(shard))
+    rows, weights = order(len(shard), division, rank=rank, seed=seed, epoch=epoch)
+    return _batched(shard, rows, weights, division.batch_size)
+
+
+def order(
+    rows: int, division: world.World, *, rank: int, seed: int, epoch: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Which rows of its shard a rank takes in an epoch, and their weights; see ``training``.
+
+    Args:
+        rows: Of the shard.
+        division: Of the training rows among the ranks.
+        rank: Whose shard it is.
+        seed: Of the order.
+        epoch: Counted from 0 over the model's life.
+    """
+    drawn = np.random.default_rng((seed, epoch, rank)).permutation(rows)
     weights = np.ones(division.padded_rows, np.float32)
     weights[-division.last_batch :] = division.last_weight
-    weights[len(shard) :] = 0
-    order = np.resize(order, division.padded_rows)
-    return _batched(shard, order, weights, division.batch_size)
+    weights[rows:] = 0
+    return np.resize(drawn, division.padded_rows), weights
 
 
 def validation(shard: Shard) -> tf.data.Dataset:

@@ -36,6 +36,7 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
     ready = preparation.Preparation(spark, df, name, chosen)
     _sweep(ready, name)
     before = ready.store.versions(name)
+    logger.info("looking at the cluster, the store and the rows")
     ready.take()
     with ready.cache.work(name) as work:
         training, report = _trained(spark, ready, chosen, name, work)
@@ -82,7 +83,9 @@ def _trained(
         seed=ready.begin.seed,
     )
     for again in (True, False):
+        logger.info("writing shards")
         with written() as parts:
+            logger.info("starting %d ranks", ready.ranks)
             training = _training_plan(ready.begin, chosen, ready.ranks, *parts, work)
             if not again:
                 training = launch.resumed(training, chosen.max_restarts + 1)
@@ -112,6 +115,7 @@ def _publish(
 ) -> int:
     """Publish what a fit learned; returns the number of the new version."""
     assert report.progress is not None
+    logger.info("publishing")
     files = {**report.progress.kept.files, **report.logs}
 
     def describe(number: int) -> dict[str, Any]:

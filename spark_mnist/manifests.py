@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from spark_mnist import errors, networks, plan, receipts
+from spark_mnist import errors, kinds, networks, plan, receipts
 from spark_mnist import store as stores
 
 LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
@@ -61,12 +61,67 @@ def described(manifest: stores.Manifest) -> tuple[plan.Input, plan.Network, plan
         optimizer = plan.Optimizer(**manifest["optimizer"])
         if network.name not in (*networks.REGISTRY, plan.OWN):
             raise KeyError(f"there is no network {network.name!r} in this release")
+        for part, wrong in (("input", _wrong_input(reads)), ("network", _wrong_network(network))):
+            if wrong:
+                raise ValueError(f"{part} has no sound {', '.join(wrong)}")
+        if (network.inputs, network.classes) != (reads.width, reads.classes):
+            raise ValueError("its network is not for its input")
+        if wrong := _wrong_optimizer(optimizer):
+            raise ValueError(f"optimizer has no sound {', '.join(wrong)}")
         return reads, network, optimizer
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise errors.DamagedModel(
             f"a version of model {manifest.get('name')!r} cannot be used: its manifest does not "
             f"say what was trained ({error!r})"
         ) from None
+
+
+def _wrong_input(reads: plan.Input) -> list[str]:
+    """Fields that no release writes so."""
+    names = _are(str, reads.names) and len(reads.names) in (0, reads.classes)
+    sound = {
+        "features": _are(str, reads.features) and len(reads.features) > 0,
+        "label": isinstance(reads.label, str),
+        "pixels": isinstance(reads.pixels, bool),
+        "width": kinds.POSITIVE.allows(reads.width),
+        "classes": kinds.POSITIVE.allows(reads.classes),
+        "names": names,
+    }
+    return [field for field, right in sound.items() if not right]
+
+
+def _wrong_network(network: plan.Network) -> list[str]:
+    """Fields that no release writes so."""
+    learned = {name: getattr(network, name) for name in ("mean", "deviation")}
+    sound = {
+        "inputs": kinds.POSITIVE.allows(network.inputs),
+        "classes": kinds.POSITIVE.allows(network.classes),
+        "hidden": all(map(kinds.POSITIVE.allows, network.hidden)),
+        "dropout": kinds.SHARE.allows(network.dropout),
+        **{
+            name: _are(float, values) and len(values) in (0, network.inputs)
+            for name, values in learned.items()
+        },
+        "config": network.config is None or isinstance(network.config, dict),
+        "custom": _are(str, network.custom),
+        "logits": isinstance(network.logits, bool),
+    }
+    return [field for field, right in sound.items() if not right]
+
+
+def _wrong_optimizer(optimizer: plan.Optimizer) -> list[str]:
+    """Fields that no release writes so."""
+    sound = {
+        "name": optimizer.name in networks.OPTIMIZERS,
+        "learning_rate": kinds.RATE.allows(optimizer.learning_rate),
+        "warmup_epochs": kinds.COUNT.allows(optimizer.warmup_epochs),
+        "schedule": kinds.SCHEDULE.allows(optimizer.schedule),
+    }
+    return [field for field, right in sound.items() if not right]
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
 
 def write(

@@ -38,7 +38,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
     def update(self, event: events.Event) -> None:
         """Show where rank 0 is: ``epoch``, ``step``, means so far, ``done`` at an epoch's end."""
-        means = ", ".join(f"{k} {v:.4f}" for k, v in event.items() if isinstance(v, float))
+        means = ", ".join(f"{name} {value:.4f}" for name, value in event["means"].items())
         text = f"epoch {event['epoch']}/{self._epochs}: {means}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)

@@ -100,7 +100,7 @@ def info(manifest: Mapping[str, Any]) -> ModelInfo:
             bytes=sum(stamp["bytes"] for stamp in manifest["files"].values()),
             history=history,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise errors.DamagedModel(
             f"a version of model {manifest.get('name')!r} cannot be described: {error!r}"
         ) from None

@@ -31,7 +31,9 @@ LEAST = 1e-37
 """Least probability whose logarithm counts, that of the smallest normal float32."""
 
 
-def probabilities(df: DataFrame, saved: manifests.Saved, batch_size: int, mode: str) -> Column:
+def probabilities(
+    df: DataFrame, saved: manifests.Saved, batch_size: int, mode: str = options.FAILFAST
+) -> Column:
     """The class probabilities of each row, ``array<float>`` of C, lazily.
 
     Args:

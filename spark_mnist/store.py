@@ -37,6 +37,8 @@ CLAIM = ".claim"
 OWNER = ".owner"
 """The same in a fit's work directory."""
 DELETED = b"deleted"
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON raises that is not as it should be."""
 NO_MANIFEST = f"it has no {MANIFEST}, since its fit was stopped or the file was removed"
 WORK = re.compile(r"\.work-[0-9a-f]{32}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -126,7 +128,7 @@ class Store:
             known = manifest["format"]
             if known == FORMAT:
                 manifest["files"].items()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *MALFORMED) as error:
             why = f"its {MANIFEST} is not readable ({error!r})"
             raise self._damaged(name, version, why) from None
         if known != FORMAT:

@@ -109,7 +109,8 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     Returns:
         The input's columns, then ``prediction`` (one-hot ``array<int>``), with
         ``interpret=True`` then ``interpreted``: the class as an int, or its name as a string where
-        classes have names. A model trained again later does not change it.
+        classes have names; null for a row that ``mode="DROPMALFORMED"`` leaves out. A model trained
+        again later does not change it.
 
     Raises:
         errors.SparkMnistError: One of its leaves. A row without features in their range makes

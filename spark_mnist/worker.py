@@ -90,7 +90,7 @@ class Learner:
             means |= self.meters.means("val_")
             validated = self.meters.rows()
         self.outbox.move()
-        self.outbox.send(epoch=epoch + 1, step=division.steps, done=True, **means)
+        self.outbox.send(epoch=epoch + 1, step=division.steps, done=True, means=means)
         record = meters.record(epoch + 1, means)
         return plan.Progress(
             epoch=epoch + 1,
@@ -135,7 +135,8 @@ class Learner:
 
         def tell_driver(step: int, logs: Any) -> None:
             done = min(step + 1, steps)
-            self.outbox.send_seldom(epoch=epoch + 1, step=done, loss=float(logs["loss"]))
+            means = {"loss": float(logs["loss"])}
+            self.outbox.send_seldom(epoch=epoch + 1, step=done, means=means)
 
         changing = spec.warmup_epochs or spec.schedule != "constant"
         return keras.callbacks.LambdaCallback(

@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pyspark
 import pytest
 
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -18,6 +19,38 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pyspark.sql import DataFrame, SparkSession
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+class Counted:
+    """Counts cases that are more, or other, than tests."""
+
+    full = False
+    """Whether all cases are wanted and not the quick ones alone."""
+    counts: ClassVar[dict[str, tuple[int, int]]] = {}
+    """How many were tried and how many passed, by what they are."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def one(self, passed: bool = True) -> None:
+        tried, good = self.counts.get(self._what, (0, 0))
+        self.counts[self._what] = (tried + 1, good + passed)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="the slow tests, and all cases of each")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    Counted.full = config.getoption("--all")
+    config.addinivalue_line("markers", "slow: run with --all only, as make faults does")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not Counted.full:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +98,14 @@ def root(digits: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def store(tmp_path: Path) -> str:
     return str(tmp_path / "models")
+
+
+def spark_home(path: Path) -> Path:
+    """Make a SPARK_HOME: local-cluster writes its executors' files there."""
+    path.mkdir()
+    for part in ("bin", "jars", "sbin", "python"):
+        (path / part).symlink_to(Path(pyspark.__file__).parent / part)
+    return path
 
 
 def arrays(store: str, name: str, version: int, file: str = "weights.npz") -> list[np.ndarray]:

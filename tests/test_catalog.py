@@ -95,8 +95,7 @@ def test_rollback_publishes_a_copy(saved, url):
 
 
 def test_a_damaged_version_is_not_rolled_back_to(saved, url):
-    path = f"{saved._root}/m/v000001/weights.npz"
-    saved._fs.pipe_file(path, b"xx")
+    saved._files.write("m/v000001/weights.npz", b"xx")
     with pytest.raises(errors.DamagedModel, match="differs from its sha256"):
         spark_mnist.rollback("m", 1, url)
     assert saved.versions("m") == [1, 2, 3]

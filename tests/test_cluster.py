@@ -3,9 +3,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import pyspark
+from tests.conftest import spark_home
 
 JOB = """
 import sys
@@ -39,10 +38,7 @@ print("executors", len(executors) - 1, "epochs", [e.epoch for e in again.epochs]
 
 
 def test_two_executors_train_continue_and_score(tmp_path):
-    home = tmp_path / "spark"  # local-cluster writes its executors' files below SPARK_HOME
-    home.mkdir()
-    for part in ("bin", "jars", "sbin", "python"):
-        (home / part).symlink_to(Path(pyspark.__file__).parent / part)
+    home = spark_home(tmp_path / "spark")
     environment = {**os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(
         [sys.executable, "-c", JOB],

@@ -1,0 +1,132 @@
+"""Means to break a fit while it runs, and to see what is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+import spark_mnist
+
+PATIENCE = 90.0
+"""Seconds after which a test gives up waiting for something that should happen in a few."""
+
+
+def wait(condition: Callable[[], object], seconds: float = PATIENCE) -> object:
+    """Wait until a condition holds, and return what it gave."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {seconds:.0f} seconds in vain")
+
+
+def ranks(ancestor: int | None = None) -> list[psutil.Process]:
+    """Running ranks, in rank order: of one process's descendants, or all on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and "python" in command[0] and "horovod.spark.task.gloo_exec_fn" in command:
+                environment = process.environ()
+                if ancestor is None or environment.get("FAULTS_ANCESTOR") == str(ancestor):
+                    found.append((int(environment["HOROVOD_RANK"]), process))
+    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+
+
+def all_ranks(count: int = 2) -> list[psutil.Process]:
+    """All ranks of the fit under way, once they run."""
+    return wait(lambda: found if len(found := ranks()) == count else None)
+
+
+def trained(store: str, name: str, epochs: int) -> bool:
+    """Whether a fit under way has a checkpoint of so many epochs, or more."""
+    if not epochs:
+        return True
+    paths = Path(store).glob(f"{name}/.work-*/attempt-*-epoch-*/v000001/manifest.json")
+    return any(int(path.parent.parent.name.rpartition("-")[2]) >= epochs for path in paths)
+
+
+class Saboteur(threading.Thread):
+    """Does harm once a condition holds; raises at the end of its block what went wrong with it.
+
+    Args:
+        when: Looked at until it holds.
+        harms: What is done, one after the other, each once its condition holds again.
+    """
+
+    def __init__(self, when: Callable[[], object], *harms: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._when, self._harms = when, harms
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        try:
+            for harm in self._harms:
+                while not self._when():
+                    if self._stop.wait(0.05):
+                        return
+                harm()
+        except BaseException as error:
+            self._error = error
+
+    def __enter__(self) -> Saboteur:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self.join()
+        if self._error:
+            raise self._error
+
+
+def send(number: int, *which: int) -> Callable[[], None]:
+    """Make a function that sends a signal to ranks of these numbers and waits for its effect."""
+
+    def strike() -> None:
+        running = all_ranks()
+        for rank in which:
+            running[rank].send_signal(number)
+        if number == signal.SIGKILL:
+            psutil.wait_procs([running[rank] for rank in which], timeout=PATIENCE)
+
+    return strike
+
+
+@contextlib.contextmanager
+def nothing_left(store: str) -> Iterator[None]:
+    """Check that a fit leaves no rank, no work directory and no changed signal handler."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    wait(lambda: not ranks())
+    assert leftovers(store) == []
+
+
+def leftovers(store: str) -> list[str]:
+    """What lies in a store beside published versions."""
+    kept = {
+        Path(store, model.name, f"v{version:06d}")
+        for model in spark_mnist.models(store)
+        for version in range(1, model.version + 1)
+    }
+    return [str(path) for path in Path(store).glob("*/*") if path not in kept]
+
+
+def contents(store: str) -> dict[str, bytes]:
+    """All files of a store, by path."""
+    return {
+        os.path.relpath(path, store): path.read_bytes()
+        for path in Path(store).rglob("*")
+        if path.is_file()
+    }

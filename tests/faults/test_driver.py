@@ -1,0 +1,173 @@
+"""A driver that is interrupted, terminated or killed in each phase of a fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from spark_mnist import store as stores
+from tests.faults import harness
+
+DRIVER = """
+import json, logging, os, signal, sys, time
+from pyspark.sql import SparkSession
+
+handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+import spark_mnist
+from spark_mnist.files import Files
+
+write = Files.write
+
+def slowly(self, path, content):
+    write(self, path, content)
+    if path.startswith("m/v") and path.endswith("weights.npz"):
+        logging.getLogger("spark_mnist").info("half published")
+        time.sleep(float(os.environ.get("SLOW", "0")))
+
+Files.write = slowly
+logging.basicConfig(level="WARNING")
+logging.getLogger("spark_mnist").setLevel("INFO")
+spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+spark.sparkContext.setLogLevel("OFF")
+spark_handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+rows = spark_mnist.datasets.digits(spark, "train").limit(256)
+try:
+    spark_mnist.fit(
+        rows, "m", epochs=int(sys.argv[1]), batch_size=16, num_proc=2, store="models",
+        heartbeat_timeout=6.0, continuous=sys.argv[1] != "1",
+    )
+finally:
+    after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    print("restored", after == spark_handlers, flush=True)
+"""
+PHASES = {
+    "looking at the rows": "looking at the cluster",
+    "writing shards": "writing shards",
+    "starting ranks": "starting 2 ranks",
+    "training": "epoch 4/",
+    "publishing": "half published",
+}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+QUICK = {("training", signal.SIGTERM), ("training", signal.SIGKILL)}
+
+
+def cases(*numbers):
+    for number in numbers:
+        for phase in PHASES:
+            marks = [] if (phase, number) in QUICK else [pytest.mark.slow]
+            yield pytest.param(phase, number, id=f"{phase}-{number.name}", marks=marks)
+
+
+class Driver:
+    """A process that fits a model in a directory of its own."""
+
+    def __init__(self, home):
+        self.home, self.store = home, str(home / "models")
+        (home / "driver.py").write_text(DRIVER)
+
+    def start(self, epochs, slow=0.0):
+        environment = {**os.environ, "SLOW": str(slow), "FAULTS_ANCESTOR": str(self.home)}
+        return subprocess.Popen(
+            [sys.executable, "driver.py", str(epochs)],
+            cwd=self.home,
+            env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def fit(self, epochs=1):
+        """Fit to the end; returns what was said."""
+        process = self.start(epochs)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return said
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    driver = Driver(tmp_path_factory.mktemp("driver"))
+    driver.fit()
+    return driver
+
+
+def struck(driver, phase, number):
+    """A driver that got a signal in a phase, as a terminal sends it, and what it said."""
+    before = {process.pid for process in harness.ranks()}
+    process = driver.start(5000 if phase == "training" else 2, slow=20.0)
+    for line in process.stdout:
+        if PHASES[phase] in line:
+            break
+    else:
+        raise AssertionError(f"no {PHASES[phase]!r} was said")
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    said = process.stdout.read()
+    process.wait(harness.PATIENCE)
+    harness.wait(lambda: {p.pid for p in harness.ranks()} <= before)
+    return process, said
+
+
+@pytest.mark.parametrize(("phase", "number"), cases(signal.SIGINT, signal.SIGTERM))
+def test_an_interrupt_in_any_phase_leaves_the_version_before_and_nothing_else(
+    driver, phase, number
+):
+    before = harness.contents(driver.store)
+    process, said = struck(driver, phase, number)
+    # Python itself ends with SIGINT where KeyboardInterrupt is not caught.
+    assert process.returncode in (CODES[number], -number), said
+    assert "restored True" in said
+    assert harness.contents(driver.store) == before
+    assert harness.leftovers(driver.store) == []
+
+
+@pytest.mark.parametrize(("phase", "number"), cases(signal.SIGKILL))
+def test_a_killed_driver_leaves_the_version_before_and_the_next_fit_sweeps(driver, phase, number):
+    models = stores.Store(driver.store)
+    newest = models.newest("m")
+    before = models.read("m", newest)
+    process, _ = struck(driver, phase, number)
+    assert process.returncode == -signal.SIGKILL
+    assert models.newest("m") == newest
+    assert models.read("m", newest) == before
+    harness.wait(lambda: not spark_processes(driver.home))
+    assert harness.leftovers(driver.store) or phase == "looking at the rows"
+    said = driver.fit(epochs=2)
+    assert ("removed what killed fits left behind" in said) or phase == "looking at the rows"
+    assert harness.leftovers(driver.store) == []
+    assert models.read("m", newest) == before
+
+
+def spark_processes(home):
+    """Processes that work for drivers in this directory: the JVM, Python workers, ranks."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == home:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_two_fits_of_one_name_at_once_both_keep_their_work(tmp_path):
+    driver = Driver(tmp_path)
+    driver.fit()
+    processes = [driver.start(3) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    models = stores.Store(driver.store)
+    assert models.versions("m") == [1, 2, 3]
+    manifests = [models.read("m", version)[0] for version in (2, 3)]
+    assert [manifest["parent"] for manifest in manifests] == [1, 1]
+    assert sum("published versions [2] of model 'm' meanwhile" in text for text in said) == 1
+    assert json.dumps(manifests[0]["history"]) == json.dumps(manifests[1]["history"])

@@ -1,0 +1,224 @@
+"""Command lines, names, manifests and shard layouts of every shape: never an uncaught traceback."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spark_mnist import batches, errors, grammar, manifests, options, plan, receipts, results
+from spark_mnist import store as stores
+from spark_mnist import world as worlds
+from tests.conftest import Counted
+
+counted = Counted("fuzz cases")
+
+
+def many(quick, full):
+    """Run a property on so many cases: in the quick tests, and in all."""
+    examples = full if Counted.full else quick
+    return settings(max_examples=examples, deadline=None, database=None)
+
+
+def tried(expected, function, *args):
+    """What a function gives, or the words of the one kind of error that it may raise."""
+    counted.one()
+    try:
+        return function(*args), ""
+    except expected as error:
+        return None, str(error)
+
+
+WORDS = st.sampled_from(
+    ["mymnist", *options.OPERATIONS, "test_model", "=", "==", "'", '"', "|", "a b", "", "\0", "\n"]
+)
+NAMES = st.sampled_from([*options.FIELDS, "epoch", "Epochs", "", " ", "__class__"])
+VALUES = st.one_of(
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["true", "FALSE", "1e-3", "5|6", "'x'", "cosine:0", "128,32", "nan", "mlp"]),
+    st.text(max_size=12),
+)
+PAIRS = st.builds("{}={}".format, NAMES, VALUES)
+LINES = st.lists(st.one_of(WORDS, PAIRS, st.text(max_size=8)), max_size=7)
+
+
+@many(150, 3000)
+@given(LINES, st.sampled_from([" ", "  ", "\t", "\n", " = "]))
+def test_the_text_of_a_command(words, blank):
+    command, refused = tried(errors.CommandError, grammar.parse, blank.join(words))
+    assert "^" in refused or command.operation in options.OPERATIONS
+    assert refused or set(command.options) <= set(options.FIELDS)
+
+
+@many(150, 3000)
+@given(LINES)
+def test_the_words_of_a_command(words):
+    command, refused = tried(errors.CommandError, grammar.parse_words, words)
+    assert "^" in refused or options.make(options.OPERATIONS[command.operation], command.options)
+
+
+NAME_PARTS = st.sampled_from(
+    [
+        "..",
+        "/",
+        "\\",
+        "%2e",
+        "%2f",
+        "\0",
+        "\n",
+        "~",
+        ".",
+        "-",
+        "\u2024",
+        "\uff0e",
+        "m",
+        "A9",
+        ":",
+        "*",
+    ]
+)
+
+
+@many(150, 2000)
+@given(st.one_of(st.text(max_size=70), st.lists(NAME_PARTS, max_size=8).map("".join)))
+def test_a_name_stays_in_the_store_or_is_refused(name):
+    checked, refused = tried(errors.ModelNameError, stores.checked_name, name)
+    if refused:
+        return
+    assert checked.isascii()
+    assert not set(checked) & set("/\\\0\n%:~*")
+    assert checked not in (".", "..")
+
+
+def example_manifest():
+    """A manifest as ``fit`` writes it."""
+    reads = plan.Input()
+    shards = plan.Shards(urls=("a", "b"), rows=8, width=784, dtype="uint8", scale=255.0)
+    training = plan.TrainingPlan(
+        network=plan.Network(name="mlp", inputs=784, classes=10, hidden=(128, 32)),
+        optimizer=plan.Optimizer(name="adam", learning_rate=0.001),
+        world=worlds.World(size=2, rows=8, batch_size=4),
+        train=shards,
+        validation=dataclasses.replace(shards, urls=(), rows=0),
+        first_epoch=0,
+        epochs=1,
+        seed=0,
+    )
+    record = plan.EpochRecord(epoch=1, losses={"loss": 1.0}, metrics={"accuracy": 0.5})
+    progress = plan.Progress(
+        epoch=1, history=(record,), read=(((4, 0), (4, 0)),), kept=plan.Kept(epoch=1)
+    )
+    report = plan.RankReport(rank=0, progress=progress, network=training.network)
+    rows = receipts.write(training, progress, {})
+    return {
+        "format": stores.FORMAT,
+        **manifests.write(
+            "m", 1, parent=None, reads=reads, training=training, report=report, rows=rows
+        ),
+        "files": {"weights.npz": {"sha256": "0" * 64, "bytes": 1}},
+    }
+
+
+EXAMPLE = json.loads(json.dumps(example_manifest()))
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def paths(value, path=()):
+    """Where each value of a manifest is."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths(item, (*path, key))
+
+
+def mutated(path, value, how):
+    """The example with one value replaced or removed."""
+    found = json.loads(json.dumps(EXAMPLE))
+    if not path:
+        return value
+    inner = found
+    for key in path[:-1]:
+        inner = inner[key]
+    if how == "remove":
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return found
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "m" / "v000001").mkdir(parents=True)
+    return stores.Store(str(root)), root / "m" / "v000001" / "manifest.json"
+
+
+@many(150, 2500)
+@given(
+    path=st.sampled_from(list(paths(EXAMPLE))), value=JSON, how=st.sampled_from(["set", "remove"])
+)
+def test_a_mutated_manifest_is_read_or_refused(models, path, value, how):
+    store, file = models
+    file.write_text(json.dumps(mutated(path, value, how)))
+
+    def read():
+        manifest = store.manifest("m", 1)
+        reads, network, optimizer = manifests.described(manifest)
+        assert network.inputs == reads.width >= 1
+        assert optimizer.rate(3, 2) >= 0
+        results.info(manifest)
+        store.read("m", 1, (plan.WEIGHTS,))
+
+    _, refused = tried(errors.DamagedModel, read)
+    assert "cannot be" in refused  # if only because there is no weights.npz
+
+
+@many(100, 500)
+@given(st.binary(max_size=200), st.integers(0, 2000), st.integers(0, 255))
+def test_a_torn_manifest_is_refused(models, junk, at, byte):
+    store, file = models
+    content = bytearray(json.dumps(EXAMPLE).encode())
+    content[at % len(content)] = byte
+    file.write_bytes(bytes(content[:at]) + junk)
+    tried(errors.DamagedModel, lambda: manifests.described(store.manifest("m", 1)))
+
+
+@many(60, 1200)
+@given(
+    size=st.integers(1, 8),
+    rows=st.integers(0, 50),
+    files=st.integers(1, 12),
+    batch=st.integers(1, 20),
+    epoch=st.integers(0, 3),
+)
+def test_any_layout_of_shards_gives_equal_steps_and_every_row_once(size, rows, files, batch, epoch):
+    counted.one()
+    rows = max(rows, size)
+    files = size * files
+    division = worlds.World(size=size, rows=rows, batch_size=batch)
+    urls = tuple(str(number) for number in range(min(files, rows)))
+    shards = plan.Shards(urls=urls, rows=rows, width=1, dtype="float32", scale=1.0)
+    of_ranks = [receipts.rows_of(shards, rank, size) for rank in range(size)]
+    assert sum(of_ranks) == rows
+    assert max(of_ranks) <= division.padded_rows
+    seen, steps, weights = [], set(), 0.0
+    start = 0
+    for rank, count in enumerate(of_ranks):
+        order, weight = batches.order(count, division, rank=rank, seed=1, epoch=epoch)
+        assert len(order) == len(weight) == division.padded_rows
+        seen += [start + number for number, one in zip(order, weight, strict=True) if one > 0]
+        steps.add(-(-len(order) // batch))
+        weights += float(weight.sum())
+        start += count
+    assert sorted(seen) == list(range(rows))
+    assert steps == {division.steps}
+    np.testing.assert_allclose(weights, size * division.padded_rows, rtol=1e-5)

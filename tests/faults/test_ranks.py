@@ -1,0 +1,333 @@
+"""Ranks that are killed, hang, raise or lose their shards, in fits of two ranks on local Spark."""
+
+import errno
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import spark_mnist
+from spark_mnist import errors, launch
+from spark_mnist.files import Files
+from tests.conftest import arrays
+from tests.faults import harness
+from tests.faults.harness import Saboteur, nothing_left, send, trained
+
+EPOCHS = 40
+OPTIONS = {
+    "num_proc": 2,
+    "batch_size": 16,
+    "epochs": EPOCHS,
+    "verbose": 0,
+    "seed": 5,
+    "heartbeat_timeout": 6.0,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory):
+    """What the fit of these tests comes to when nothing happens."""
+    root = str(tmp_path_factory.mktemp("undisturbed"))
+    result = spark_mnist.fit(digits, "m", store=root, **OPTIONS)
+    return result.epochs, arrays(root, "m", 1)
+
+
+@pytest.fixture
+def fit(digits, store):
+    return lambda **change: spark_mnist.fit(digits, "m", **{**OPTIONS, "store": store, **change})
+
+
+def both_run():
+    return len(harness.ranks()) == 2
+
+
+def assert_same(result, store, undisturbed):
+    epochs, weights = undisturbed
+    assert result.epochs == epochs
+    for mine, other in zip(arrays(store, "m", result.version), weights, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+    assert [rows.epochs for rows in result.rows.read] == [EPOCHS] * 2
+
+
+RECOVERED = {
+    "a rank is killed": (3, [send(signal.SIGKILL, 1)]),
+    "rank 0 is killed": (3, [send(signal.SIGKILL, 0)]),
+    "a rank is killed before its first step": (0, [send(signal.SIGKILL, 1)]),
+    "both ranks are killed": (3, [send(signal.SIGKILL, 0, 1)]),
+    "a rank stops answering": (3, [send(signal.SIGSTOP, 1)]),
+    "a rank stops answering before its first step": (0, [send(signal.SIGSTOP, 0)]),
+    "a rank crashes": (3, [send(signal.SIGSEGV, 1)]),
+    "a rank is terminated": (3, [send(signal.SIGTERM, 0)]),
+    "a rank is killed twice": (3, [send(signal.SIGKILL, 1), send(signal.SIGKILL, 0)]),
+}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "harms"),
+    [
+        pytest.param(*case, id=name, marks=[] if name == "a rank is killed" else pytest.mark.slow)
+        for name, case in RECOVERED.items()
+    ],
+)
+def test_what_is_lost_is_made_up_for(fit, store, undisturbed, spark, caplog, epochs, harms):
+    with nothing_left(store), Saboteur(lambda: both_run() and trained(store, "m", epochs), *harms):
+        result = fit()
+    assert_same(result, store, undisturbed)
+    restarts = [r for r in caplog.records if "all ranks start again" in r.getMessage()]
+    assert len(restarts) == len(harms)
+    assert spark.range(3).count() == 3
+
+
+def test_a_python_worker_is_killed(fit, store, undisturbed, caplog):
+    def kill_worker():
+        rank = harness.all_ranks()[1]
+        worker = next(p for p in rank.parents() if "pyspark.daemon" in " ".join(p.cmdline()))
+        worker.kill()
+
+    with nothing_left(store), Saboteur(lambda: trained(store, "m", 3), kill_worker):
+        assert_same(fit(), store, undisturbed)
+    assert "all ranks start again" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_damaged_before_it_is_needed(fit, store, undisturbed, caplog):
+    def damage():
+        send(signal.SIGSTOP, 0, 1)()
+        time.sleep(0.2)
+        for path in Path(store).glob("m/.work-*/attempt-*/v*/weights.npz"):
+            path.write_bytes(path.read_bytes()[:-100])
+
+    with nothing_left(store), Saboteur(lambda: trained(store, "m", 3), damage):
+        assert_same(fit(), store, undisturbed)
+    assert "a checkpoint of this fit is left out" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_continued_fit_loses_a_rank(fit, store, undisturbed):
+    fit(epochs=EPOCHS - 20)
+    saboteur = Saboteur(lambda: trained(store, "m", EPOCHS - 15), send(signal.SIGKILL, 1))
+    with nothing_left(store), saboteur:
+        result = fit(epochs=20, continuous=True)
+    assert [record.epoch for record in result.epochs] == list(range(EPOCHS - 19, EPOCHS + 1))
+    for mine, other in zip(arrays(store, "m", 2), undisturbed[1], strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_fit_with_patience_loses_a_rank(fit, store, digits, tmp_path):
+    options = {"patience": 5, "optimizer": "sgd", "learning_rate": 1.0, "epochs": 60}
+    calm = spark_mnist.fit(digits, "m", **{**OPTIONS, **options, "store": str(tmp_path / "calm")})
+    assert len(calm.epochs) < 60
+    with Saboteur(lambda: trained(store, "m", 2), send(signal.SIGKILL, 1)):
+        result = fit(**options)
+    assert result.epochs == calm.epochs
+    assert spark_mnist.describe("m", store=store).epochs == (
+        spark_mnist.describe("m", store=str(tmp_path / "calm")).epochs
+    )
+
+
+@pytest.fixture
+def published(fit, store):
+    """A version that must survive what happens to the next."""
+    fit(epochs=1)
+    return harness.contents(store)
+
+
+@pytest.mark.slow
+def test_ranks_lost_too_often_are_an_error(fit, store, published, caplog):
+    kill = send(signal.SIGKILL, 1)
+    lost = pytest.raises(errors.RanksLost, match=r"exit code 137, as of a process that was kill")
+    with nothing_left(store), Saboteur(both_run, *[kill] * 3), lost:
+        fit()
+    assert harness.contents(store) == published
+    assert caplog.text.count("all ranks start again") == 2
+
+
+def test_without_restarts_a_lost_rank_is_named_at_once(fit, store, caplog):
+    lost = pytest.raises(errors.RanksLost, match="rank 1")
+    with nothing_left(store), Saboteur(both_run, send(signal.SIGKILL, 1)), lost:
+        fit(max_restarts=0)
+    assert not list(Path(store).glob("*"))
+    assert "start again" not in caplog.text
+
+
+def own(harm):
+    """A function that makes a model which does harm on rank 1 in its third epoch."""
+
+    def make():
+        import keras
+        import tensorflow as tf
+
+        class Harmful(keras.layers.Layer):
+            def build(self, shape):
+                self.calls = tf.Variable(0, trainable=False)
+
+            def call(self, x, training=False):
+                if not training or os.environ["HOROVOD_RANK"] != "1":
+                    return x
+                seen = self.calls.assign_add(1)
+
+                def strike(x, seen):
+                    if seen == 20:
+                        harm()
+                    return x
+
+                y = tf.numpy_function(strike, [x, seen], x.dtype)
+                y.set_shape(x.shape)
+                return y + 0 * x
+
+        layers = [keras.Input((784,)), Harmful(), keras.layers.Dense(10)]
+        return keras.Sequential(layers)
+
+    return make
+
+
+def raise_on_purpose():
+    raise ValueError("on purpose")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("harm", "error", "message"),
+    [
+        (raise_on_purpose, errors.RankError, r"rank 1 of 2 raised .*on purpose"),
+        (lambda: os._exit(3), errors.RanksLost, r"rank 1 \(process .*\(exit code 3\)"),
+        (lambda: time.sleep(600), errors.RanksLost, "no rank has taken a step for"),
+        (lambda: os.abort(), errors.RanksLost, r"rank 1 .*\(exit code 134\)"),
+    ],
+    ids=["raises", "exits", "sleeps", "aborts"],
+)
+def test_a_users_model_misbehaves_on_one_rank(fit, store, published, harm, error, message, spark):
+    with nothing_left(store), pytest.raises(error, match=message) as caught:
+        fit(network=own(harm), max_restarts=0)
+    if error is errors.RankError:
+        assert caught.value.rank == 1
+        assert "ValueError: on purpose" in caught.value.rank_traceback
+    assert harness.contents(store) == published
+    assert spark.range(3).count() == 3
+
+
+@pytest.mark.slow
+def test_a_users_error_is_not_tried_again(fit, store, published, caplog):
+    def broken():
+        raise LookupError("no such units")
+
+    with pytest.raises(errors.RankError, match="raised LookupError: no such units") as caught:
+        fit(network=broken)
+    assert 'raise LookupError("no such units")' in caught.value.rank_traceback
+    assert "start again" not in caplog.text
+    assert harness.contents(store) == published
+
+
+def delete(path):
+    path.unlink()
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def break_shards(monkeypatch, harm, times):
+    """Do harm to a shard before each of the first starts of the ranks."""
+    real, left = launch._attempt, [times]
+
+    def attempt(spark, training, shown):
+        if left[0]:
+            left[0] -= 1
+            harm(Path(training.train.urls[1].removeprefix("file:")))
+        return real(spark, training, shown)
+
+    monkeypatch.setattr(launch, "_attempt", attempt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [delete, truncate])
+def test_lost_shards_are_written_again(fit, store, undisturbed, monkeypatch, caplog, harm):
+    break_shards(monkeypatch, harm, 1)
+    with nothing_left(store):
+        assert_same(fit(), store, undisturbed)
+    assert "all shards are written once more" in caplog.text
+
+
+@pytest.mark.slow
+def test_shards_that_get_lost_again_are_an_error(fit, store, published, monkeypatch):
+    break_shards(monkeypatch, truncate, 2)
+    with (
+        nothing_left(store),
+        pytest.raises(errors.ShardsLost, match="rank 1 cannot read its shard"),
+    ):
+        fit()
+    assert harness.contents(store) == published
+
+
+@pytest.mark.slow
+def test_training_comes_to_nothing(fit, store, published):
+    with nothing_left(store), pytest.raises(errors.NotFinite, match="Lower learning_rate"):
+        fit(optimizer="sgd", learning_rate=1e30)
+    assert harness.contents(store) == published
+
+
+@pytest.mark.slow
+def test_the_disk_is_full_when_the_model_is_published(fit, store, published, monkeypatch):
+    real = Files.write
+
+    def write(self, path, content):
+        if path.endswith("optimizer.npz") and "attempt" not in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, path, content)
+
+    monkeypatch.setattr(Files, "write", write)
+    with nothing_left(store), pytest.raises(OSError, match="No space left"):
+        fit(epochs=1)
+    assert harness.contents(store) == published
+
+
+@pytest.mark.slow
+def test_slots_are_taken_by_another_job(fit, store, spark):
+    def busy():
+        spark.sparkContext.range(0, 1, numSlices=1).foreach(lambda _: time.sleep(30))
+
+    other = threading.Thread(target=busy, daemon=True)
+    other.start()
+    tracker = spark.sparkContext.statusTracker()
+    harness.wait(tracker.getActiveStageIds)
+    try:
+        with pytest.raises(errors.TooFewSlots, match="has 2 slots, 1 of them free"):
+            fit()
+    finally:
+        spark.sparkContext.cancelAllJobs()
+        other.join()
+
+
+@pytest.mark.slow
+def test_a_store_that_executors_do_not_share(fit):
+    with pytest.raises(errors.ClusterError, match=r"cannot use memory://.* as the driver does"):
+        fit(store="memory://models")
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written(fit, tmp_path):
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(errors.ClusterError, match=r"the driver cannot write in .*give store="):
+        fit(store=str(tmp_path / "file"))
+
+
+@pytest.mark.slow
+def test_several_losses_in_several_fits_of_one_session(fit, store, spark):
+    children = psutil.Process().children(recursive=True)
+    for version in (1, 2, 3):
+        with Saboteur(lambda: trained(store, "m", 1), send(signal.SIGKILL, version % 2)):
+            assert fit(epochs=8).version == version
+    assert harness.leftovers(store) == []
+    harness.wait(lambda: len(psutil.Process().children(recursive=True)) <= len(children) + 4)
+
+
+@pytest.fixture(autouse=True)
+def warnings_seen(caplog):
+    caplog.set_level(logging.WARNING, "spark_mnist")
