@@ -28,17 +28,14 @@ def wait(condition: Callable[[], object], seconds: float = PATIENCE) -> object:
     raise AssertionError(f"waited {seconds:.0f} seconds in vain")
 
 
-def ranks(ancestor: int | None = None) -> list[psutil.Process]:
-    """Running ranks, in rank order: of one process's descendants, or all on this machine."""
+def ranks() -> list[psutil.Process]:
+    """Running ranks of this process's fit, in rank order."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             command = process.cmdline()
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and "python" in command[0] and "horovod.spark.task.gloo_exec_fn" in command:
-                environment = process.environ()
-                if ancestor is None or environment.get("FAULTS_ANCESTOR") == str(ancestor):
-                    found.append((int(environment["HOROVOD_RANK"]), process))
+            if "horovod.spark.task.gloo_exec_fn" in command and "python" in command[0]:
+                found.append((int(process.environ()["HOROVOD_RANK"]), process))
     return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -67,13 +64,13 @@ class Saboteur(threading.Thread):
         super().__init__(daemon=True)
         self._when, self._harms = when, harms
         self._error: BaseException | None = None
-        self._stop = threading.Event()
+        self._enough = threading.Event()
 
     def run(self) -> None:
         try:
             for harm in self._harms:
                 while not self._when():
-                    if self._stop.wait(0.05):
+                    if self._enough.wait(0.05):
                         return
                 harm()
         except BaseException as error:
@@ -84,7 +81,7 @@ class Saboteur(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self._enough.set()
         self.join()
         if self._error:
             raise self._error

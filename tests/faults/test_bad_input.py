@@ -116,22 +116,27 @@ def refused(df, message, error=errors.BadRows, **options):
     return str(caught.value)
 
 
+@pytest.mark.slow  # test_schema has most of them, without what goes round
 @pytest.mark.parametrize("case", PICTURES)
 def test_a_picture_that_is_none(spark, store, case):
     kind, value, message = PICTURES[case]
     df = rows(spark, [value, blank(kind), blank(kind)], [3, 4, 5], kind)
-    said = refused(df, f"1 of 3 rows cannot be used: 1 x image.*{message}|image is", store=store)
+    said = refused(df, f"1 of 3 rows cannot be used: 1 x .*{re.escape(message)}", store=store)
     assert "for instance {'image': " in said
     assert "mode=DROPMALFORMED" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LABELS)
 def test_a_label_that_is_none(spark, store, case):
     kind, value, message = LABELS[case]
-    one_hot = {INT: 4, DOUBLE: 4.0, TEXT: "4", VECTOR: Vectors.dense([0.0, 1.0] + [0.0] * 8)}
-    good = one_hot.get(kind, 4 if kind == T.LongType() else [0, 1] + [0] * 8)
-    if kind == DOUBLES:
-        good = [float(number) for number in good]
+    one_hot = [0.0, 1.0] + [0.0] * 8
+    if kind == VECTOR:
+        good = Vectors.dense(one_hot)
+    elif isinstance(kind, T.ArrayType):
+        good = one_hot if kind == DOUBLES else [int(number) for number in one_hot]
+    else:
+        good = {DOUBLE: 4.0, TEXT: "4"}.get(kind, 4)
     df = rows(spark, [blank(BYTES)] * 3, [value, good, good], label_kind=kind)
     refused(df, re.escape(f"1 of 3 rows cannot be used: 1 x {message}"), store=store)
 
@@ -329,15 +334,20 @@ def test_continuing_as_something_else(digits, root, case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": F.substring("image", 1, 783)}, "trained on rows of 784 numbers.*783 pixels"),
-        ({"label": F.col("label") + 10}, "with the classes 0, 1, .*neither 0..9"),
+        ({"image": "substring(image, 1, 783)"}, "trained on rows of 784 numbers.*783 pixels"),
+        ({"label": "label + 10"}, "with the classes 0, 1, .*neither 0..9"),
     ],
     ids=["another width", "other classes"],
 )
 def test_continuing_on_something_else(digits, root, change, message):
     with pytest.raises(errors.ModelMismatch, match=message):
         spark_mnist.fit(
-            digits.withColumns(change), "m", store=root, continuous=True, num_proc=2, verbose=0
+            digits.withColumns({name: F.expr(text) for name, text in change.items()}),
+            "m",
+            store=root,
+            continuous=True,
+            num_proc=2,
+            verbose=0,
         )
 
 

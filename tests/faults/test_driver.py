@@ -71,7 +71,7 @@ class Driver:
         (home / "driver.py").write_text(DRIVER)
 
     def start(self, epochs, slow=0.0):
-        environment = {**os.environ, "SLOW": str(slow), "FAULTS_ANCESTOR": str(self.home)}
+        environment = {**os.environ, "SLOW": str(slow)}
         return subprocess.Popen(
             [sys.executable, "driver.py", str(epochs)],
             cwd=self.home,
@@ -99,7 +99,6 @@ def driver(tmp_path_factory):
 
 def struck(driver, phase, number):
     """A driver that got a signal in a phase, as a terminal sends it, and what it said."""
-    before = {process.pid for process in harness.ranks()}
     process = driver.start(5000 if phase == "training" else 2, slow=20.0)
     for line in process.stdout:
         if PHASES[phase] in line:
@@ -112,7 +111,7 @@ def struck(driver, phase, number):
         process.send_signal(number)
     said = process.stdout.read()
     process.wait(harness.PATIENCE)
-    harness.wait(lambda: {p.pid for p in harness.ranks()} <= before)
+    harness.wait(lambda: not spark_processes(driver.home))
     return process, said
 
 
@@ -138,7 +137,6 @@ def test_a_killed_driver_leaves_the_version_before_and_the_next_fit_sweeps(drive
     assert process.returncode == -signal.SIGKILL
     assert models.newest("m") == newest
     assert models.read("m", newest) == before
-    harness.wait(lambda: not spark_processes(driver.home))
     assert harness.leftovers(driver.store) or phase == "looking at the rows"
     said = driver.fit(epochs=2)
     assert ("removed what killed fits left behind" in said) or phase == "looking at the rows"
