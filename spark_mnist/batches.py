@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import fsspec
@@ -42,23 +42,15 @@ class Shard:
         return int(self.labels.shape[0])
 
 
-def read(
-    shards: plan.Shards, *, rank: int, ranks: int, moved: Callable[[], None] = lambda: None
-) -> Shard:
+def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
     """Read the row groups of one rank.
-
-    Args:
-        shards: Of all ranks.
-        rank: Which one reads.
-        ranks: How many there are.
-        moved: Called after each row group.
 
     Raises:
         errors.ShardsLost: A file is not there, or not as it was written.
         errors.RowsLost: Petastorm gave other rows than the files' footers say.
     """
     try:
-        shard = _read(shards, rank, ranks, moved)
+        shard = _read(shards, rank, ranks)
         expected = _footer_rows(shards.urls[rank::ranks])
     except (OSError, pa.ArrowException, NoDataAvailableError) as error:
         raise errors.ShardsLost(f"rank {rank} cannot read its shard: {error}") from error
@@ -69,7 +61,7 @@ def read(
     return shard
 
 
-def _read(shards: plan.Shards, rank: int, ranks: int, moved: Callable[[], None]) -> Shard:
+def _read(shards: plan.Shards, rank: int, ranks: int) -> Shard:
     encoding = schema.Encoding(shards.dtype, shards.scale, shards.width)
     features = [np.empty((0, shards.width), shards.dtype)]
     labels = [np.empty(0, np.int32)]
@@ -88,7 +80,6 @@ def _read(shards: plan.Shards, rank: int, ranks: int, moved: Callable[[], None])
             for group in reader:
                 features.append(schema.unpack(group.features, encoding))
                 labels.append(np.asarray(group.label, np.int32))
-                moved()
     tensors = tf.constant(np.concatenate(features)), tf.constant(np.concatenate(labels))
     return Shard(*tensors, shards.scale)
 

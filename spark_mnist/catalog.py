@@ -38,7 +38,11 @@ def open_store(given: str | None, spark: SparkSession | None = None) -> stores.S
         with contextlib.suppress(PySparkRuntimeError):
             spark = SparkSession.active()
     conf = spark.conf.get(STORE_CONF, None) if spark else None
-    return stores.Store(given or conf or DEFAULT_STORE)
+    url = given or conf or DEFAULT_STORE
+    try:
+        return stores.Store(url)
+    except (ImportError, ValueError) as error:  # what fsspec raises of a URL that it cannot open
+        raise errors.OptionError(f"store {url!r} cannot be opened: {error}") from error
 
 
 def checked_store(version: int | None, store: str | None) -> stores.Store:

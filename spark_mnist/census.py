@@ -19,7 +19,6 @@ from spark_mnist import errors, options, plan, schema
 
 logger = logging.getLogger(__name__)
 
-NO_ROWS = "the DataFrame has no rows"
 MOST_REASONS = 8
 """Reasons that a message lists."""
 SAMPLE_COLUMNS = 5
@@ -78,8 +77,10 @@ def take(df: DataFrame, reads: plan.Input, mode: str = options.FAILFAST) -> Cens
         message = f"{sum(bad.values())} of {given} rows cannot be used: {counted}"
         shown = _samples(df.where(fault.isNotNull()), reads)
         raise errors.BadRows(f"{message}; for instance {shown}. {_remedy(source, bad)}", bad)
+    if bad and not good:
+        raise errors.BadRows(f"none of {given} rows can be used: {counted}", bad)
     if not good:
-        raise errors.TooFewRows(f"none of {given} rows can be used: {counted}" if bad else NO_ROWS)
+        raise errors.TooFewRows("the DataFrame has no rows")
     if bad:
         logger.warning("%d of %d rows are left out: %s", sum(bad.values()), given, counted)
     if len(good) == 1:
@@ -207,8 +208,9 @@ def _bounded(classes: int, name: str) -> int:
 
 
 def _size(df: DataFrame, size: Column) -> int:
-    """The numbers in the first row that has any."""
-    first = df.select(size.alias("size")).where("size > 0").first()
+    """The count of numbers that most rows have."""
+    sizes = df.select(size.alias("size")).where("size > 0").groupBy("size").count()
+    first = sizes.orderBy(F.desc("count"), "size").first()
     if first is None:
         raise errors.TooFewRows("the DataFrame has no rows, or only empty ones")
     found: int = first["size"]

@@ -2,7 +2,7 @@
 
     mymnist fit|predict|eval MODEL key=value ... --input DATA
     mymnist models|describe|delete|rollback [MODEL] [key=value ...]
-    mymnist doctor [key=value ...] [--input DATA]
+    mymnist doctor [MODEL] [key=value ...] [--input DATA]
 
 Results go to stdout and nothing else does; logs and progress go to stderr. Exit codes: 0 done, 1
 failed, 2 not understood, 130 interrupted, 143 terminated.
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mymnist",
         usage="mymnist fit|predict|eval MODEL [key=value ...] --input DATA [--output PATH]\n"
         "       mymnist models|describe|delete|rollback [MODEL] [key=value ...]\n"
-        "       mymnist doctor [key=value ...] [--input DATA]",
+        "       mymnist doctor [MODEL] [key=value ...] [--input DATA]",
         description="Train a Keras model on rows of a Spark DataFrame, apply it, or measure it.",
         epilog=f"key=value:\n{_table()}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

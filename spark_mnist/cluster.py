@@ -19,13 +19,19 @@ SLOTS_TIMEOUT = 4.0
 SECURE = ("spark.authenticate", "spark.network.crypto.enabled")
 """Settings without which others on the network may read, or send, what driver and executors do."""
 RANK_ENVIRONMENT = (
-    "PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|JAVA_HOME|SSL_CERT_.*|"
+    "PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|JAVA_HOME|CLASSPATH|"
+    "SSL_CERT_.*|REQUESTS_CA_BUNDLE|KRB5.*|ARROW_LIBHDFS_DIR|HADOOP_TOKEN_FILE_LOCATION|"
     "PYTHON.*|(SPARK|PYSPARK|HADOOP|HOROVOD|CUDA|NVIDIA|NCCL|GLOO|TF|KERAS|XLA|OMP|MKL)_.*"
 )
-"""What a rank keeps of its executor's environment, but for names with SECRET."""
+"""What a rank keeps of its executor's environment, where the name is not that of a secret."""
+SECRET = ".*(SECRET|PASS|CREDENTIAL|_KEY|TOKEN(?!_FILE)).*"
 EXECUTOR_ENV = "spark.executorEnv."
 """Spark settings that give executors more, which ranks keep."""
-CREDENTIALS = {"s3": "AWS_", "s3a": "AWS_", "gs": "GOOGLE_", "abfs": "AZURE_", "abfss": "AZURE_"}
+CREDENTIALS = {
+    **dict.fromkeys(("s3", "s3a"), "AWS_"),
+    **dict.fromkeys(("gs", "gcs"), "GOOGLE_"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "AZURE_"),
+}
 """What variables begin with by which ranks open shards on an object store, by its scheme."""
 
 
@@ -157,7 +163,7 @@ def kept_names(spark: SparkSession, url: str) -> str:
     given = [k.removeprefix(EXECUTOR_ENV) for k, _ in settings if k.startswith(EXECUTOR_ENV)]
     prefix = CREDENTIALS.get(url.partition(":")[0])
     named = [*map(re.escape, given), *([f"{prefix}.*"] if prefix else [])]
-    return "|".join([f"(?!.*SECRET)({RANK_ENVIRONMENT})", *named])
+    return "|".join([f"(?!{SECRET})({RANK_ENVIRONMENT})", *named])
 
 
 def keep_environment(names: str) -> None:

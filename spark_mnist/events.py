@@ -3,8 +3,8 @@
 Horovod forwards the ranks' output in blocks of 64 KiB, hence at the end of most fits, and under
 Gloo it does not notice a rank that hangs; so the ranks tell the driver themselves that they live
 and how far they are: a line of JSON behind its HMAC-SHA256. The key is this fit's alone and travels
-with the plan. A line that gets lost does no harm; a rank that cannot reach its driver for long ends
-itself, since nobody waits for it any more.
+with the plan. Lines may get lost, since the next ones tell more; a rank that cannot reach its
+driver for long ends itself, since nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,8 @@ class Inbox:
         host: Name or address of this machine, as executors reach it.
         bind: The address to listen on, where it is another.
         receive: Called with each event; calls may overlap when several ranks send. When a rank's
-            connection ends it gets ``{"rank": ..., "hung_up": True}``.
+            connection ends it gets ``{"rank": ..., "hung_up": True}``. ``link`` tells connections
+            apart.
     """
 
     def __init__(self, host: str, bind: str, receive: Callable[[Event], None]) -> None:
@@ -87,16 +88,21 @@ class Inbox:
         class Reader(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 rank = None
-                with contextlib.suppress(OSError):  # a rank that was killed resets its connection
-                    while line := self.rfile.readline(MOST_BYTES):
-                        signature, _, body = line.rstrip(b"\n").partition(b" ")
-                        if not hmac.compare_digest(signature, _sign(key, body)):
-                            break  # a stranger: hang up
-                        event = json.loads(body)
-                        rank = event["rank"]
-                        receive(event)
+                while line := self._line():
+                    signature, _, body = line.rstrip(b"\n").partition(b" ")
+                    if not hmac.compare_digest(signature, _sign(key, body)):
+                        break  # a stranger: hang up
+                    event = json.loads(body)
+                    rank = event["rank"]
+                    receive({**event, "link": id(self)})
                 if rank is not None:
-                    receive({"rank": rank, "hung_up": True})
+                    receive({"rank": rank, "hung_up": True, "link": id(self)})
+
+            def _line(self) -> bytes:
+                try:
+                    return self.rfile.readline(MOST_BYTES)
+                except OSError:  # a rank that was killed resets its connection
+                    return b""
 
         self._server = _Server((bind, 0), Reader)
         self.address = Address(host, self._server.server_address[1], key)
@@ -128,6 +134,7 @@ class Outbox:
         self._socket: socket.socket | None = None
         self._next = 0.0
         self._moves = 0
+        self._busy = False
         self._ended = threading.Event()
 
     def __enter__(self) -> Outbox:
@@ -138,10 +145,20 @@ class Outbox:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self.send(ended=True)
+        any(self.send(ended=True) for _ in range(3))
         with self._lock:
             if self._socket:
                 self._socket.close()
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Tell the driver that what is done here may take long, though nothing moves."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            self.move()
 
     def move(self) -> None:
         """Note that the rank is a little further than before."""
@@ -158,8 +175,8 @@ class Outbox:
         """Send one event; returns whether the driver's machine took it."""
         if not self._address:
             return False
-        signs = {"rank": self._rank, "moves": self._moves, "cpu": time.process_time()}
-        body = json.dumps({**signs, **event}).encode()
+        signs = {"rank": self._rank, "moves": self._moves, "busy": self._busy}
+        body = json.dumps({**signs, "cpu": time.process_time(), **event}).encode()
         line = _sign(self._address.key, body) + b" " + body + b"\n"
         with self._lock:
             try:

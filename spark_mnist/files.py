@@ -15,6 +15,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 logger = logging.getLogger(__name__)
 
+PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}
+"""Protocols of stores on which a file is seen when it is whole."""
+
 
 class Files:
     """The files below a root.
@@ -50,7 +53,7 @@ class Files:
         """Write a file that is seen whole or not at all, as object stores do by themselves."""
         at = self._at(path)
         if not self._local:
-            self._fs.pipe_file(at, content)
+            self._write_elsewhere(at, content)
             return
         os.makedirs(os.path.dirname(at), exist_ok=True)
         with open(f"{at}.tmp", "wb") as file:
@@ -59,10 +62,17 @@ class Files:
             os.fsync(file.fileno())
         os.replace(f"{at}.tmp", at)
         directory = os.open(os.path.dirname(at), os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):  # some file systems cannot
             os.fsync(directory)  # else a power cut may undo the rename
-        finally:
-            os.close(directory)
+        os.close(directory)
+
+    def _write_elsewhere(self, at: str, content: bytes) -> None:
+        if not PUT.isdisjoint(_protocols(self._fs)):
+            self._fs.pipe_file(at, content)
+            return
+        self._fs.makedirs(os.path.dirname(at), exist_ok=True)
+        self._fs.pipe_file(f"{at}.tmp", content)
+        self._fs.mv(f"{at}.tmp", at)
 
     def take(self, path: str, marker: str, content: bytes) -> None:
         """Make a directory with a file in it, which only one of several writers can do.
@@ -71,23 +81,32 @@ class Files:
             FileExistsError: Another took it.
         """
         at = self._at(path)
-        if self._local:
-            os.makedirs(os.path.dirname(at), exist_ok=True)
-            os.mkdir(at)
-            try:
-                self.write(f"{path}/{marker}", content)
-            except OSError:
-                self.remove(path)
-                raise
-        else:
+        if not self._local:
+            self._fs.makedirs(at, exist_ok=True)
             self._fs.pipe_file(f"{at}/{marker}", content, mode="create")
+            return
+        self._make(at, 0o777)
+        try:
+            self.write(f"{path}/{marker}", content)
+        except BaseException:
+            self.remove(path)
+            raise
 
     def make_private(self, path: str) -> None:
         """Make a directory that, on local disks, its owner alone can read."""
-        at = self._at(path)
-        self._fs.makedirs(os.path.dirname(at), exist_ok=True)
         if self._local:
-            os.mkdir(at, 0o700)
+            self._make(self._at(path), 0o700)
+        else:
+            self._fs.makedirs(self._at(path), exist_ok=True)
+
+    def _make(self, at: str, mode: int) -> None:
+        """Make a local directory that is not there yet, and those above it."""
+        for _ in range(100):
+            os.makedirs(os.path.dirname(at), exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another has just removed the empty one
+                os.mkdir(at, mode)
+                return
+        raise FileNotFoundError(f"{os.path.dirname(at)} is removed again and again")
 
     def remove_file(self, path: str) -> None:
         """Remove a file."""
@@ -103,15 +122,17 @@ class Files:
             logger.warning("%s could not be removed: %s", self._at(path), error)
 
     def remove_empty(self, path: str) -> None:
-        """Remove a directory if nothing is in it."""
-        with contextlib.suppress(OSError):
-            self._fs.rmdir(self._at(path))
+        """Remove a local directory if nothing is in it; elsewhere "remove" may mean with all."""
+        if self._local:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._at(path))
 
     def age(self, path: str) -> float | None:
         """Seconds since something was written in a directory; None if that cannot be told."""
         try:
-            newest = max(self._fs.modified(file) for file in self._fs.find(self._at(path)))
-        except (OSError, ValueError, NotImplementedError):
+            files = self._fs.find(self._at(path)) or [self._at(path)]
+            newest = max(self._fs.modified(file) for file in files)
+        except (OSError, NotImplementedError, KeyError):
             return None
         age: float = (datetime.datetime.now(newest.tzinfo) - newest).total_seconds()
         return age
@@ -127,3 +148,7 @@ class Files:
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else str(self._root)
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)

@@ -34,14 +34,14 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
     """Train a model and publish it; see ``verbs.fit``."""
     spark = df.sparkSession
     ready = preparation.Preparation(spark, df, name, chosen)
-    _sweep(ready, name)
-    before = ready.store.versions(name)
     logger.info("looking at the cluster, the store and the rows")
     ready.take()
+    counted, before = ready.counted, ready.before
+    _sweep(ready, name)
     with ready.cache.work(name) as work:
         training, report = _trained(spark, ready, chosen, name, work)
         assert report.progress is not None
-        rows = receipts.write(training, report.progress, ready.counted.dropped)
+        rows = receipts.write(training, report.progress, counted.given, counted.dropped)
         version = _publish(ready.store, name, ready.begin, training, report, rows)
     _tell_of_others(ready.store.versions(name), before, name, version)
     records = report.progress.history

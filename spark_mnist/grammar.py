@@ -24,9 +24,11 @@ from spark_mnist import errors, options
 logger = logging.getLogger(__name__)
 
 WITHOUT_ROWS = ("models", "describe", "delete", "rollback")
-"""Operations on saved models; the others work on a DataFrame, ``doctor`` also without."""
-NAMELESS = ("models", "doctor")
+"""Operations on saved models; the others work on a DataFrame, but ``doctor`` also without one."""
+NAMELESS = ("models",)
 """Operations without a model name."""
+PERHAPS_NAMED = ("doctor",)
+"""Operations with a model name or without."""
 GRAMMAR = r"""
     command: (token | option)*
     option: token "=" token
@@ -118,7 +120,7 @@ class _Items(lark.Transformer[Any, list[Word | Assignment]]):
 def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
     if items and isinstance(items[0], Word) and items[0].text == "mymnist":
         items = items[1:]
-    named = not (items and isinstance(items[0], Word) and items[0].text in NAMELESS)
+    named = _is_named(items)
     first = itertools.takewhile(lambda item: isinstance(item, Word), items[: 1 + named])
     words = [item for item in first if isinstance(item, Word)]
     end = items[len(words)] if len(items) > len(words) else None
@@ -137,6 +139,14 @@ def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
         raise _error(text, column, "the model name is missing after the operation")
     name = words[1].text if named else ""
     return Command(operation, name, _options(text, operation, items[1 + named :]))
+
+
+def _is_named(items: Sequence[Word | Assignment]) -> bool:
+    """Whether a model name belongs behind the operation."""
+    operation = items[0].text if items and isinstance(items[0], Word) else ""
+    if operation in PERHAPS_NAMED:
+        return len(items) > 1 and isinstance(items[1], Word)
+    return operation not in NAMELESS
 
 
 def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 from pyspark.sql import SparkSession
@@ -33,8 +35,10 @@ class Job(threading.Thread):
         self._spark = spark
         self._training = training
         self._output = _Output()
-        self._abort: threading.Event | None = None
-        """What makes Horovod end its ranks, once they are started."""
+        self.abort = threading.Event()
+        """What makes Horovod end its ranks."""
+        self.launched = False
+        """Whether Horovod listens to that yet."""
         self.reports: list[plan.RankReport] = []
         self.error: BaseException | None = None
 
@@ -45,63 +49,52 @@ class Job(threading.Thread):
 
     def run(self) -> None:
         """Run the ranks; ends when they have."""
+        try:
+            self.reports = self._run()
+        except BaseException as error:  # Horovod raises several types for what goes wrong
+            self.error = error
+
+    def stop(self) -> None:
+        """End the ranks, if they run. Returns when they are gone, or cannot be reached."""
+        self._end_within(GRACE, kindly=True)
+        self._end_within(GRACE, kindly=False)
+        if self.is_alive():
+            logger.warning("ranks could not be reached to end them; they end by themselves")
+
+    def _run(self) -> list[plan.RankReport]:
         import horovod.spark
 
         training, context = self._training, self._spark.sparkContext
         threads = int(context.getConf().get("spark.task.cpus", "1"))
-        nics = cluster.interfaces(self._spark)
         kept = cluster.kept_names(self._spark, training.train.urls[0])
-        with self._signals_left_alone(), _quiet_threads():
-            try:
-                self.reports = horovod.spark.run(
-                    _rank,
-                    args=(dataclasses.replace(training, threads=threads), kept),
-                    num_proc=training.world.size,
-                    start_timeout=START_TIMEOUT,
-                    use_gloo=True,  # else Horovod looks for MPI, and imports TensorFlow to do so
-                    env=cluster.rank_environment(),
-                    stdout=self._output,
-                    stderr=self._output,
-                    verbose=0,
-                    nics=nics,
-                    executable=context.pythonExec,
-                )
-            except BaseException as error:  # Horovod raises several types for what goes wrong
-                self.error = error
+        _leave_signals_alone()
+        with _quiet_threads():
+            reports: list[plan.RankReport] = horovod.spark.run(
+                _rank,
+                args=(dataclasses.replace(training, threads=threads), kept),
+                num_proc=training.world.size,
+                start_timeout=START_TIMEOUT,
+                use_gloo=True,  # else Horovod looks for MPI first, and imports TensorFlow to do so
+                env=cluster.rank_environment(),
+                stdout=self._output,
+                stderr=self._output,
+                verbose=0,
+                nics=cluster.interfaces(self._spark),
+                executable=context.pythonExec,
+            )
+        return reports
 
-    def stop(self) -> None:
-        """End the ranks, if they run. Returns when they are gone, or cannot be reached."""
-        if self.is_alive() and self._abort:
-            self._abort.set()
-            self.join(GRACE)
-        if self.is_alive():
-            from horovod.spark.driver import job_id
+    def _end_within(self, seconds: float, *, kindly: bool) -> None:
+        """Tell Horovod to end its ranks, or Spark to end its tasks, until they do."""
+        from horovod.spark.driver import job_id
 
-            group = f"horovod.spark.run.{job_id.JOB_ID}"
-            self._spark.sparkContext.cancelJobGroup(group)
-            self.join(GRACE)
-        if self.is_alive():
-            logger.warning("ranks could not be reached to end them; they end by themselves")
-
-    @contextlib.contextmanager
-    def _signals_left_alone(self) -> Iterator[None]:
-        """Keep Horovod from replacing the handlers of SIGINT and SIGTERM, and take its event.
-
-        It never puts the handlers back, so a later Ctrl-C would be swallowed, and outside the main
-        thread the attempt fails. The event is what they would have set.
-        """
-        from horovod.runner import gloo_run
-
-        def register() -> threading.Event:
-            self._abort = threading.Event()
-            return self._abort
-
-        before = gloo_run.register_shutdown_event
-        gloo_run.register_shutdown_event = register
-        try:
-            yield
-        finally:
-            gloo_run.register_shutdown_event = before
+        deadline = time.monotonic() + seconds
+        while self.is_alive() and time.monotonic() < deadline:
+            if kindly and self.launched:
+                self.abort.set()
+            else:  # before Horovod has started ranks, only Spark knows of its tasks
+                self._spark.sparkContext.cancelJobGroup(f"horovod.spark.run.{job_id.JOB_ID}")
+            self.join(1.0)
 
 
 def _rank(training: plan.TrainingPlan, environment: str) -> plan.RankReport:
@@ -112,6 +105,28 @@ def _rank(training: plan.TrainingPlan, environment: str) -> plan.RankReport:
         from spark_mnist import worker
 
         return worker.run(training, outbox)
+
+
+@functools.cache
+def _leave_signals_alone() -> None:
+    """Keep Horovod from replacing the handlers of SIGINT and SIGTERM for our jobs.
+
+    It never puts them back, so a later Ctrl-C would be swallowed, and outside the main thread the
+    attempt fails. What its handlers would set is the job's event. Others' jobs are as they were.
+    """
+    from horovod.runner import gloo_run
+
+    register = gloo_run.register_shutdown_event
+
+    def registered() -> threading.Event:
+        job = threading.current_thread()
+        if not isinstance(job, Job):
+            event: threading.Event = register()
+            return event
+        job.launched = True
+        return job.abort
+
+    gloo_run.register_shutdown_event = registered
 
 
 @contextlib.contextmanager
@@ -126,7 +141,8 @@ def _quiet_threads() -> Iterator[None]:
     try:
         yield
     finally:
-        threading.excepthook = before
+        if threading.excepthook is log:  # else a later job's is there, which puts back its own
+            threading.excepthook = before
 
 
 class _Output:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -22,8 +23,13 @@ POLL = 0.2
 """Seconds between two looks at the ranks."""
 SLOTS_BACK = 60.0
 """Seconds in which Spark may replace an executor that was lost."""
-EXIT_CODE = re.compile(r"Exit code: (\w+)")
-"""In the words in which Horovod tells that a rank failed."""
+FAILED = re.compile(r"Process name: (\d+)\s+Exit code: (-?\w+)")
+"""The words in which Horovod tells which process ended first, and how."""
+CODES = {
+    "137": ", as of a process that was killed, often for lack of memory",
+    str(events.ORPHANED): ": it could not reach the driver",
+}
+"""What some exit codes tell."""
 
 OURS = {kind.__name__: kind for kind in (errors.ShardsLost, errors.RowsLost)}
 """What ranks raise that is not the user's to mend."""
@@ -103,12 +109,17 @@ def check(reports: Sequence[plan.RankReport]) -> None:
     if failed:
         raise errors.RanksLost(f"the connection between ranks broke: {min(failed)[2].message}")
     ended = [report.progress for report in reports if report.progress]
-    if not ended[0].kept.epoch:
-        last = ended[0].history[-1]
+    last, kept = ended[0].history[-1], ended[0].kept.epoch
+    nothing = (
+        f"training came to nothing in epoch {last.epoch}: its losses are {last.losses}, or a "
+        "weight is no number"
+    )
+    if not kept:
         raise errors.NotFinite(
-            f"training came to nothing in epoch {last.epoch}: its losses are {last.losses}, or a "
-            "weight is no number; nothing was saved. Lower learning_rate, or look at the features"
+            f"{nothing}; nothing was saved. Lower learning_rate, or look at the features"
         )
+    if not math.isfinite(sum(last.losses.values())):
+        logger.warning("%s; epoch %d, the best before, is what is saved", nothing, kept)
     digests = {rank: progress.kept.digest for rank, progress in enumerate(ended)}
     if len(set(digests.values())) != 1:
         raise errors.RanksDiverged(
@@ -136,27 +147,26 @@ def _attempt(
     host, bind = cluster.driver_address(spark)
     with events.Inbox(host, bind, receive) as inbox:
         running = job.Job(spark, dataclasses.replace(training, inbox=inbox.address))
-        running.start()
         try:
+            running.start()
             while running.is_alive():
                 running.join(POLL)
-                if verdict := watch.verdict():
+                if (verdict := watch.verdict()) and running.is_alive():
                     raise errors.RanksLost(f"{verdict}{running.tail}")
         finally:
             running.stop()
     if running.error:
-        raise _failure(running, watch.lost()) from running.error
+        raise _failure(running, watch) from running.error
     check(running.reports)
     return running.reports
 
 
-def _failure(ended: job.Job, lost: str | None) -> errors.TrainingError:
+def _failure(ended: job.Job, watch: watchdog.Watchdog) -> errors.TrainingError:
     """What to raise where Horovod came back without reports."""
-    code = EXIT_CODE.search(str(ended.error))
-    if not code:
-        return errors.RanksLost(f"{lost or 'the ranks did not start'} ({ended.error}){ended.tail}")
-    killed = ", as of a process that was killed, often for lack of memory"
-    words = f"exit code {code[1]}{killed if code[1] == '137' else ''}"
+    found = FAILED.search(str(ended.error))
+    if not found:
+        return errors.RanksLost(f"the ranks did not start ({ended.error}){ended.tail}")
+    rank, code = found.groups()
     # Python itself ends a process with 1, for what starting it again would not mend.
-    kind = errors.TrainingError if code[1] == "1" else errors.RanksLost
-    return kind(f"{lost or 'a rank failed'} ({words}){ended.tail}")
+    kind = errors.TrainingError if code == "1" else errors.RanksLost
+    return kind(f"{watch.gone(int(rank))} (exit code {code}{CODES.get(code, '')}){ended.tail}")

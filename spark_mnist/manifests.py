@@ -64,6 +64,9 @@ def described(manifest: stores.Manifest) -> tuple[plan.Input, plan.Network, plan
         for part, wrong in (("input", _wrong_input(reads)), ("network", _wrong_network(network))):
             if wrong:
                 raise ValueError(f"{part} has no sound {', '.join(wrong)}")
+        for field, kind in (("epochs", kinds.POSITIVE), ("seed", kinds.SEED)):
+            if not kind.allows(manifest[field]):
+                raise ValueError(f"it has no sound {field}")
         if (network.inputs, network.classes) != (reads.width, reads.classes):
             raise ValueError("its network is not for its input")
         if wrong := _wrong_optimizer(optimizer):

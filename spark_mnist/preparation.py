@@ -88,6 +88,10 @@ class Preparation:
     ) -> None:
         self._spark, self._df, self._name, self._chosen = spark, df, name, chosen
         self._begin: lineage.Start | None = None
+        self.ranks = 0
+        """How many will train."""
+        self.before: list[int] = []
+        """Versions that the model has already."""
 
     @property
     def steps(self) -> tuple[tuple[str, Callable[[], str]], ...]:
@@ -141,15 +145,17 @@ class Preparation:
         return f"{cluster.free_slots(self._spark)} free, for {self.ranks} ranks"
 
     def _find_model(self) -> str:
+        with _clear(self.store):
+            self.before = self.store.versions(self._name)
         self._begin = lineage.start(self.store, self._name, self._chosen)
         before = f"version {self.begin.version}" if self.begin.version else "nothing"
         return f"{self.begin.network.name}, starting from {before}"
 
     def _try_store(self) -> str:
         shards.check_url(self.cache.url)
-        with _clear(self.store, "write"), self.store.work(self._name):
+        with _clear(self.store), self.store.work(self._name):
             pass
-        with _clear(self.cache, "write"), self.cache.work(self._name) as url:
+        with _clear(self.cache), self.cache.work(self._name) as url:
             hosts = _round_trip(self._spark, url)
         return f"{self.store.url}; written and read on {', '.join(sorted(hosts))}"
 
@@ -203,18 +209,22 @@ def preflight(
             checks.append(Check(title, True, step()))
         except errors.SparkMnistError as error:
             checks.append(Check(title, False, str(error)))
+        except Exception as error:  # one check that fails must not hide what the others find
+            checks.append(Check(title, False, f"{type(error).__name__}: {error}"))
     return Preflight(tuple(checks))
 
 
 @contextlib.contextmanager
-def _clear(store: stores.Store, verb: str) -> Iterator[None]:
+def _clear(store: stores.Store) -> Iterator[None]:
     """Say what to do where a file system refuses."""
     try:
         yield
+    except errors.SparkMnistError:
+        raise
     except OSError as error:
         raise errors.ClusterError(
-            f"the driver cannot {verb} in {store.url} ({error}): give store= a path or URL that it "
-            "can write"
+            f"the driver cannot read and write in {store.url} ({error}): give store= a path or URL "
+            "in which it can"
         ) from error
 
 
@@ -238,7 +248,7 @@ def _round_trip(spark: SparkSession, url: str) -> set[str]:
             here = Files(url)
             content = here.read(TOKEN)
             here.write(f"echo-{index}", content[::-1])
-        except OSError as error:
+        except Exception as error:  # whatever its file system raises is to be told
             found = f"{type(error).__name__}: {error}"
         time.sleep(LINGER)
         yield index, cluster.host(), found

@@ -33,17 +33,19 @@ class Receipt:
 
 
 def write(
-    training: plan.TrainingPlan, progress: plan.Progress, dropped: Mapping[str, int]
+    training: plan.TrainingPlan, progress: plan.Progress, given: int, dropped: Mapping[str, int]
 ) -> Receipt:
     """Account for all rows.
 
     Args:
         training: With the rows of the shards, as the footers of their files say.
         progress: With the rows that the model saw on each rank in each epoch.
+        given: Rows of the input.
         dropped: Rows that could not be used, by reason.
 
     Raises:
-        errors.RowsLost: A rank did not use each row of its files once in each epoch.
+        errors.RowsLost: A row of the input is in no file, or a rank did not use each row of its
+            files once in each epoch.
     """
     train, validation = training.train, training.validation
     ranks = training.world.size
@@ -56,8 +58,14 @@ def write(
                 f"in epoch {record.epoch} the ranks trained and validated on {found} rows; the "
                 f"footers of their files say {expected}. Nothing was saved"
             )
+    left_out = sum(dropped.values())
+    if given != left_out + train.rows + validation.rows:
+        raise errors.RowsLost(
+            f"of {given} rows {left_out} were left out, and the files have {train.rows} to train "
+            f"and {validation.rows} to validate. Nothing was saved"
+        )
     return Receipt(
-        given=train.rows + validation.rows + sum(dropped.values()),
+        given=given,
         dropped=dict(dropped),
         train=train.rows,
         validation=validation.rows,

@@ -46,7 +46,7 @@ def newest(url: str) -> plan.Progress | None:
     for name in sorted(store.names(), reverse=True):
         try:
             return _read(store, name, store.newest(name))
-        except errors.DamagedModel as error:
+        except (errors.DamagedModel, errors.ModelNotFound) as error:
             logger.warning("a checkpoint of this fit is left out: %s", error)
     return None
 

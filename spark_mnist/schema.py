@@ -157,6 +157,8 @@ def tensor_reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.float3
     def read(rows: pd.Series) -> npt.NDArray[np.float32]:
         if any(row is None or len(row) != encoding.width for row in rows):
             raise errors.BadRows(f"a row to predict has no {name} of {words}")
+        if rows.empty:
+            return np.empty((0, encoding.width), "float32")
         stored = unpack(rows, encoding) if binary else np.stack([*rows]).astype("float32")
         if top is None and not np.isfinite(stored).all():
             raise errors.BadRows(f"a row to predict has a number in {name} that is not finite")

@@ -202,7 +202,8 @@ def _check_footers(urls: tuple[str, ...], rows: int, files: int) -> None:
         with fsspec.open(url) as file:
             footer = pq.read_metadata(file)
         found.append((footer.num_row_groups, footer.num_rows))
-    assert found == expected, f"row groups and rows of the files: {found}, not {expected}"
+    if found != expected:
+        raise errors.RowsLost(f"Spark wrote files of (row groups, rows) {found}, not {expected}")
 
 
 @contextlib.contextmanager

@@ -187,7 +187,8 @@ class Store:
             manifest = {"format": FORMAT, **describe(version), "files": stamps}
             self._files.write(f"{path}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
         except BaseException:
-            self._files.remove(path)
+            if not self._files.exist(f"{path}/{MANIFEST}"):  # else it is published
+                self._files.remove(path)
             raise
         return version
 
@@ -219,8 +220,8 @@ class Store:
         """A fresh directory for one fit, as a URL; removed at the end, whatever happens."""
         self._check(name)
         path = f"{name}/.work-{uuid.uuid4().hex}"
-        self._files.make_private(path)
         try:
+            self._files.make_private(path)
             self._files.write(f"{path}/{OWNER}", owners.note())
             yield f"{self.url}/{path}"
         finally:
@@ -251,8 +252,13 @@ class Store:
         age = self._files.age(path)
         if age is None:
             return False
-        content = self._files.read(f"{path}/{note}") if self._files.exist(f"{path}/{note}") else b""
-        return content != DELETED and owners.left(content, age)
+        try:
+            content = self._files.read(f"{path}/{note}")
+        except FileNotFoundError:
+            content = b""
+        left = content != DELETED and owners.left(content, age)
+        # Its owner may have finished and gone between the first look and this one.
+        return left and not self._files.exist(f"{path}/{MANIFEST}")
 
     def _check(self, name: str) -> None:
         """Refuse a name that cannot be a model's, or that leads out of the store by a link."""

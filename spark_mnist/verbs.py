@@ -1,4 +1,4 @@
-"""``fit``, ``predict``, ``evaluate``, ``command``, ``export``. Runs on the driver.
+"""``fit``, ``preflight``, ``predict``, ``evaluate``, ``command``. Runs on the driver.
 
 Each body reads as the way of the data. The session is the DataFrame's; none is made or stopped.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ from spark_mnist import (
     versions,
 )
 from spark_mnist import store as stores
+
+logger = logging.getLogger(__name__)
 
 PREFLIGHT_RESULT = "check string, ok boolean, detail string"
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,6 +72,8 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
     """
     chosen = options.make(options.FitOptions, given)
     name = stores.checked_name(model_name)
+    if launch.ONE_FIT.locked():
+        logger.info("waiting for the fit of another thread to end")
     with launch.ONE_FIT, interrupts.unwound():
         return fitting.fit(df, name, chosen)
 
@@ -170,11 +175,12 @@ def command(text: str, df: DataFrame | None = None) -> DataFrame:
 
     Args:
         text: As on the command line: ``mymnist fit test_model batch_size=128 epochs=5``.
-        df: Its input; ``models``, ``describe``, ``delete`` and ``rollback`` need none.
+        df: Its input; ``models``, ``describe``, ``delete``, ``rollback``, ``doctor`` need none.
 
     Returns:
         The operation's table: of ``fit`` the history, of ``predict`` and ``eval`` their result, of
-        ``delete`` and ``rollback`` the numbers of the versions that are gone, or new.
+        ``delete`` and ``rollback`` the numbers of the versions that are gone, or new, of ``doctor``
+        each check.
 
     Raises:
         errors.CommandError: The text is not understood.
@@ -189,7 +195,7 @@ def run(parsed: grammar.Command, df: DataFrame | None) -> DataFrame:
         spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
         return _manage(spark, parsed)
     if parsed.operation == "doctor":
-        found = preflight(df, **parsed.options)
+        found = preflight(df, parsed.model_name or "preflight", **parsed.options)
         spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
         rows = [(check.name, check.ok, check.detail) for check in found.checks]
         return spark.createDataFrame(rows, PREFLIGHT_RESULT)

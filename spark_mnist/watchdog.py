@@ -1,7 +1,7 @@
 """Whether the ranks of a fit still work, judged by what they send. On the driver; knows no Spark.
 
 A rank is lost when its connection ends without a word, when nothing is heard of it for the
-timeout, or when no rank moves: all idle for the timeout, or computing for ten times as long.
+timeout, or when no rank moves: all idle for the timeout, or at work for ten times as long.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from spark_mnist import events
 
 IDLE = 0.1
 """Share of one core below which a process is taken to wait."""
-COMPUTING = 10
-"""How many timeouts a rank may compute without a step, for a long step or a compilation."""
+AT_WORK = 10
+"""How many timeouts a rank may be at work without a step: it compiles, reads or writes."""
 SLACK = 60.0
 """Seconds that a rank may start later than the first one, and that all may take to end."""
-REPORTING = 5.0
-"""Seconds in which the other ranks may still tell why one went away."""
+START = 360.0
+"""Seconds in which the first rank must be heard of: Horovod's own limit, and some."""
+REPORTING = 12.0
+"""Seconds in which a rank may connect again, and the others tell why it went away."""
+PAUSE = 5.0
+"""Seconds between two looks after which it was the driver that stood still, not the ranks."""
 
 
 @dataclass
@@ -29,14 +33,16 @@ class _Rank:
 
     heard: float
     moved: float
+    worked: float
+    """When it was last at work."""
     moves: int = 0
     cpu: float = 0.0
     """CPU seconds of its process, as last told."""
-    cpu_moved: float = 0.0
-    """The same when it last moved."""
     name: str = "did not start"
     place: str = "before its first step"
     begun: bool = False
+    link: object = None
+    """The connection over which it was last heard."""
     hung_up: float | None = None
     ended: bool = False
 
@@ -55,7 +61,8 @@ class Watchdog:
     ) -> None:
         self._timeout, self._clock = timeout, clock
         self._lock = threading.Lock()
-        self._ranks = [_Rank(clock(), clock()) for _ in range(ranks)]
+        self._begun = self._looked = clock()
+        self._ranks = [_Rank(clock(), clock(), clock()) for _ in range(ranks)]
 
     def hear(self, event: events.Event) -> None:
         """Take one event of a rank."""
@@ -63,37 +70,40 @@ class Watchdog:
         with self._lock:
             rank = self._ranks[event["rank"]]
             if event.get("hung_up"):
-                rank.hung_up = now
+                if event.get("link") == rank.link:  # else it has connected again
+                    rank.hung_up = now
                 return
             if not any(other.begun for other in self._ranks):
                 for other in self._ranks:  # until now they waited for Horovod
-                    other.heard = other.moved = now
-            rank.heard, rank.hung_up, rank.begun = now, None, True
-            rank.ended, rank.cpu = bool(event.get("ended")), event["cpu"]
+                    other.heard = other.moved = other.worked = now
+            share = (event["cpu"] - rank.cpu) / max(now - rank.heard, 0.1) if rank.begun else 1.0
+            if event.get("busy") or share >= IDLE:
+                rank.worked = now
             if event["moves"] != rank.moves:
-                rank.moves, rank.moved, rank.cpu_moved = event["moves"], now, rank.cpu
+                rank.moves, rank.moved = event["moves"], now
+            rank.heard, rank.hung_up, rank.begun = now, None, True
+            rank.ended, rank.cpu, rank.link = bool(event.get("ended")), event["cpu"], event["link"]
             if "pid" in event:
                 rank.name = f"process {event['pid']} on {event['host']}"
             if "epoch" in event:
                 rank.place = f"in epoch {event['epoch']}, step {event['step']}"
 
-    def lost(self) -> str | None:
-        """Which rank went away without a word, if one did."""
-        with self._lock:
-            for number, rank in enumerate(self._ranks):
-                if rank.hung_up is not None and not rank.ended:
-                    return f"rank {number} ({rank.name}) went away {rank.place}"
-        return None
+    def gone(self, number: int) -> str:
+        """That a rank went away, and where it was."""
+        rank = self._ranks[number]
+        return f"rank {number} ({rank.name}) went away {rank.place}"
 
     def verdict(self) -> str | None:
-        """Why the attempt must end, or None while there is hope."""
+        """Why the attempt must end, or None while there is hope. To be asked every second or so."""
         now = self._clock()
-        gone = self.lost()
         with self._lock:
-            if gone and now - min(r.hung_up for r in self._ranks if r.hung_up) > REPORTING:
-                return gone
+            self._forgive(now)
+            gone = self._first_gone()
+            if gone is not None and now - (self._ranks[gone].hung_up or now) > REPORTING:
+                return self.gone(gone)
             if not any(rank.begun for rank in self._ranks):
-                return None  # Horovod has its own limit for the start
+                waited = now - self._begun
+                return f"no rank was heard of for {waited:.0f} seconds" if waited > START else None
             for number, rank in enumerate(self._ranks):
                 silent = now - rank.heard
                 limit = self._timeout if rank.begun else max(self._timeout, SLACK)
@@ -104,13 +114,31 @@ class Watchdog:
                     )
             return self._standstill(now)
 
+    def _forgive(self, now: float) -> None:
+        """Leave out of account the time in which the driver itself was stopped."""
+        gap, self._looked = now - self._looked, now
+        if gap > PAUSE:
+            self._begun += gap
+            for rank in self._ranks:
+                rank.heard += gap
+                rank.moved += gap
+                rank.worked += gap
+
+    def _first_gone(self) -> int | None:
+        gone = [
+            (rank.hung_up, number)
+            for number, rank in enumerate(self._ranks)
+            if rank.hung_up is not None and not rank.ended
+        ]
+        return min(gone)[1] if gone else None
+
     def _standstill(self, now: float) -> str | None:
         still = now - max(rank.moved for rank in self._ranks)
-        shares = [(r.cpu - r.cpu_moved) / (now - r.moved or 1) for r in self._ranks]
-        limit = self._timeout if max(shares) < IDLE else self._timeout * COMPUTING
+        idle = now - max(max(rank.moved, rank.worked) for rank in self._ranks)
+        limit = self._timeout
         if all(rank.ended for rank in self._ranks):
             limit = max(limit, SLACK)
-        if still <= limit:
+        if idle <= limit and still <= limit * AT_WORK:
             return None
         places = ", ".join(f"rank {n} {rank.place}" for n, rank in enumerate(self._ranks))
         return f"no rank has taken a step for {still:.0f} seconds: {places}"

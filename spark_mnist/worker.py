@@ -161,8 +161,12 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
             if first and training.work:
                 files = checkpoint.save(learner.model)
                 state = dataclasses.replace(progress, files=files)
-                recovery.save(training.work, training.attempt, state)
+                with outbox.busy():
+                    recovery.save(training.work, training.attempt, state)
         logs = journal.files() if journal else {}
+    if not first:  # after a restart every rank has what was kept before
+        kept = dataclasses.replace(progress.kept, files={})
+        progress = dataclasses.replace(progress, kept=kept)
     return plan.RankReport(rank=hvd.rank(), progress=progress, network=learner.network, logs=logs)
 
 
@@ -179,10 +183,12 @@ def _described(training: plan.TrainingPlan, made: keras.Model | None) -> plan.Ne
 def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
     """Read the shard, build, compile, restore and broadcast: all ranks start with one model."""
     rank, ranks = hvd.rank(), hvd.size()
-    rows = batches.read(training.train, rank=rank, ranks=ranks, moved=outbox.move)
-    held_out = batches.read(training.validation, rank=rank, ranks=ranks, moved=outbox.move)
+    with outbox.busy():
+        rows = batches.read(training.train, rank=rank, ranks=ranks)
+        held_out = batches.read(training.validation, rank=rank, ranks=ranks)
     keras.utils.set_random_seed(training.seed)
-    made = training.make() if training.make else None
+    with outbox.busy():
+        made = training.make() if training.make else None
     network = _described(training, made)
     if training.standardize and not network.mean:
         mean, deviation = averaging.moments(rows.features, rows.scale)

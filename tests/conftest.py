@@ -15,6 +15,7 @@ import pytest
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["UNRELATED_TOKEN"] = "ranks must not see it"
 
 from pyspark.sql import DataFrame, SparkSession
 

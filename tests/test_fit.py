@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -220,12 +221,19 @@ def test_continuing_as_something_else_is_refused_with_both_values(trained, digit
         )
 
 
-def test_continuing_with_another_number_of_ranks(digits, store):
-    options = {"store": store, "epochs": 1, "verbose": 0}
-    spark_mnist.fit(digits, "m", num_proc=2, **options)
-    result = spark_mnist.fit(digits, "m", num_proc=1, continuous=True, **options)
-    assert result.epochs[0].epoch == 2
-    assert manifest(store, "m", 2)["ranks"] == 1
+def test_continuing_with_another_number_of_ranks_scales_the_rate_by_these(digits, store, tmp_path):
+    few = digits.limit(128)
+    options = {"store": store, "epochs": 1, "verbose": 0, "train_validation_ratio": 1}
+    one = {"num_proc": 1, "batch_size": 128}
+    spark_mnist.fit(few, "m", optimizer="sgd", learning_rate=0.1, **one, **options)
+    copy = str(shutil.copytree(store, tmp_path / "copy"))
+    options["continuous"] = True
+    two = spark_mnist.fit(few, "m", num_proc=2, batch_size=64, **options)
+    assert two.epochs[0].epoch == 2
+    assert manifest(store, "m", 2)["ranks"] == 2
+    assert manifest(store, "m", 2)["optimizer"]["learning_rate"] == 0.1
+    spark_mnist.fit(few, "m", **one, **{**options, "store": copy, "learning_rate": 0.2})
+    assert_close(arrays(store, "m", 2), arrays(copy, "m", 2), atol=1e-6)
 
 
 def test_the_rank_that_failed_is_named(digits, store):

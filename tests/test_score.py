@@ -6,7 +6,7 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import errors
+from spark_mnist import averaging, errors
 
 
 def test_the_columns_and_rows_of_the_manual(root, held_out):
@@ -215,3 +215,69 @@ def test_shards_go_to_petastorms_cache_where_one_is_set(spark, digits, tmp_path)
     finally:
         spark.conf.unset("petastorm.spark.converter.parentCacheDirUrl")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.fixture
+def malformed(held_out):
+    """Ten rows, of which three cannot be used, each for another reason."""
+    numbered = held_out.limit(10).coalesce(1).withColumn("id", F.monotonically_increasing_id())
+    image = (
+        F.when(F.col("id") == 2, None)
+        .when(F.col("id") == 5, F.substring("image", 1, 783))
+        .otherwise(F.col("image"))
+    )
+    label = F.when(F.col("id") == 7, 10).otherwise(F.col("label"))
+    return numbered.withColumns({"image": image, "label": label}).cache()
+
+
+def test_a_row_that_cannot_be_used_fails_a_prediction_or_gets_null(root, malformed):
+    with pytest.raises(Exception, match="a row to predict has no image of 784 pixels"):
+        spark_mnist.predict(malformed, "m", store=root).collect()
+    dropping = {"mode": "DROPMALFORMED", "interpret": True, "store": root, "batch_size": 3}
+    rows = spark_mnist.predict(malformed, "m", **dropping).collect()
+    assert [row["id"] for row in rows] == list(range(10))
+    assert [row["id"] for row in rows if row["prediction"] is None] == [2, 5]
+    assert [row["id"] for row in rows if row["interpreted"] is None] == [2, 5]
+    good = malformed.where("id NOT IN (2, 5)")
+    alone = spark_mnist.predict(good, "m", interpret=True, store=root).collect()
+    assert [row for row in rows if row["prediction"] is not None] == alone
+
+
+def test_rows_that_cannot_be_used_are_left_out_of_an_evaluation(root, malformed, caplog):
+    with pytest.raises(errors.BadRows, match="3 of 10 rows cannot be used"):
+        spark_mnist.evaluate(malformed, "m", rate=1, store=root)
+    found = spark_mnist.evaluate(
+        malformed, "m", rate=1, details=True, mode="DROPMALFORMED", store=root
+    )
+    assert found.first()["num_examples"] == 7
+    assert "3 of 10 rows are left out: 1 x image has 783 pixels, not 784; 1 x image" in caplog.text
+    good = spark_mnist.evaluate(malformed.where("id NOT IN (2, 5, 7)"), "m", rate=1, store=root)
+    assert found.select("losses").collect() == good.select("losses").collect()
+
+
+def test_a_whole_partition_without_a_row_to_use(root, held_out):
+    rows = held_out.withColumn("image", F.lit(None).cast("binary"))
+    found = spark_mnist.predict(rows, "m", mode="DROPMALFORMED", store=root)
+    assert found.where("prediction IS NULL").count() == held_out.count()
+
+
+def test_rows_that_are_left_out_of_a_fit_are_counted(malformed, digits, store, in_process):
+    rows = digits.union(malformed.select(digits.columns))
+    result = spark_mnist.fit(rows, "m", epochs=2, mode="DROPMALFORMED", store=store, verbose=0)
+    assert (result.rows.given, result.rows.train, result.rows.validation) == (266, 210, 53)
+    assert result.rows.dropped == {
+        "image has 783 pixels, not 784": 1,
+        "image is null": 1,
+        "label is neither 0..9 nor one-hot of length 10": 1,
+    }
+    saved = spark_mnist.describe("m", store=store).rows
+    assert saved["dropped"] == result.rows.dropped
+    assert saved["read"] == [{"rank": 0, "train": 210, "validation": 53, "epochs": 2}]
+
+
+def test_rows_that_a_rank_did_not_use_are_an_error(digits, store, in_process, monkeypatch):
+    real = averaging.gathered
+    monkeypatch.setattr(averaging, "gathered", lambda pair: real((pair[0] - 1, pair[1])))
+    with pytest.raises(errors.RowsLost, match=r"in epoch 1 .*\(204, 51\).* say .*\(205, 51\)"):
+        spark_mnist.fit(digits, "m", epochs=1, store=store, verbose=0)
+    assert spark_mnist.models(store) == []

@@ -271,7 +271,7 @@ def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeyp
         assert models.sweep("m") == []
         left = tmp_path / "m" / f".work-{'0' * 32}"
         shutil.copytree(mine.removeprefix("file://"), left)
-        gone = json.loads(owners.note()) | {"started": 1.0}
+        gone = json.loads(owners.note()) | {"started": 1}
         (left / ".owner").write_text(json.dumps(gone))
         (tmp_path / "m" / "v000003").mkdir()
         (tmp_path / "m" / "v000003" / ".claim").write_text(json.dumps(gone))
@@ -286,7 +286,7 @@ def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeyp
     ("note", "age", "left"),
     [
         ({}, 0, False),
-        ({"started": 1.0}, 0, True),
+        ({"started": 1}, 0, True),
         ({"pid": 2**30}, 0, True),
         ({"machine": "another"}, 0, False),
         ({"machine": "another"}, owners.MOST_AGE + 1, True),

@@ -15,11 +15,15 @@ class Clock:
     def hear(self, rank, cpu=0.0, moved=False, **event):
         self.cpu[rank] += cpu
         self.moves[rank] += moved
-        signs = {"rank": rank, "moves": self.moves[rank], "cpu": self.cpu[rank]}
+        signs = {"rank": rank, "moves": self.moves[rank], "cpu": self.cpu[rank], "link": 1}
         self.watch.hear({**signs, **event})
 
     def verdict(self, seconds=0.0):
-        self.now += seconds
+        """Look each second, as the driver does; returns the last verdict."""
+        while seconds > 0:
+            self.now += min(1.0, seconds)
+            seconds -= 1.0
+            self.watch.verdict()
         return self.watch.verdict()
 
 
@@ -35,17 +39,19 @@ def beats(clock, seconds, ranks=(0, 1), every=5.0, **event):
     """Let time pass with heartbeats; returns the first verdict and when it came."""
     passed = 0.0
     while passed < seconds:
-        clock.now += every
         passed += every
+        found = clock.verdict(every)
         for rank in ranks:
             clock.hear(rank, **event)
-        if found := clock.verdict():
+        if found or (found := clock.verdict()):
             return found, passed
     return None, passed
 
 
-def test_before_the_first_sign_horovod_has_the_word():
-    assert Clock().verdict(10_000) is None
+def test_before_the_first_sign_horovod_has_the_word_but_not_for_ever():
+    clock = Clock()
+    assert clock.verdict(watchdog.START) is None
+    assert clock.verdict(1) == "no rank was heard of for 361 seconds"
 
 
 def test_a_rank_that_falls_silent_is_named_after_the_timeout(clock):
@@ -58,7 +64,7 @@ def test_a_rank_that_falls_silent_is_named_after_the_timeout(clock):
 
 def test_a_rank_may_start_later_than_another_but_not_for_ever():
     late = Clock(timeout=5.0)
-    late.now += 500
+    assert late.verdict(300) is None
     late.hear(0, moved=True)
     assert beats(late, 55, ranks=(0,), moved=True)[0] is None
     assert "rank 1 (did not start) has not" in beats(late, 55, ranks=(0,), moved=True)[0]
@@ -70,9 +76,16 @@ def test_ranks_that_wait_without_a_step_are_ended_after_the_timeout(clock):
     assert seconds == 65
 
 
-def test_a_rank_that_computes_may_take_ten_times_as_long(clock):
-    found, _ = beats(clock, 2000, cpu=4.0)
+@pytest.mark.parametrize("sign", [{"cpu": 4.0}, {"busy": True}])
+def test_a_rank_that_is_at_work_may_take_ten_times_as_long(clock, sign):
+    found, _ = beats(clock, 2000, **sign)
     assert found.startswith("no rank has taken a step for 605 seconds")
+
+
+def test_work_before_a_standstill_does_not_lengthen_it(clock):
+    assert beats(clock, 100, cpu=20.0)[0] is None
+    _, seconds = beats(clock, 200, cpu=0.1)
+    assert seconds == 65
 
 
 def test_steps_on_any_rank_are_enough(clock):
@@ -81,20 +94,46 @@ def test_steps_on_any_rank_are_enough(clock):
         clock.hear(0, moved=True)
 
 
+def hang_up(clock, rank, link=1):
+    clock.watch.hear({"rank": rank, "hung_up": True, "link": link})
+
+
 def test_a_rank_that_goes_away_without_a_word_is_lost_after_the_others_had_time_to_report(clock):
-    clock.hear(0, moved=True)
-    clock.watch.hear({"rank": 1, "hung_up": True})
-    assert clock.watch.lost() == "rank 1 (process 41 on node) went away in epoch 2, step 5"
+    hang_up(clock, 1)
     assert clock.verdict(watchdog.REPORTING) is None
-    assert clock.verdict(0.1) == clock.watch.lost()
+    assert clock.verdict(0.1) == "rank 1 (process 41 on node) went away in epoch 2, step 5"
+
+
+def test_the_first_that_went_away_is_named(clock):
+    hang_up(clock, 1)
+    assert clock.verdict(2) is None
+    hang_up(clock, 0)
+    assert clock.verdict(watchdog.REPORTING).startswith("rank 1 ")
 
 
 def test_a_rank_that_ends_or_connects_again_is_not_lost(clock):
-    clock.watch.hear({"rank": 1, "hung_up": True})
+    hang_up(clock, 1)
     clock.hear(1)
+    hang_up(clock, 1, link="the connection before")
     clock.hear(0, ended=True)
-    clock.watch.hear({"rank": 0, "hung_up": True})
+    hang_up(clock, 0)
     assert clock.verdict(30) is None
+
+
+def test_an_ended_rank_does_not_shorten_the_time_of_another(clock):
+    clock.hear(0, ended=True)
+    hang_up(clock, 0)
+    assert clock.verdict(30) is None
+    clock.hear(1)
+    hang_up(clock, 1)
+    assert clock.verdict(watchdog.REPORTING) is None
+
+
+def test_while_the_driver_stood_still_the_ranks_were_not_silent(clock):
+    clock.verdict()
+    clock.now += 500
+    assert clock.verdict() is None
+    assert "has not been heard of" in clock.verdict(61)
 
 
 def test_ended_ranks_may_take_their_time_but_not_for_ever():

@@ -163,7 +163,7 @@ OTHERS = {
     "only bad rows left out": (
         lambda s: rows(s, [b""], [1]),
         {"mode": "DROPMALFORMED"},
-        errors.TooFewRows,
+        errors.BadRows,
         "none of 1 rows can be used: 1 x image has 0 pixels",
     ),
     "fewer rows than ranks": (lambda s: few(s, 1), {}, errors.TooFewRows, "fewer than the 2 ranks"),

@@ -112,7 +112,7 @@ def example_manifest():
         epoch=1, history=(record,), read=(((4, 0), (4, 0)),), kept=plan.Kept(epoch=1)
     )
     report = plan.RankReport(rank=0, progress=progress, network=training.network)
-    rows = receipts.write(training, progress, {})
+    rows = receipts.write(training, progress, 8, {})
     return {
         "format": stores.FORMAT,
         **manifests.write(

@@ -1,0 +1,119 @@
+"""Slots, settings and the environment of ranks, on the session of the tests and on made-up ones."""
+
+import os
+import socket
+
+import psutil
+import pytest
+
+import spark_mnist
+from spark_mnist import cluster, errors
+
+
+class Conf(dict):
+    """Settings in place of a session's own, which cannot be changed while it runs."""
+
+    def getAll(self):
+        return list(self.items())
+
+
+class Session:
+    """A session with settings."""
+
+    def __init__(self, **settings):
+        self._settings = Conf({name.replace("_", "."): value for name, value in settings.items()})
+
+    @property
+    def sparkContext(self):
+        return self
+
+    def getConf(self):
+        return self._settings
+
+
+def test_slots_of_the_session(spark):
+    assert cluster.slots(spark) == cluster.free_slots(spark) == 2
+    assert cluster.ranks(spark, 1) == 1
+    assert cluster.ranks(spark, None) == 2
+
+
+def test_a_session_is_not_secure_by_default(spark):
+    cluster.check_settings(spark, secure=False)
+    with pytest.raises(
+        errors.ClusterError, match=r"spark.authenticate=true and spark.network.crypto.enabled=true"
+    ):
+        cluster.check_settings(spark, secure=True)
+
+
+def test_each_missing_setting_is_named():
+    half = Session(spark_authenticate="true")
+    with pytest.raises(errors.ClusterError, match=r"needs spark.network.crypto.enabled=true: set"):
+        cluster.check_settings(half, secure=True)
+    cluster.check_settings(
+        Session(spark_authenticate="TRUE", spark_network_crypto_enabled="true"), secure=True
+    )
+
+
+def test_speculation_is_refused_by_name():
+    with pytest.raises(errors.ClusterError, match=r"spark.speculation=true makes Spark start slow"):
+        cluster.check_settings(Session(spark_speculation="true"), secure=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"spark_dynamicAllocation_enabled": "true"}, "set spark.dynamicAllocation.minExecutors"),
+        ({"spark_task_resource_gpu_amount": "1"}, "spark.task.resource.gpu.amount=1 of its GPUs"),
+    ],
+)
+def test_too_few_slots_name_the_setting_that_limits_them(monkeypatch, settings, words):
+    monkeypatch.setattr(cluster, "slots", lambda _: 1)
+    monkeypatch.setattr(cluster, "free_slots", lambda _: 0)
+    with pytest.raises(
+        errors.TooFewSlots, match=rf"num_proc=2 ranks .* has 1 slots, 0 of them free.*{words}"
+    ):
+        cluster.wait_for_slots(Session(**settings), 2, 0.1)
+
+
+def test_horovod_is_told_the_drivers_interface(spark):
+    (name,) = cluster.interfaces(spark)
+    addresses = {address.address for address in psutil.net_if_addrs()[name]}
+    host, _ = cluster.driver_address(spark)
+    assert socket.gethostbyname(host) in addresses
+
+
+def test_an_address_of_no_interface_leaves_the_choice_to_horovod():
+    assert cluster.interfaces(Session(spark_driver_host="198.51.100.7")) is None
+    assert cluster.interfaces(Session(spark_driver_host="nowhere.invalid")) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("file:///models", {"PATH", "HOROVOD_RANK", "TF_CPP_MIN_LOG_LEVEL", "GIVEN", "LC_ALL"}),
+        ("s3://bucket/models", {"PATH", "HOROVOD_RANK", "TF_CPP_MIN_LOG_LEVEL", "GIVEN", "LC_ALL",
+                                "AWS_SECRET_ACCESS_KEY"}),
+    ],
+)  # fmt: skip
+def test_ranks_keep_an_allow_list_of_their_environment(monkeypatch, url, kept):
+    names = [
+        *("PATH", "HOROVOD_RANK", "TF_CPP_MIN_LOG_LEVEL", "LC_ALL", "GIVEN", "GIVEN_TOO"),
+        *("AWS_SECRET_ACCESS_KEY", "AZURE_TOKEN", "PGPASSWORD", "MY_PATH", "_HOROVOD_SECRET_KEY"),
+        *("PYTHON_WORKER_FACTORY_SECRET", "PYSPARK_GATEWAY_SECRET"),
+    ]
+    monkeypatch.setattr(os, "environ", dict.fromkeys(names, "x"))
+    session = Session()
+    session._settings["spark.executorEnv.GIVEN"] = "x"
+    cluster.keep_environment(cluster.kept_names(session, url))
+    assert set(os.environ) == kept
+
+
+def test_a_users_function_does_not_see_what_is_nothing_to_do_with_training(digits, store):
+    def tell():
+        raise LookupError(" ".join(os.environ))
+
+    with pytest.raises(errors.RankError) as caught:
+        spark_mnist.fit(digits.limit(50), "m", store=store, network=tell, num_proc=1, verbose=0)
+    seen = str(caught.value).split()
+    assert {"PATH", "HOROVOD_RANK", "PYTHONPATH"} <= set(seen)
+    assert not [name for name in seen if "SECRET" in name or name == "UNRELATED_TOKEN"]
