@@ -9,7 +9,7 @@ import socket
 import time
 
 import psutil
-from pyspark import SparkConf
+from pyspark import SparkConf, TaskContext
 from pyspark.sql import SparkSession
 
 from spark_mnist import errors
@@ -141,9 +141,12 @@ def interfaces(spark: SparkSession) -> list[str] | None:
     return [name for name, given in found if address in {a.address for a in given}] or None
 
 
-def host() -> str:
-    """The name of this machine."""
-    return socket.gethostname()
+def host_and_gpus() -> str:
+    """In a task: the name of its machine, and the GPUs that Spark gave it where it gives any."""
+    context = TaskContext.get()
+    gpus = context.resources().get("gpu") if context else None
+    name = socket.gethostname()
+    return f"{name} (GPU {', '.join(gpus.addresses)})" if gpus else name
 
 
 def rank_environment() -> dict[str, str]:

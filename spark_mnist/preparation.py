@@ -157,7 +157,7 @@ class Preparation:
             pass
         with _clear(self.cache), self.cache.work(self._name) as url:
             hosts = _round_trip(self._spark, url)
-        return f"{self.store.url}; written and read on {', '.join(sorted(hosts))}"
+        return f"{self.store.url}; written and read on {', '.join(hosts)}"
 
     def _look_at_rows(self) -> str:
         assert self._df is not None
@@ -228,11 +228,11 @@ def _clear(store: stores.Store) -> Iterator[None]:
         ) from error
 
 
-def _round_trip(spark: SparkSession, url: str) -> set[str]:
+def _round_trip(spark: SparkSession, url: str) -> list[str]:
     """Let every slot read a token that the driver wrote, and write it back.
 
     Returns:
-        The hosts that did.
+        The hosts that did, with the GPUs that Spark gave their tasks.
 
     Raises:
         errors.ClusterError: An executor does not see what the driver wrote, or the other way.
@@ -251,7 +251,7 @@ def _round_trip(spark: SparkSession, url: str) -> set[str]:
         except Exception as error:  # whatever its file system raises is to be told
             found = f"{type(error).__name__}: {error}"
         time.sleep(LINGER)
-        yield index, cluster.host(), found
+        yield index, cluster.host_and_gpus(), found
 
     echoes = spark.sparkContext.range(0, tasks, numSlices=tasks).mapPartitionsWithIndex(echo)
     answers = echoes.collect()
@@ -266,4 +266,4 @@ def _round_trip(spark: SparkSession, url: str) -> set[str]:
                 "there, so give store= a directory or URL that driver and executors share, or set "
                 f"{shards.CACHE_DIR} to one"
             )
-    return {host for _, host, _ in answers}
+    return sorted({host for _, host, _ in answers})

@@ -12,20 +12,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
+import pyarrow.fs
 import pytest
+from fsspec.implementations.arrow import ArrowFSWrapper
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spark_mnist import errors, owners
+from spark_mnist.files import Files
 from spark_mnist.store import Store, checked_name
 
 FILES = {"weights.npz": b"weights", "optimizer.npz": b"slots"}
 
 
-@pytest.fixture(params=["local", "object store"])
+class Hadoop(ArrowFSWrapper):
+    """What fsspec opens HDFS with, on local files: it removes directories with all in them."""
+
+    protocol = "hadoop"
+
+    def __init__(self, **_):
+        super().__init__(pyarrow.fs.LocalFileSystem())
+
+
+@pytest.fixture(params=["local", "object store", "hadoop"])
 def models(request, tmp_path):
     if request.param == "local":
         return Store(str(tmp_path / "models"))
+    if request.param == "hadoop":
+        fsspec.register_implementation("hadoop", Hadoop, clobber=True)
+        return Store(f"hadoop://{tmp_path}/models")
     return Store(f"memory://{tmp_path.name}")
 
 
@@ -175,6 +191,7 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path):
 
 KILLED_WRITER = """
 import os, signal, sys
+from spark_mnist.files import Files
 from spark_mnist.store import Store
 
 models, number = Store(sys.argv[1]), int(sys.argv[2])
@@ -358,11 +375,40 @@ def _write_and_fail(directory):
     raise RuntimeError("in the middle")
 
 
-def test_work_leaves_versions_alone(tmp_path):
-    models = Store(str(tmp_path))
+def test_work_leaves_versions_alone(models):
     models.publish("m", FILES, describe)
     with models.work("m"):
         assert models.names() == ["m"]
+    assert models.versions("m") == [1]
+    models.publish("m", FILES, describe)
+    models.remove("m", [1])
+    assert models.sweep("m") == []
+    assert models.read("m", 2)[1] == FILES
+
+
+def test_an_interrupt_after_a_version_is_published_does_not_undo_it(tmp_path, monkeypatch):
+    models = Store(str(tmp_path))
+    real = Files.write
+
+    def interrupted(self, path, content):
+        real(self, path, content)
+        if path.endswith("manifest.json"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Files, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        models.publish("m", FILES, describe)
+    assert models.read("m", 1)[1] == FILES
+
+
+def test_a_version_that_is_finished_while_another_sweeps_stays(tmp_path, monkeypatch):
+    models = Store(str(tmp_path))
+    models.publish("m", FILES, describe)
+    path = tmp_path / "m" / "v000001" / "manifest.json"
+    manifest = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(owners, "left", lambda *_: path.write_bytes(manifest) > 0)
+    assert models.sweep("m") == []
     assert models.versions("m") == [1]
 
 
