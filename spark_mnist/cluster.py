@@ -68,10 +68,11 @@ def slots(spark: SparkSession) -> int:
 
 
 def free_slots(spark: SparkSession) -> int:
-    """How many of the slots run no task now."""
+    """How many of the slots no task runs in, or waits for."""
     tracker = spark.sparkContext.statusTracker()
-    stages = (tracker.getStageInfo(number) for number in tracker.getActiveStageIds())
-    return slots(spark) - sum(stage.numActiveTasks for stage in stages if stage)
+    stages = [tracker.getStageInfo(number) for number in tracker.getActiveStageIds()]
+    left = sum(stage.numTasks - stage.numCompletedTasks for stage in stages if stage)
+    return max(0, slots(spark) - left)
 
 
 def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEOUT) -> None:

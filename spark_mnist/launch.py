@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import threading
+import time
 from collections.abc import Sequence
 
 from pyspark.sql import SparkSession
@@ -155,10 +156,18 @@ def _attempt(
                     raise errors.RanksLost(f"{verdict}{running.tail}")
         finally:
             running.stop()
+            _wait_for_the_end(watch)
     if running.error:
         raise _failure(running, watch) from running.error
     check(running.reports)
     return running.reports
+
+
+def _wait_for_the_end(watch: watchdog.Watchdog) -> None:
+    """Let the last rank go before its files do: Horovod comes back a little earlier."""
+    deadline = time.monotonic() + job.GRACE
+    while not watch.all_gone() and time.monotonic() < deadline:
+        time.sleep(POLL / 4)
 
 
 def _failure(ended: job.Job, watch: watchdog.Watchdog) -> errors.TrainingError:

@@ -93,6 +93,11 @@ class Watchdog:
         rank = self._ranks[number]
         return f"rank {number} ({rank.name}) went away {rank.place}"
 
+    def all_gone(self) -> bool:
+        """Whether no process of a rank is connected any more."""
+        with self._lock:
+            return all(rank.hung_up is not None for rank in self._ranks if rank.begun)
+
     def verdict(self) -> str | None:
         """Why the attempt must end, or None while there is hope. To be asked every second or so."""
         now = self._clock()

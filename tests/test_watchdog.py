@@ -129,6 +129,14 @@ def test_an_ended_rank_does_not_shorten_the_time_of_another(clock):
     assert clock.verdict(watchdog.REPORTING) is None
 
 
+def test_the_driver_can_wait_for_the_last_process(clock):
+    clock.hear(0, ended=True)
+    hang_up(clock, 0)
+    assert not clock.watch.all_gone()
+    hang_up(clock, 1)
+    assert clock.watch.all_gone()
+
+
 def test_while_the_driver_stood_still_the_ranks_were_not_silent(clock):
     clock.verdict()
     clock.now += 500
