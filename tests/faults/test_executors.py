@@ -24,7 +24,7 @@ spark = (
     .getOrCreate()
 )
 spark.sparkContext.setLogLevel("OFF")
-rows = spark_mnist.datasets.digits(spark, "train").limit(256)
+rows = spark_mnist.datasets.digits(spark, "train").orderBy("image").limit(256)
 options = dict(epochs=40, batch_size=16, num_proc=2, seed=5, verbose=0, heartbeat_timeout=8.0)
 
 def ancestor(process, words):
@@ -76,7 +76,7 @@ def undisturbed(digits, tmp_path_factory):
     """The last loss of the same fit when nothing happens, to which any cluster comes."""
     import spark_mnist
 
-    rows = spark_mnist.datasets.digits(digits.sparkSession, "train").limit(256)
+    rows = spark_mnist.datasets.digits(digits.sparkSession, "train").orderBy("image").limit(256)
     options = {"epochs": 40, "batch_size": 16, "num_proc": 2, "seed": 5, "verbose": 0}
     store = str(tmp_path_factory.mktemp("models"))
     return spark_mnist.fit(rows, "m", store=store, **options).epochs[-1].losses["loss"]
