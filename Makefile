@@ -49,7 +49,7 @@ accuracy: setup ## Train every network on MNIST, with one rank and with two (hal
 test: setup ## Run all tests but the slow ones
 	$(BIN)/pytest
 
-faults: setup ## Break fits in every way that the tests know, and count (half an hour)
+faults: setup ## Break fits in every way that the tests know, and count (an hour)
 	$(BIN)/pytest tests/faults --all $(ARGS)
 
 lint: setup ## ruff and mypy

@@ -70,8 +70,9 @@ def probabilities(
                 model(features[start : start + batch_size])
                 for start in range(0, len(features), batch_size)
             ]
-            found = pd.Series([row for part in scores for row in part], good.index, dtype=object)
-            yield found.reindex(rows.index) if dropping else found
+            found = (row for part in scores for row in part)
+            there = rows.notna() if dropping else [True] * len(rows)
+            yield pd.Series([next(found) if row else None for row in there], dtype=object)
 
     return schema.by_batch(score, "array<float>")(source.column)
 

@@ -104,20 +104,11 @@ class Watchdog:
         with self._lock:
             self._forgive(now)
             gone = self._first_gone()
-            if gone is not None and now - (self._ranks[gone].hung_up or now) > REPORTING:
-                return self.gone(gone)
-            if not any(rank.begun for rank in self._ranks):
-                waited = now - self._begun
-                return f"no rank was heard of for {waited:.0f} seconds" if waited > START else None
-            for number, rank in enumerate(self._ranks):
-                silent = now - rank.heard
-                limit = self._timeout if rank.begun else max(self._timeout, SLACK)
-                if silent > limit and not rank.ended:
-                    return (
-                        f"rank {number} ({rank.name}) has not been heard of for {silent:.0f} "
-                        f"seconds; it was {rank.place}"
-                    )
-            return self._standstill(now)
+            waited = 0.0 if gone is None else now - (self._ranks[gone].hung_up or now)
+            reason = self._silence(now) or self._standstill(now)
+            if gone is not None and (reason or waited > REPORTING):
+                return self.gone(gone)  # what the others do, or do not, follows from that
+            return reason
 
     def _forgive(self, now: float) -> None:
         """Leave out of account the time in which the driver itself was stopped."""
@@ -137,7 +128,23 @@ class Watchdog:
         ]
         return min(gone)[1] if gone else None
 
+    def _silence(self, now: float) -> str | None:
+        if not any(rank.begun for rank in self._ranks):
+            waited = now - self._begun
+            return f"no rank was heard of for {waited:.0f} seconds" if waited > START else None
+        for number, rank in enumerate(self._ranks):
+            silent = now - rank.heard
+            limit = self._timeout if rank.begun else max(self._timeout, SLACK)
+            if silent > limit and not rank.ended:
+                return (
+                    f"rank {number} ({rank.name}) has not been heard of for {silent:.0f} seconds; "
+                    f"it was {rank.place}"
+                )
+        return None
+
     def _standstill(self, now: float) -> str | None:
+        if not any(rank.begun for rank in self._ranks):
+            return None
         still = now - max(rank.moved for rank in self._ranks)
         idle = now - max(max(rank.moved, rank.worked) for rank in self._ranks)
         limit = self._timeout
@@ -145,5 +152,8 @@ class Watchdog:
             limit = max(limit, SLACK)
         if idle <= limit and still <= limit * AT_WORK:
             return None
-        places = ", ".join(f"rank {n} {rank.place}" for n, rank in enumerate(self._ranks))
+        places = ", ".join(
+            f"rank {number} {rank.place if rank.begun else rank.name}"
+            for number, rank in enumerate(self._ranks)
+        )
         return f"no rank has taken a step for {still:.0f} seconds: {places}"
