@@ -34,7 +34,7 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
     """Train a model and publish it; see ``verbs.fit``."""
     spark = df.sparkSession
     ready = preparation.Preparation(spark, df, name, chosen)
-    logger.info("looking at the cluster, the store and the rows")
+    logger.debug("looking at the cluster, the store and the rows")
     ready.take()
     counted, before = ready.counted, ready.before
     _sweep(ready, name)
@@ -83,9 +83,9 @@ def _trained(
         seed=ready.begin.seed,
     )
     for again in (True, False):
-        logger.info("writing shards")
+        logger.debug("writing shards")
         with written() as parts:
-            logger.info("starting %d ranks", ready.ranks)
+            logger.debug("starting %d ranks", ready.ranks)
             training = _training_plan(ready.begin, chosen, ready.ranks, *parts, work)
             if not again:
                 training = launch.resumed(training, chosen.max_restarts + 1)
@@ -115,7 +115,7 @@ def _publish(
 ) -> int:
     """Publish what a fit learned; returns the number of the new version."""
     assert report.progress is not None
-    logger.info("publishing")
+    logger.debug("publishing")
     files = {**report.progress.kept.files, **report.logs}
 
     def describe(number: int) -> dict[str, Any]:

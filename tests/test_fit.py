@@ -240,6 +240,9 @@ def test_the_rank_that_failed_is_named(digits, store):
     def broken():
         if os.environ["HOROVOD_RANK"] == "1":
             raise LookupError("no such units")
+        import keras
+
+        return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
 
     with pytest.raises(
         errors.RankError, match="rank 1 of 2 raised LookupError: no such units"

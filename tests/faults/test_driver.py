@@ -33,7 +33,7 @@ def slowly(self, path, content):
 
 Files.write = slowly
 logging.basicConfig(level="WARNING")
-logging.getLogger("spark_mnist").setLevel("INFO")
+logging.getLogger("spark_mnist").setLevel("DEBUG")
 spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
 spark.sparkContext.setLogLevel("OFF")
 spark_handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
