@@ -11,8 +11,7 @@ from tests.conftest import REPOSITORY, spark_home
 from tests.faults import harness
 
 JOB = """
-import json, logging, os, signal, sys, time, threading
-import psutil
+import json, logging, sys
 from pyspark.sql import SparkSession
 import spark_mnist
 from tests.faults import harness
@@ -40,25 +39,23 @@ HARMS = {
     "kill the executor": lambda: executor().kill(),
     "kill its Python worker": lambda: worker().kill(),
     "kill the rank": lambda: harness.all_ranks()[1].kill(),
-    "freeze the executor with all below": lambda: [
-        p.suspend() for p in (executor(), *executor().children(recursive=True))
-    ],
+    "freeze the executor with all below": lambda: [p.suspend() for p in victims],
 }
-seen = {}
+victims = []
 
 def harm():
-    seen["executor"] = executor()
+    victims.extend([executor(), *executor().children(recursive=True)])
     HARMS[sys.argv[1]]()
-    seen["time"] = time.time()
 
 when = lambda: harness.trained("models", "m", 3)
 with harness.Saboteur(when, harm):
     result = spark_mnist.fit(rows, "m", store="models", **options)
 again = spark_mnist.fit(rows, "m", store="models", continuous=True, **{**options, "epochs": 1})
-frozen = seen["executor"]
-if frozen.is_running():
-    for process in (*frozen.children(recursive=True), frozen):
+for process in victims:
+    if process.is_running():
         process.resume()
+if "freeze" in sys.argv[1]:  # once it can, what was frozen ends by itself
+    harness.wait(lambda: not any(process.is_running() for process in victims))
 harness.wait(lambda: not harness.ranks())
 print(json.dumps({
     "epochs": [record.epoch for record in result.epochs],

@@ -1,5 +1,6 @@
 """Ranks that are killed, hang, raise or lose their shards, in fits of two ranks on local Spark."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -182,7 +183,7 @@ def raise_on_purpose():
 @pytest.mark.parametrize(
     ("harm", "error", "message"),
     [
-        (raise_on_purpose, errors.RankError, r"rank 1 of 2 raised .*on purpose"),
+        (raise_on_purpose, errors.RankError, r"(?s)rank 1 of 2 raised ValueError.*on purpose"),
         (lambda: os._exit(3), errors.RanksLost, r"rank 1 \(process .*\(exit code 3\)"),
         (lambda: time.sleep(600), errors.RanksLost, "no rank has taken a step for"),
         (lambda: os.abort(), errors.RanksLost, r"rank 1 .*\(exit code 134\)"),
@@ -277,7 +278,8 @@ def test_the_disk_is_full_when_the_model_is_published(fit, store, published, mon
 @pytest.mark.slow
 def test_slots_are_taken_by_another_job(fit, store, spark):
     def busy():
-        spark.sparkContext.range(0, 1, numSlices=1).foreach(lambda _: time.sleep(30))
+        with contextlib.suppress(Exception):  # it is cancelled
+            spark.sparkContext.range(0, 1, numSlices=1).foreach(lambda _: time.sleep(30))
 
     other = threading.Thread(target=busy, daemon=True)
     other.start()
@@ -300,7 +302,9 @@ def test_a_store_that_executors_do_not_share(fit):
 @pytest.mark.slow
 def test_a_store_that_cannot_be_written(fit, tmp_path):
     (tmp_path / "file").write_text("no directory")
-    with pytest.raises(errors.ClusterError, match=r"the driver cannot write in .*give store="):
+    with pytest.raises(
+        errors.ClusterError, match=r"the driver cannot read and write in .*give store="
+    ):
         fit(store=str(tmp_path / "file"))
 
 
