@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 logger = logging.getLogger(__name__)
 
 PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}
-"""Protocols of stores on which a file is seen when it is whole."""
+"""Protocols of stores without directories, on which a file is seen when it is whole."""
 
 
 class Files:
@@ -29,6 +29,7 @@ class Files:
     def __init__(self, url: str) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._flat = not PUT.isdisjoint(_protocols(self._fs))
         self.url: str = f"file://{self._root}" if self._local else url.rstrip("/")
         """The root with its scheme, as executors can use it."""
 
@@ -67,7 +68,7 @@ class Files:
         os.close(directory)
 
     def _write_elsewhere(self, at: str, content: bytes) -> None:
-        if not PUT.isdisjoint(_protocols(self._fs)):
+        if self._flat:
             self._fs.pipe_file(at, content)
             return
         self._fs.makedirs(os.path.dirname(at), exist_ok=True)
@@ -82,7 +83,8 @@ class Files:
         """
         at = self._at(path)
         if not self._local:
-            self._fs.makedirs(at, exist_ok=True)
+            if not self._flat:
+                self._fs.makedirs(at, exist_ok=True)
             self._fs.pipe_file(f"{at}/{marker}", content, mode="create")
             return
         self._make(at, 0o777)
@@ -96,7 +98,7 @@ class Files:
         """Make a directory that, on local disks, its owner alone can read."""
         if self._local:
             self._make(self._at(path), 0o700)
-        else:
+        elif not self._flat:
             self._fs.makedirs(self._at(path), exist_ok=True)
 
     def _make(self, at: str, mode: int) -> None:
