@@ -135,6 +135,9 @@ class Files:
             files = self._fs.find(self._at(path)) or [self._at(path)]
             newest = max(self._fs.modified(file) for file in files)
         except (OSError, NotImplementedError, KeyError):
+            # OSError: nothing is there, or another removed it meanwhile. NotImplementedError: the
+            # file system has no times. KeyError: it has none for what is no file, as S3's prefixes.
+            # Without an age nothing is taken for left behind, so nothing is removed.
             return None
         age: float = (datetime.datetime.now(newest.tzinfo) - newest).total_seconds()
         return age
