@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -25,6 +24,7 @@ RANK_ENVIRONMENT = (
 )
 """What a rank keeps of its executor's environment, where the name is not that of a secret."""
 SECRET = ".*(SECRET|PASS|CREDENTIAL|_KEY|TOKEN(?!_FILE)).*"
+"""Names of what a rank does not keep, whatever else they match."""
 EXECUTOR_ENV = "spark.executorEnv."
 """Spark settings that give executors more, which ranks keep."""
 CREDENTIALS = {
@@ -100,7 +100,7 @@ def ranks(spark: SparkSession, num_proc: int | None) -> int:
 
 def _too_few(spark: SparkSession, ranks: int, free: int) -> str:
     have = slots(spark)
-    busy = f", {max(0, free)} of them free" if free < have else ""
+    busy = f", {free} of them free" if free < have else ""
     message = (
         f"num_proc={ranks} ranks must run at the same time, and Spark has {have} slots{busy}: "
         "lower num_proc, or give the session more executors or cores"
@@ -132,12 +132,9 @@ def interfaces(spark: SparkSession) -> list[str] | None:
     """The driver's network interface for Spark, which Horovod then uses alone; None if unknown."""
     host, _ = driver_address(spark)
     try:
-        address = str(ipaddress.ip_address(host))
-    except ValueError:
-        try:
-            address = socket.gethostbyname(host)
-        except OSError:
-            return None
+        address = socket.gethostbyname(host)
+    except OSError:  # no such name, or an IPv6 address, over which Horovod does not talk
+        return None
     found = psutil.net_if_addrs().items()
     return [name for name, given in found if address in {a.address for a in given}] or None
 

@@ -118,6 +118,7 @@ class RankError(TrainingError):
         super().__init__(message)
         self.rank = rank
         self.rank_traceback = rank_traceback
+        self.add_note(f"Traceback of rank {rank}:\n{rank_traceback}")
 
 
 class RanksLost(TrainingError):

@@ -129,7 +129,9 @@ class Outbox:
     """
 
     def __init__(self, address: Address | None, rank: int = 0, patience: float = 60.0) -> None:
-        self._address, self._rank, self._patience = address, rank, patience
+        self._address, self._patience = address, patience
+        self.rank = rank
+        """Who sends."""
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._next = 0.0
@@ -145,7 +147,7 @@ class Outbox:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        any(self.send(ended=True) for _ in range(3))
+        any(self.send(ended=True) for _ in range(3))  # until it arrives
         with self._lock:
             if self._socket:
                 self._socket.close()
@@ -175,7 +177,7 @@ class Outbox:
         """Send one event; returns whether the driver's machine took it."""
         if not self._address:
             return False
-        signs = {"rank": self._rank, "moves": self._moves, "busy": self._busy}
+        signs = {"rank": self.rank, "moves": self._moves, "busy": self._busy}
         body = json.dumps({**signs, "cpu": time.process_time(), **event}).encode()
         line = _sign(self._address.key, body) + b" " + body + b"\n"
         with self._lock:

@@ -78,6 +78,8 @@ class Files:
     def take(self, path: str, marker: str, content: bytes) -> None:
         """Make a directory with a file in it, which only one of several writers can do.
 
+        HDFS and the like do not promise the latter: they first look and then write.
+
         Raises:
             FileExistsError: Another took it.
         """

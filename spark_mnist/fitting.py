@@ -36,14 +36,14 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
     ready = preparation.Preparation(spark, df, name, chosen)
     logger.debug("looking at the cluster, the store and the rows")
     ready.take()
-    counted, before = ready.counted, ready.before
+    counted = ready.counted
     _sweep(ready, name)
     with ready.cache.work(name) as work:
         training, report = _trained(spark, ready, chosen, name, work)
         assert report.progress is not None
         rows = receipts.write(training, report.progress, counted.given, counted.dropped)
         version = _publish(ready.store, name, ready.begin, training, report, rows)
-    _tell_of_others(ready.store.versions(name), before, name, version)
+    _tell_of_others(ready, name, version)
     records = report.progress.history
     return results.FitResult(name, version, records, _history(spark, records), rows)
 
@@ -55,9 +55,10 @@ def _sweep(ready: preparation.Preparation, name: str) -> None:
             logger.warning("removed what killed fits left behind: %s", ", ".join(left))
 
 
-def _tell_of_others(versions: list[int], before: list[int], name: str, version: int) -> None:
+def _tell_of_others(ready: preparation.Preparation, name: str, version: int) -> None:
     """Say that a version does not go on from those that other fits published meanwhile."""
-    meanwhile = [number for number in versions if number not in (*before, version)]
+    known = (*ready.before, ready.begin.version, version)
+    meanwhile = [number for number in ready.store.versions(name) if number not in known]
     if meanwhile:
         logger.warning(
             "other fits published versions %s of model %r meanwhile; version %d does not go on "

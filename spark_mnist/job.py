@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 from pyspark.sql import SparkSession
@@ -51,7 +52,7 @@ class Job(threading.Thread):
         """Run the ranks; ends when they have."""
         try:
             self.reports = self._run()
-        except BaseException as error:  # Horovod raises several types for what goes wrong
+        except BaseException as error:  # of any type: a thread would lose it
             self.error = error
 
     def stop(self) -> None:
@@ -135,7 +136,11 @@ def _quiet_threads() -> Iterator[None]:
     before = threading.excepthook
 
     def log(raised: threading.ExceptHookArgs) -> None:
-        logger.debug("%s: %s", raised.thread, raised.exc_value)
+        frames = traceback.walk_tb(raised.exc_traceback)
+        if any(frame.f_globals["__name__"].startswith("horovod.") for frame, _ in frames):
+            logger.debug("%s: %s", raised.thread, raised.exc_value)
+        else:
+            before(raised)
 
     threading.excepthook = log
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
 import re
 import threading
 import time
@@ -22,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 POLL = 0.2
 """Seconds between two looks at the ranks."""
-SLOTS_BACK = 60.0
-"""Seconds in which Spark may replace an executor that was lost."""
+SLOTS_BACK = 180.0
+"""Seconds in which Spark may replace an executor: one that froze it gives up after 120."""
 FAILED = re.compile(r"Process name: (\d+)\s+Exit code: (-?\w+)")
 """The words in which Horovod tells which process ended first, and how."""
 CODES = {
@@ -31,10 +30,8 @@ CODES = {
     str(events.ORPHANED): ": it could not reach the driver",
 }
 """What some exit codes tell."""
-
 OURS = {kind.__name__: kind for kind in (errors.ShardsLost, errors.RowsLost)}
 """What ranks raise that is not the user's to mend."""
-
 ONE_FIT = threading.Lock()
 """Held while a fit runs: ranks need all their slots, and what Horovod needs replaced is global."""
 
@@ -119,7 +116,7 @@ def check(reports: Sequence[plan.RankReport]) -> None:
         raise errors.NotFinite(
             f"{nothing}; nothing was saved. Lower learning_rate, or look at the features"
         )
-    if not math.isfinite(sum(last.losses.values())):
+    if ended[0].broken:
         logger.warning("%s; epoch %d, the best before, is what is saved", nothing, kept)
     digests = {rank: progress.kept.digest for rank, progress in enumerate(ended)}
     if len(set(digests.values())) != 1:

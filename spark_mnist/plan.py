@@ -150,6 +150,8 @@ class Progress:
     read: tuple[Rows, ...] = ()
     """For each epoch of this fit, the rows that each rank trained and validated on."""
     kept: Kept = field(default_factory=Kept)
+    broken: bool = False
+    """Whether the last epoch ended with a loss or a weight that is no number."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """The checkpoint of ``epoch``; none before the first."""
 

@@ -88,6 +88,7 @@ class Preparation:
     ) -> None:
         self._spark, self._df, self._name, self._chosen = spark, df, name, chosen
         self._begin: lineage.Start | None = None
+        self._census: census.Census | None = None
         self.ranks = 0
         """How many will train."""
         self.before: list[int] = []
@@ -120,6 +121,12 @@ class Preparation:
         """What the fit starts from."""
         assert self._begin is not None
         return self._begin
+
+    @property
+    def counted(self) -> census.Census:
+        """The rows."""
+        assert self._census is not None
+        return self._census
 
     @functools.cached_property
     def store(self) -> stores.Store:
@@ -166,20 +173,18 @@ class Preparation:
             df, kinds.columns(chosen.features), chosen.label or plan.Input.label
         )
         self._begin = self.begin.reading(reads)
-        self.counted = self._counted(df, reads)
-        training = world.share_of_ratio(self.counted.rows, chosen.train_validation_ratio)
+        counted = self._census = self._counted(df, reads)
+        training = world.share_of_ratio(counted.rows, chosen.train_validation_ratio)
         if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
             self.ranks = max(1, min(self.ranks, training // chosen.batch_size))
-        shards.check_enough(self.counted.rows, self.ranks, chosen.train_validation_ratio)
+        shards.check_enough(counted.rows, self.ranks, chosen.train_validation_ratio)
         if chosen.batch_size > max(training // self.ranks, options.FitOptions.batch_size):
             logger.warning(
                 "batch_size=%d is more than the %d training rows of a rank: an epoch is one step",
                 *(chosen.batch_size, training // self.ranks),
             )
-        left = (
-            f", {self.counted.given - self.counted.rows} left out" if self.counted.dropped else ""
-        )
-        return f"{self.counted.given} rows{left}: {training} train, {self.ranks} ranks"
+        left = f", {counted.given - counted.rows} left out" if counted.dropped else ""
+        return f"{counted.given} rows{left}: {training} train, {self.ranks} ranks"
 
     def _counted(self, df: DataFrame, reads: plan.Input) -> census.Census:
         """Check the rows. Where none is what a saved model reads, they are another model's."""
@@ -219,7 +224,7 @@ def _clear(store: stores.Store) -> Iterator[None]:
     """Say what to do where a file system refuses."""
     try:
         yield
-    except errors.SparkMnistError:
+    except errors.SparkMnistError:  # a damaged model's is an OSError, too
         raise
     except OSError as error:
         raise errors.ClusterError(

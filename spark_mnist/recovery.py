@@ -65,5 +65,6 @@ def _read(store: stores.Store, name: str, version: int) -> plan.Progress:
         history=tuple(plan.EpochRecord(**record) for record in state["history"]),
         read=tuple(tuple((t, v) for t, v in ranks) for ranks in state["read"]),
         kept=plan.Kept(**{**state["kept"], "files": kept}),
+        broken=state["broken"],
         files={n: c for n, c in files.items() if not n.startswith(KEPT)},
     )

@@ -37,10 +37,12 @@ CLAIM = ".claim"
 OWNER = ".owner"
 """The same in a fit's work directory."""
 DELETED = b"deleted"
+"""What a claim says whose version was deleted."""
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading JSON raises that is not as it should be."""
 NO_MANIFEST = f"it has no {MANIFEST}, since its fit was stopped or the file was removed"
 WORK = re.compile(r"\.work-[0-9a-f]{32}")
+"""The name of a fit's work directory."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"v(\d{6,})")
 FILE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")

@@ -43,8 +43,8 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
     """
     tf.config.threading.set_intra_op_parallelism_threads(training.threads)
     tf.config.threading.set_inter_op_parallelism_threads(training.threads)
-    hvd.init()
     try:
+        hvd.init()
         return _train(training, outbox)
     except Exception as error:
         failure = plan.Failure(
@@ -54,7 +54,7 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
             time=time.time(),
             collective="Horovod" in str(error) and isinstance(error, tf.errors.OpError),
         )
-        return plan.RankReport(rank=hvd.rank(), failure=failure)
+        return plan.RankReport(rank=outbox.rank, failure=failure)
     finally:
         hvd.shutdown()
 
@@ -92,23 +92,24 @@ class Learner:
         self.outbox.move()
         self.outbox.send(epoch=epoch + 1, step=division.steps, done=True, means=means)
         record = meters.record(epoch + 1, means)
+        sound = math.isfinite(sum(record.losses.values())) and averaging.finite(self.model)
         return plan.Progress(
             epoch=epoch + 1,
             history=(*before.history, record),
             read=(*before.read, averaging.gathered((trained, validated))),
-            kept=self._kept(before.kept, record),
+            kept=self._kept(before.kept, record) if sound else before.kept,
+            broken=not sound,
         )
 
     def _kept(self, before: plan.Kept, record: plan.EpochRecord) -> plan.Kept:
         """The epoch to publish: the last, or with ``patience`` the one of the lowest loss.
 
-        Every rank decides alike, since the losses are means over all ranks. An epoch that ended
-        with a loss or a weight that is no number is never kept.
+        Every rank decides alike, since the losses are means over all ranks.
         """
         loss = record.losses.get("val_loss", record.losses["loss"])
         last = record.epoch == self.training.first_epoch + self.training.epochs
         better = last if self.training.patience is None else loss < before.loss
-        if not better or not self._sound(record):
+        if not better:
             return before
         files = checkpoint.save(self.model) if hvd.rank() == 0 else {}
         digest = averaging.digest(self.model)
@@ -118,12 +119,7 @@ class Learner:
         """Whether nothing more is to be learned."""
         patience, last = self.training.patience, self.training.first_epoch + self.training.epochs
         waited = patience is not None and progress.epoch - progress.kept.epoch >= patience
-        broken = bool(progress.history) and not self._sound(progress.history[-1])
-        return progress.epoch >= last or waited or broken
-
-    def _sound(self, record: plan.EpochRecord) -> bool:
-        """Whether training came to numbers; the same on every rank, as losses and weights are."""
-        return math.isfinite(sum(record.losses.values())) and averaging.finite(self.model)
+        return progress.epoch >= last or waited or progress.broken
 
     def _between_calls(self, epoch: int) -> keras.callbacks.Callback:
         """What is done before and after TensorFlow runs ``STEPS_PER_CALL`` steps."""
