@@ -1,4 +1,10 @@
-"""SIGTERM ends work as Ctrl-C does: through every ``finally``. On the driver."""
+"""SIGINT and SIGTERM end a fit through every ``finally``, wherever they find it. On the driver.
+
+Spark's own handler for SIGINT asks the JVM to cancel all jobs. Where the signal finds the main
+thread inside a call to the JVM, both then use one connection: the call gets the other's answer, and
+the interrupt is lost or becomes another error. Here a handler asks nothing: a signal that finds
+such a call waits until it is over, which it soon is, since another thread cancels the jobs.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +13,101 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 TERMINATED = 143
 """Exit code of a process that SIGTERM ended: 128 + 15."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came. Libraries know how to leave off in the middle for Ctrl-C alone."""
+GRACE = 5.0
+"""Seconds to wait for a JVM that may be gone."""
 
 
 @contextlib.contextmanager
 def unwound() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that what was begun is cleaned up.
+    """Let both signals unwind the stack, so that what was begun is cleaned up.
 
-    Only where it would end the process anyway: a handler of the caller's stays. Python sets
-    handlers in the main thread alone, so elsewhere nothing changes.
+    A handler of the caller's stays. Python sets handlers in the main thread alone, so elsewhere
+    nothing changes.
 
     Raises:
+        KeyboardInterrupt: SIGINT came.
         SystemExit: SIGTERM came.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _unwind)
+    numbers = _ours() if threading.current_thread() is threading.main_thread() else []
+    before = {number: signal.getsignal(number) for number in numbers}
+    taken = _Taken()
+    for number in numbers:
+        signal.signal(number, taken.take)
+    error: BaseException | None = None
     try:
         yield
-    except Terminated:
-        sys.exit(TERMINATED)
+    except BaseException as raised:  # raised again below, be it as the interrupt that caused it
+        error = raised
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        taken.end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if taken.number == signal.SIGTERM:
+        sys.exit(TERMINATED)
+    if taken.number and not isinstance(error, KeyboardInterrupt):
+        raise KeyboardInterrupt from error
+    if error:
+        raise error
 
 
-def _unwind(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the cleaning up
+def _ours() -> list[signal.Signals]:
+    """Signals that would end the process anyway, or that Spark handles."""
+    found = []
+    handler = signal.getsignal(signal.SIGINT)
+    of_spark = str(getattr(handler, "__module__", "")).startswith("pyspark")
+    if of_spark or handler is signal.default_int_handler:
+        found.append(signal.SIGINT)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        found.append(signal.SIGTERM)
+    return found
+
+
+class _Taken:
+    """The first signal that came, if any."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._around = sys.exc_info()[1]
+        self._profile = sys.getprofile()
+        self._cancelling: threading.Thread | None = None
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Raise, or see to it that the main thread does so soon."""
+        self.number = self.number or number
+        self._raise_if_free(frame)
+        sys.setprofile(lambda frame, *_: self._raise_if_free(frame))
+        if not self._cancelling and _calls_the_jvm(frame):
+            self._cancelling = threading.Thread(target=_cancel_jobs, daemon=True)
+            self._cancelling.start()
+
+    def end(self) -> None:
+        """Raise no more."""
+        sys.setprofile(self._profile)
+        if self._cancelling:
+            self._cancelling.join(GRACE)
+
+    def _raise_if_free(self, frame: FrameType | None) -> None:
+        """Raise, unless an error unwinds the stack already or the JVM is being called."""
+        if sys.exc_info()[1] is self._around and not _calls_the_jvm(frame):
+            sys.setprofile(self._profile)
+            raise KeyboardInterrupt
+
+
+def _cancel_jobs() -> None:
+    """End what the main thread may wait for, as Spark itself does for SIGINT."""
     pyspark = sys.modules.get("pyspark")
     context = pyspark.SparkContext._active_spark_context if pyspark else None
     if context:
-        context.cancelAllJobs()  # as Spark itself does for Ctrl-C
-    raise Terminated
+        context.cancelAllJobs()
+
+
+def _calls_the_jvm(frame: FrameType | None) -> bool:
+    while frame:
+        if str(frame.f_globals.get("__name__")).startswith("py4j."):
+            return True
+        frame = frame.f_back
+    return False
