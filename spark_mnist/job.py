@@ -42,6 +42,7 @@ class Job(threading.Thread):
         """Whether Horovod listens to that yet."""
         self.reports: list[plan.RankReport] = []
         self.error: BaseException | None = None
+        self._ended = threading.Event()
 
     @property
     def tail(self) -> str:
@@ -54,12 +55,21 @@ class Job(threading.Thread):
             self.reports = self._run()
         except BaseException as error:  # of any type: a thread would lose it
             self.error = error
+        finally:
+            self._ended.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long at most; returns whether no ranks run.
+
+        An interrupt in ``Thread.join`` would make Python 3.11 take the thread for ended.
+        """
+        return self.ident is None or self._ended.wait(seconds)
 
     def stop(self) -> None:
         """End the ranks, if they run. Returns when they are gone, or cannot be reached."""
         self._end_within(GRACE, kindly=True)
         self._end_within(GRACE, kindly=False)
-        if self.is_alive():
+        if not self.wait(0):
             logger.warning("ranks could not be reached to end them; they end by themselves")
 
     def _run(self) -> list[plan.RankReport]:
@@ -90,12 +100,12 @@ class Job(threading.Thread):
         from horovod.spark.driver import job_id
 
         deadline = time.monotonic() + seconds
-        while self.is_alive() and time.monotonic() < deadline:
+        while not self.wait(0) and time.monotonic() < deadline:
             if kindly and self.launched:
                 self.abort.set()
             else:  # before Horovod has started ranks, only Spark knows of its tasks
                 self._spark.sparkContext.cancelJobGroup(f"horovod.spark.run.{job_id.JOB_ID}")
-            self.join(1.0)
+            self.wait(1.0)
 
 
 def _rank(training: plan.TrainingPlan, environment: str) -> plan.RankReport:

@@ -147,9 +147,8 @@ def _attempt(
         running = job.Job(spark, dataclasses.replace(training, inbox=inbox.address))
         try:
             running.start()
-            while running.is_alive():
-                running.join(POLL)
-                if (verdict := watch.verdict()) and running.is_alive():
+            while not running.wait(POLL):
+                if (verdict := watch.verdict()) and not running.wait(0):
                     raise errors.RanksLost(f"{verdict}{running.tail}")
         finally:
             running.stop()

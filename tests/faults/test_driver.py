@@ -99,12 +99,15 @@ def driver(tmp_path_factory):
     return driver
 
 
-def struck(driver, phase, number):
-    """A driver that got a signal in a phase, as a terminal sends it, and what it said."""
+def struck(driver, phase, number, *, alone=False):
+    """A driver that got a signal in a phase, and what it said.
+
+    A terminal sends SIGINT to the driver and its children, a notebook to the driver alone.
+    """
     process = driver.start(5000 if phase == "training" else 2, slow=20.0)
     said = (line for line in process.stdout if PHASES[phase] in line)
     assert len(list(itertools.islice(said, 3 if phase == "training" else 1)))
-    if number == signal.SIGINT:
+    if number == signal.SIGINT and not alone:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
@@ -118,8 +121,16 @@ def struck(driver, phase, number):
 def test_an_interrupt_in_any_phase_leaves_the_version_before_and_nothing_else(
     driver, phase, number
 ):
+    check_interrupt(driver, phase, number)
+
+
+def test_a_notebooks_interrupt_in_the_middle_of_training(driver):
+    check_interrupt(driver, "training", signal.SIGINT, alone=True)
+
+
+def check_interrupt(driver, phase, number, **how):
     before = harness.contents(driver.store)
-    process, said = struck(driver, phase, number)
+    process, said = struck(driver, phase, number, **how)
     # Python itself ends with SIGINT where KeyboardInterrupt is not caught.
     assert process.returncode in (CODES[number], -number), said
     assert "restored True" in said
