@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("spark_mnist").setLevel("DEBUG" if arguments.verbose else "WARNING")
+    level = "DEBUG" if arguments.verbose else "WARNING" if arguments.quiet else "INFO"
+    logging.getLogger("spark_mnist").setLevel(level)
     try:
         command = grammar.parse_words([*arguments.words, *_settings(arguments)])
         with interrupts.unwound(), _only_results_on_stdout() as stdout:
@@ -142,18 +143,19 @@ def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO
     from spark_mnist import verbs
 
     spark = _session(arguments)
-    result = verbs.run(command, reader(spark) if reader else None)
-    if write:
-        write(result)
-    elif arguments.json:
-        for line in result.toJSON().toLocalIterator():
-            stdout.write(f"{line}\n")
-    else:
-        whole = command.operation != "predict"
-        with contextlib.redirect_stdout(stdout):
-            wide = "confusion" in result.columns
-            result.show(result.count() if whole else 20, truncate=not whole, vertical=wide)
-    return int(doctor and result.where("NOT ok").count() > 0)
+    with interrupts.unwound():  # once more: with its session Spark has put its own handler
+        result = verbs.run(command, reader(spark) if reader else None)
+        if write:
+            write(result)
+        elif arguments.json:
+            for line in result.toJSON().toLocalIterator():
+                stdout.write(f"{line}\n")
+        else:
+            whole = command.operation != "predict"
+            with contextlib.redirect_stdout(stdout):
+                wide = "confusion" in result.columns
+                result.show(result.count() if whole else 20, truncate=not whole, vertical=wide)
+        return int(doctor and result.where("NOT ok").count() > 0)
 
 
 def _session(arguments: argparse.Namespace) -> SparkSession:

@@ -17,6 +17,8 @@ from types import FrameType
 
 TERMINATED = 143
 """Exit code of a process that SIGTERM ended: 128 + 15."""
+AGAIN = 0.5
+"""Seconds after which jobs are cancelled again."""
 GRACE = 5.0
 """Seconds to wait for a JVM that may be gone."""
 
@@ -35,10 +37,10 @@ def unwound() -> Iterator[None]:
     numbers = _ours() if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.getsignal(number) for number in numbers}
     taken = _Taken()
-    for number in numbers:
-        signal.signal(number, taken.take)
     error: BaseException | None = None
     try:
+        for number in numbers:
+            signal.signal(number, taken.take)
         yield
     except BaseException as raised:  # raised again below, be it as the interrupt that caused it
         error = raised
@@ -50,7 +52,7 @@ def unwound() -> Iterator[None]:
         sys.exit(TERMINATED)
     if taken.number and not isinstance(error, KeyboardInterrupt):
         raise KeyboardInterrupt from error
-    if error:
+    if error is not None:
         raise error
 
 
@@ -72,37 +74,49 @@ class _Taken:
     def __init__(self) -> None:
         self.number: int | None = None
         self._around = sys.exc_info()[1]
-        self._profile = sys.getprofile()
+        self._raised = threading.Event()
         self._cancelling: threading.Thread | None = None
 
     def take(self, number: int, frame: FrameType | None) -> None:
         """Raise, or see to it that the main thread does so soon."""
         self.number = self.number or number
         self._raise_if_free(frame)
+        if self._raised.is_set():
+            return
         sys.setprofile(lambda frame, *_: self._raise_if_free(frame))
         if not self._cancelling and _calls_the_jvm(frame):
-            self._cancelling = threading.Thread(target=_cancel_jobs, daemon=True)
+            self._cancelling = threading.Thread(target=self._cancel_jobs, daemon=True)
             self._cancelling.start()
 
     def end(self) -> None:
         """Raise no more."""
-        sys.setprofile(self._profile)
+        self._raised.set()
+        if self.number:
+            sys.setprofile(None)
         if self._cancelling:
             self._cancelling.join(GRACE)
 
     def _raise_if_free(self, frame: FrameType | None) -> None:
-        """Raise, unless an error unwinds the stack already or the JVM is being called."""
-        if sys.exc_info()[1] is self._around and not _calls_the_jvm(frame):
-            sys.setprofile(self._profile)
-            raise KeyboardInterrupt
+        """Raise where nothing would be lost by it.
 
+        Not twice, not while an error unwinds the stack already or the JVM is being called, and not
+        between blocks, where the handlers would stay as they are.
+        """
+        unwinding = sys.exc_info()[1] is not self._around
+        between = frame is not None and frame.f_globals.get("__name__") in (__name__, "contextlib")
+        if self._raised.is_set() or unwinding or between or _calls_the_jvm(frame):
+            return
+        self._raised.set()
+        sys.setprofile(None)
+        raise KeyboardInterrupt
 
-def _cancel_jobs() -> None:
-    """End what the main thread may wait for, as Spark itself does for SIGINT."""
-    pyspark = sys.modules.get("pyspark")
-    context = pyspark.SparkContext._active_spark_context if pyspark else None
-    if context:
-        context.cancelAllJobs()
+    def _cancel_jobs(self) -> None:
+        """End the jobs that the main thread waits for, also those that only begin now."""
+        pyspark = sys.modules.get("pyspark")
+        context = pyspark.SparkContext._active_spark_context if pyspark else None
+        while context and not self._raised.is_set():
+            context.cancelAllJobs()  # as Spark itself does for SIGINT
+            self._raised.wait(AGAIN)
 
 
 def _calls_the_jvm(frame: FrameType | None) -> bool:

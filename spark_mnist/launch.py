@@ -80,14 +80,16 @@ def train(
             except errors.RanksLost as error:
                 if restarts >= max_restarts:
                     raise
-                training = resumed(training, training.attempt + 1)
-                done = training.resume.epoch if training.resume else training.first_epoch
-                logger.debug("%s", error)
-                logger.warning(
-                    "%s; all ranks start again after epoch %d (restart %d of %d)",
-                    *(str(error).partition("\n")[0], done, restarts + 1, max_restarts),
-                )
-                cluster.wait_for_slots(spark, training.world.size, SLOTS_BACK)
+                lost = str(error)
+            # Outside of the block above, in which an interrupt would wait.
+            training = resumed(training, training.attempt + 1)
+            done = training.resume.epoch if training.resume else training.first_epoch
+            logger.debug("%s", lost)
+            logger.warning(
+                "%s; all ranks start again after epoch %d (restart %d of %d)",
+                *(lost.partition("\n")[0], done, restarts + 1, max_restarts),
+            )
+            cluster.wait_for_slots(spark, training.world.size, SLOTS_BACK)
     raise AssertionError("unreachable: the count has no end")
 
 
