@@ -1,106 +1,192 @@
-"""A rank's shard, through Petastorm, to batches. Runs on ranks.
+"""A rank's shard to batches. Runs on ranks.
 
-The shard's row groups are read once and stay in memory as they were stored, one byte a pixel where
-they came as bytes; every epoch draws a new order over all of them, and the numbers become float32
-in the graph. Shape letters: B = rows of a batch, N = rows of the shard, W = numbers of a row.
+A shard that fits the rank's memory for rows is read once and stays there as it was stored, one byte
+a pixel where pixels came as bytes; every epoch draws a new order over all of it. A larger one is
+read anew in every epoch, its row groups in a new order, and shuffled a part at a time. Either way
+numbers become float32 in the graph. Shape letters: B = rows of a batch, M = rows of a part,
+N = rows of the shard, W = numbers of a row.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
-from petastorm import make_batch_reader
-from petastorm.errors import NoDataAvailableError
 
-from spark_mnist import errors, plan, schema, world
+from spark_mnist import plan, rowgroups, world
+from spark_mnist.rowgroups import Part
 
 VALIDATION_BATCH = 1024
+READ_AHEAD = 8192
+"""Rows of a streamed shard that are read before they are asked for."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One rank's rows in memory."""
+class Kept:
+    """A shard in memory."""
 
-    features: tf.Tensor
-    """[N, W], as stored."""
-    labels: tf.Tensor
-    """[N] int32"""
-    scale: float
-    """What a stored number is divided by."""
+    def __init__(self, shards: plan.Shards, rows: Part) -> None:
+        self.shards = shards
+        with tf.device("CPU"):  # a GPU's memory is the model's
+            self.features, self.labels = map(tf.constant, rows)
 
     def __len__(self) -> int:
-        return int(self.labels.shape[0])
+        rows: int = self.labels.shape[0]
+        return rows
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the features."""
+        return int(np.dtype(self.shards.dtype).itemsize) * self.shards.width * len(self)
+
+    def parts(self) -> Iterator[Part]:
+        """All rows in order, some at a time."""
+        for start in range(0, len(self), READ_AHEAD):
+            rows = slice(start, start + READ_AHEAD)
+            yield self.features[rows].numpy(), self.labels[rows].numpy()
+
+    def training(
+        self, division: world.World, *, rank: int, seed: int, epoch: int
+    ) -> tf.data.Dataset:
+        """One epoch: every row once in a new order, then padding up to the equal number of steps.
+
+        Args:
+            division: Of the training rows among the ranks.
+            rank: Whose shard it is.
+            seed: Of the order.
+            epoch: Counted from 0 over the model's life.
+
+        Returns:
+            Batches of (features [B, W] float32, label [B] int32, weight [B] float32). A padding row
+            weighs nothing; in the last step the others make up for it (see ``world``).
+        """
+        drawn = order(len(self), division, rank=rank, seed=seed, epoch=epoch)
+        return self._batched(drawn, weights(len(self), division), division.batch_size)
+
+    def validation(self) -> tf.data.Dataset:
+        """Every row once, in order, in the same form as ``training``."""
+        every = np.arange(len(self))
+        return self._batched(every, np.ones(len(self), np.float32), VALIDATION_BATCH)
+
+    def _batched(
+        self, order: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], size: int
+    ) -> tf.data.Dataset:
+        rows, weight = tf.constant(order), tf.constant(weights)
+
+        def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            part = slice(step * size, (step + 1) * size)
+            index = rows[part]
+            features = _numbers(tf.gather(self.features, index), self.shards.scale)
+            return features, tf.gather(self.labels, index), weight[part]
+
+        return tf.data.Dataset.range(-(-len(order) // size)).map(batch).prefetch(4)
 
 
-def read(shards: plan.Shards, *, rank: int, ranks: int) -> Shard:
-    """Read the row groups of one rank.
+class Streamed:
+    """A shard that is read anew in each epoch; as ``Kept`` but for the order.
+
+    Args:
+        files: Of this rank.
+        memory: Bytes to do with. A quarter of it, but at least a file, is shuffled together: the
+            next part is read and joined while the one before is used.
+    """
+
+    def __init__(self, files: rowgroups.Files, memory: int) -> None:
+        self.shards = files.shards
+        self.error: Exception | None = None
+        """What was raised while TensorFlow asked for rows, since it tells only its own errors."""
+        self._files = files
+        self._part = memory // 4 // files.encoding.row_bytes
+
+    def __len__(self) -> int:
+        return self._files.rows
+
+    def parts(self) -> Iterator[Part]:
+        """All rows in order, a file at a time."""
+        return self._files.parts(self._files.urls)
+
+    def training(
+        self, division: world.World, *, rank: int, seed: int, epoch: int
+    ) -> tf.data.Dataset:
+        """One epoch, as ``Kept.training``; the files in a new order, then the rows of a part."""
+        random = np.random.default_rng((seed, epoch, rank))
+        urls = self._files.urls
+        mixed = [urls[number] for number in random.permutation(len(urls))]
+        weight = weights(len(self), division)
+        return self._batched(mixed, random.permutation, weight, division.batch_size)
+
+    def validation(self) -> tf.data.Dataset:
+        """Every row once, in order, in the same form as ``training``."""
+        weight = np.ones(len(self), np.float32)
+        return self._batched(self._files.urls, np.arange, weight, VALIDATION_BATCH)
+
+    def _batched(
+        self,
+        urls: Sequence[str],
+        draw: Callable[[int], npt.NDArray[np.int64]],
+        weights: npt.NDArray[np.float32],
+        size: int,
+    ) -> tf.data.Dataset:
+        def batches() -> Iterator[tuple[Any, Any, Any]]:
+            self.error = None
+            try:
+                parts = _joined(self._files.parts(urls), self._part)
+                yield from _padded(_cut(parts, draw, size), weights, size)
+            except Exception as error:
+                self.error = error
+                raise
+
+        kinds = (self.shards.dtype, np.int32, np.float32)
+        shapes = ((None, self.shards.width), (None,), (None,))
+        signature = tuple(map(tf.TensorSpec, shapes, kinds))
+        read = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        ahead = read.prefetch(max(1, READ_AHEAD // size))
+        return ahead.map(lambda x, y, w: (_numbers(x, self.shards.scale), y, w)).prefetch(4)
+
+
+Shard = Kept | Streamed
+
+
+def read(
+    shards: plan.Shards,
+    *,
+    rank: int,
+    ranks: int,
+    memory: int | None = None,
+    moved: Callable[[], None] = lambda: None,
+) -> Shard:
+    """Find the rows of one rank, and read them where they fit.
+
+    Args:
+        shards: Of all ranks.
+        rank: Whose rows.
+        ranks: How many there are.
+        memory: Bytes of features that the rank may keep; None keeps them all.
+        moved: Called after each row group that is read, as a sign of life.
 
     Raises:
         errors.ShardsLost: A file is not there, or not as it was written.
         errors.RowsLost: Petastorm gave other rows than the files' footers say.
     """
-    try:
-        shard = _read(shards, rank, ranks)
-        expected = _footer_rows(shards.urls[rank::ranks])
-    except (OSError, pa.ArrowException, NoDataAvailableError) as error:
-        raise errors.ShardsLost(f"rank {rank} cannot read its shard: {error}") from error
-    if len(shard) != expected:
-        raise errors.RowsLost(
-            f"rank {rank} read {len(shard)} rows of its shard; its files' footers say {expected}"
-        )
-    return shard
-
-
-def _read(shards: plan.Shards, rank: int, ranks: int) -> Shard:
-    encoding = schema.Encoding(shards.dtype, shards.scale, shards.width)
-    features = [np.empty((0, shards.width), shards.dtype)]
-    labels = [np.empty(0, np.int32)]
-    mine = shards.urls[rank::ranks]
-    if mine:
-        # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
-        with (
-            _quiet(),
-            make_batch_reader(
-                list(mine),
-                reader_pool_type="dummy",
-                shuffle_row_groups=False,
-                num_epochs=1,
-            ) as reader,
-        ):
-            for group in reader:
-                features.append(schema.unpack(group.features, encoding))
-                labels.append(np.asarray(group.label, np.int32))
-    tensors = tf.constant(np.concatenate(features)), tf.constant(np.concatenate(labels))
-    return Shard(*tensors, shards.scale)
-
-
-def training(
-    shard: Shard, division: world.World, *, rank: int, seed: int, epoch: int
-) -> tf.data.Dataset:
-    """One epoch: every row once in a new order, then padding up to the equal number of steps.
-
-    Returns:
-        Batches of (features [B, W] float32, label [B] int32, weight [B] float32). A padding row
-        weighs nothing; in the last step the others make up for it (see ``world``).
-    """
-    rows, weights = order(len(shard), division, rank=rank, seed=seed, epoch=epoch)
-    return _batched(shard, rows, weights, division.batch_size)
+    files = rowgroups.Files(shards, shards.urls[rank::ranks], rank, moved)
+    if memory is not None and files.rows * files.encoding.row_bytes > memory:
+        return Streamed(files, memory)
+    features = np.empty((files.rows, shards.width), shards.dtype)
+    labels = np.empty(files.rows, np.int32)
+    done = 0
+    for some, of_some in files.parts(files.urls):
+        rows = slice(done, done + len(of_some))
+        features[rows], labels[rows] = some, of_some
+        done = rows.stop
+    return Kept(shards, (features, labels))
 
 
 def order(
     rows: int, division: world.World, *, rank: int, seed: int, epoch: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Which rows of its shard a rank takes in an epoch, and their weights; see ``training``.
+) -> npt.NDArray[np.int64]:
+    """Which rows of its shard a rank takes in an epoch; see ``Kept.training``.
 
     Args:
         rows: Of the shard.
@@ -110,47 +196,66 @@ def order(
         epoch: Counted from 0 over the model's life.
     """
     drawn = np.random.default_rng((seed, epoch, rank)).permutation(rows)
-    weights = np.ones(division.padded_rows, np.float32)
-    weights[-division.last_batch :] = division.last_weight
-    weights[rows:] = 0
-    return np.resize(drawn, division.padded_rows), weights
+    return np.resize(drawn, division.padded_rows)
 
 
-def validation(shard: Shard) -> tf.data.Dataset:
-    """Every row once, in order, in the same form as ``training``."""
-    return _batched(shard, np.arange(len(shard)), np.ones(len(shard), np.float32), VALIDATION_BATCH)
+def weights(rows: int, division: world.World) -> npt.NDArray[np.float32]:
+    """The weights of the rows that a rank takes in an epoch; those of padding are 0."""
+    found = np.ones(division.padded_rows, np.float32)
+    found[-division.last_batch :] = division.last_weight
+    found[rows:] = 0
+    return found
 
 
-def _batched(
-    shard: Shard, order: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], size: int
-) -> tf.data.Dataset:
-    rows, weight = tf.constant(order), tf.constant(weights)
-
-    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        part = slice(step * size, (step + 1) * size)
-        index = rows[part]
-        features = tf.cast(tf.gather(shard.features, index), tf.float32) / shard.scale
-        return features, tf.gather(shard.labels, index), weight[part]
-
-    steps = -(-len(order) // size)
-    return tf.data.Dataset.range(steps).map(batch).prefetch(4)
+def _numbers(stored: tf.Tensor, scale: float) -> tf.Tensor:
+    return tf.cast(stored, tf.float32) / scale
 
 
-def _footer_rows(urls: tuple[str, ...]) -> int:
-    rows = 0
-    for url in urls:
-        with fsspec.open(url) as file:
-            rows += pq.read_metadata(file).num_rows
-    return rows
+def _join(parts: Sequence[Part]) -> Part:
+    features, labels = zip(*parts, strict=True)
+    return np.concatenate(features), np.concatenate(labels)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back the deprecation warnings and prints that Petastorm makes on every read."""
-    with (
-        warnings.catch_warnings(),
-        open(os.devnull, "w") as null,
-        contextlib.redirect_stdout(null),
-    ):
-        warnings.simplefilter("ignore")
-        yield
+def _joined(parts: Iterator[Part], rows: int) -> Iterator[Part]:
+    """Join parts until each has so many rows, but for the last."""
+    waiting: list[Part] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(len(labels) for _, labels in waiting) >= rows:
+            joined, waiting = _join(waiting), []
+            yield joined
+    if waiting:
+        yield _join(waiting)
+
+
+def _cut(
+    parts: Iterator[Part], draw: Callable[[int], npt.NDArray[np.int64]], size: int
+) -> Iterator[Part]:
+    """Cut parts into batches; what is left over of one mixes with the next."""
+    left: list[Part] = []
+    for part in parts:
+        features, labels = _join([*left, part])
+        drawn = draw(len(labels))
+        for start in range(0, len(drawn), size):
+            rows = drawn[start : start + size]
+            batch = features[rows], labels[rows]
+            left = [batch]
+            if len(rows) == size:
+                yield batch
+                left = []
+    yield from left
+
+
+def _padded(
+    batches: Iterator[Part], weights: npt.NDArray[np.float32], size: int
+) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
+    """Add weights to batches, and to the last the padding rows that have none."""
+    last: Any = None
+    for start in range(0, len(weights), size):
+        weight = weights[start : start + size]
+        last = features, labels = next(batches, last)
+        if start + size >= len(weights):
+            for _ in batches:  # to the end of the files, where their rows are compared
+                pass
+        count = len(weight)
+        yield np.resize(features, (count, features.shape[1])), np.resize(labels, count), weight

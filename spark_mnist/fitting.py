@@ -5,6 +5,7 @@ Each step has a module of its own; here they follow each other.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from typing import Any
@@ -13,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_mnist import (
     errors,
+    kinds,
     launch,
     lineage,
     manifests,
@@ -23,6 +25,7 @@ from spark_mnist import (
     results,
     schema,
     shards,
+    timing,
     world,
 )
 from spark_mnist import store as stores
@@ -33,19 +36,25 @@ logger = logging.getLogger(__name__)
 def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResult:
     """Train a model and publish it; see ``verbs.fit``."""
     spark = df.sparkSession
+    clock = timing.Clock()
     ready = preparation.Preparation(spark, df, name, chosen)
     logger.debug("looking at the cluster, the store and the rows")
-    ready.take()
+    with clock.of("prepare"):
+        ready.take()
     counted = ready.counted
     _sweep(ready, name)
     with ready.cache.work(name) as work:
-        training, report = _trained(spark, ready, chosen, name, work)
+        training, report = _trained(spark, ready, chosen, name, work, clock)
         assert report.progress is not None
+        assert report.spent is not None
         rows = receipts.write(training, report.progress, counted.given, counted.dropped)
-        version = _publish(ready.store, name, ready.begin, training, report, rows)
+        with clock.of("publish"):
+            version = _publish(ready.store, name, ready.begin, training, report, rows)
     _tell_of_others(ready, name, version)
+    took = timing.measure(clock, report.spent, training)
+    logger.log(logging.INFO if chosen.verbose else logging.DEBUG, "%s", took)
     records = report.progress.history
-    return results.FitResult(name, version, records, _history(spark, records), rows)
+    return results.FitResult(name, version, records, _history(spark, records), rows, took)
 
 
 def _sweep(ready: preparation.Preparation, name: str) -> None:
@@ -73,6 +82,7 @@ def _trained(
     chosen: options.FitOptions,
     name: str,
     work: str,
+    clock: timing.Clock,
 ) -> tuple[plan.TrainingPlan, plan.RankReport]:
     """Write shards and train on them; once more where shards got lost before they were read."""
     written = functools.partial(
@@ -85,19 +95,22 @@ def _trained(
     )
     for again in (True, False):
         logger.debug("writing shards")
-        with written() as parts:
+        with contextlib.ExitStack() as stack:
+            with clock.of("prepare"):
+                parts = stack.enter_context(written())
             logger.debug("starting %d ranks", ready.ranks)
             training = _training_plan(ready.begin, chosen, ready.ranks, *parts, work)
             if not again:
                 training = launch.resumed(training, chosen.max_restarts + 1)
             try:
-                reports = launch.train(
-                    spark,
-                    training,
-                    title=name,
-                    visible=chosen.verbose > 0,
-                    max_restarts=chosen.max_restarts,
-                )
+                with clock.of("ranks"):
+                    reports = launch.train(
+                        spark,
+                        training,
+                        title=name,
+                        visible=chosen.verbose > 0,
+                        max_restarts=chosen.max_restarts,
+                    )
                 return training, reports[0]
             except errors.ShardsLost as error:
                 if not again:
@@ -151,6 +164,7 @@ def _training_plan(
         first_epoch=begin.epochs,
         epochs=chosen.epochs,
         seed=begin.seed,
+        cache=kinds.size(chosen.cache),
         standardize=begin.standardize,
         patience=chosen.patience,
         files=begin.files,

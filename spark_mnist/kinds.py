@@ -12,6 +12,8 @@ from spark_mnist import networks
 
 NUMBER = r"\d+(\.\d+)?"
 SCHEDULES = rf"constant|cosine:[1-9]\d*|exponential:{NUMBER}|step:[1-9]\d*:{NUMBER}"
+UNITS_OF_BYTES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+SIZES = rf"none|[1-9]\d*[{''.join(UNITS_OF_BYTES)}]"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ SCHEDULE = Kind(
     str,
     lambda v: _matches(SCHEDULES, v),
 )
+SIZE = Kind("none, or a size like 512m or 2g", str, lambda v: _matches(SIZES, v))
 TEXT = Kind("text", str, lambda v: isinstance(v, str) and v != "")
 COLUMNS = Kind(
     "column names like a,b,c, in Python also a list",
@@ -82,6 +85,11 @@ def columns(value: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(name.strip() for name in names)
+
+
+def size(value: str) -> int:
+    """The bytes of a value of the kind ``SIZE``."""
+    return 0 if value == "none" else int(value[:-1]) * UNITS_OF_BYTES[value[-1]]
 
 
 def one_of(*names: str) -> Kind:

@@ -44,6 +44,10 @@ class Meters:
         """Rows that this rank has counted since the last reset, each once."""
         return int(self.loss.count.numpy())
 
+    def loss_here(self) -> float:
+        """Loss over the rows that this rank has counted since the last reset."""
+        return float(self.loss.result())
+
     def means(self, prefix: str = "") -> dict[str, float]:
         """Loss and accuracy over the rows of all ranks: sums over rows divided by rows."""
         sums = [self.loss.sum, self.accuracy.sum, self.loss.count]

@@ -127,6 +127,11 @@ class FitOptions(RowOptions):
         "ranks, one Spark task each",
         "all that Spark can run at once, each with a batch or more",
     )
+    cache: str = option(
+        "1g",
+        kinds.SIZE,
+        "memory of a rank for its rows; more are read anew in every epoch, shuffled in parts",
+    )
     seed: int | None = option(None, kinds.SEED, *SEED)
     max_restarts: int = option(
         2, kinds.COUNT, "how often all ranks start again from the last epoch when one is lost"

@@ -172,6 +172,8 @@ class TrainingPlan:
     seed: int
     threads: int = 1
     """Cores that one rank may use."""
+    cache: int | None = None
+    """Bytes of features that one rank keeps in memory; None keeps them all."""
     standardize: bool = False
     """Whether to learn mean and deviation of the features before training."""
     patience: int | None = None
@@ -206,6 +208,25 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Where the time of the ranks went since they started; seconds, means over the ranks."""
+
+    attempt: int
+    """Which start of the ranks this was, from 0."""
+    epochs: int
+    """In that time."""
+    train: float
+    """In training steps, waiting included."""
+    input: float
+    """In training steps, waiting for rows."""
+    allreduce: float
+    """In training steps, from a rank's last gradient until all ranks' are averaged."""
+    validate: float
+    memory: int
+    """Most bytes that a rank's process had in memory; of the one that had most."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankReport:
     """What a rank returns."""
 
@@ -217,3 +238,4 @@ class RankReport:
     """What was trained, with all that was learned of it on the ranks."""
     logs: Mapping[str, bytes] = field(default_factory=dict)
     """TensorBoard files, from rank 0."""
+    spent: Spent | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from spark_mnist import errors, manifests, plan, plots, receipts
+from spark_mnist import errors, manifests, plan, plots, receipts, timing
 
 SHOWN_EPOCHS = 20
 """Rows of the table that a notebook shows; the curve has all epochs."""
@@ -30,6 +30,8 @@ class FitResult:
     """The same as a table: ``epoch`` int, ``losses`` and ``metrics`` map<string,double>."""
     rows: receipts.Receipt = field(repr=False)
     """Where each row of the input went."""
+    timing: timing.Timing = field(repr=False)
+    """Where the time went."""
 
     def plot(self) -> plots.Figure:
         """Draw loss and accuracy by epoch; see ``plots.history``."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import resource
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
@@ -28,11 +29,9 @@ from spark_mnist import (
     own,
     plan,
     recovery,
+    steps,
     tensorboard,
 )
-
-STEPS_PER_CALL = 32
-"""Steps that TensorFlow runs without coming back to Python."""
 
 
 def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
@@ -44,7 +43,7 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
     tf.config.threading.set_intra_op_parallelism_threads(training.threads)
     tf.config.threading.set_inter_op_parallelism_threads(training.threads)
     try:
-        hvd.init()
+        averaging.start()
         return _train(training, outbox)
     except Exception as error:
         failure = plan.Failure(
@@ -69,28 +68,26 @@ class Learner:
     meters: meters.Meters
     rows: batches.Shard
     held_out: batches.Shard
+    train_loop: steps.Loop
+    test_loop: steps.Loop
+    allreduce: tf.Variable
+    """Seconds that steps waited for the other ranks' gradients."""
     outbox: events.Outbox
 
     def epoch(self, before: plan.Progress) -> plan.Progress:
         """Train and validate once."""
-        epoch, division, seed = before.epoch, self.training.world, self.training.seed
-        averaging.seed_dropout(self.model, (seed, epoch, hvd.rank()))
-        data = batches.training(self.rows, division, rank=hvd.rank(), seed=seed, epoch=epoch)
-        self.model.fit(data, shuffle=False, verbose=0, callbacks=[self._between_calls(epoch)])
-        averaging.average_statistics(self.model)
+        epoch = before.epoch
+        with self.train_loop.timed(), _as_raised(self.rows):
+            self._train(epoch)
         means, trained, validated = self.meters.means(), self.meters.rows(), 0
         if self.training.validation.rows:
-            self.model.reset_metrics()
-            if len(self.held_out):
-                moving = keras.callbacks.LambdaCallback(
-                    on_test_batch_end=lambda step, logs: self.outbox.move()
-                )
-                data = batches.validation(self.held_out)
-                self.model.evaluate(data, verbose=0, callbacks=[moving])
+            with self.test_loop.timed(), _as_raised(self.held_out):
+                self._validate()
             means |= self.meters.means("val_")
             validated = self.meters.rows()
         self.outbox.move()
-        self.outbox.send(epoch=epoch + 1, step=division.steps, done=True, means=means)
+        done = self.training.world.steps
+        self.outbox.send(epoch=epoch + 1, step=done, done=True, means=means)
         record = meters.record(epoch + 1, means)
         sound = math.isfinite(sum(record.losses.values())) and averaging.finite(self.model)
         return plan.Progress(
@@ -100,6 +97,29 @@ class Learner:
             kept=self._kept(before.kept, record) if sound else before.kept,
             broken=not sound,
         )
+
+    def _train(self, epoch: int) -> None:
+        division, seed, rank = self.training.world, self.training.seed, hvd.rank()
+        self.model.reset_metrics()
+        averaging.seed_dropout(self.model, (seed, epoch, rank))
+        data = self.rows.training(division, rank=rank, seed=seed, epoch=epoch)
+        self._set_rate(epoch)
+        for done in self.train_loop.run(data, division.steps):
+            means = {"loss": self.meters.loss_here()}
+            self.outbox.send_seldom(epoch=epoch + 1, step=done, means=means)
+            if done < division.steps:
+                self._set_rate(epoch + done / division.steps)
+        averaging.average_statistics(self.model)
+
+    def _set_rate(self, epoch: float) -> None:
+        rate = self.training.optimizer.rate(epoch, hvd.size())
+        self.model.optimizer.learning_rate.assign(rate)
+
+    def _validate(self) -> None:
+        self.model.reset_metrics()
+        count = math.ceil(len(self.held_out) / batches.VALIDATION_BATCH)
+        for _ in self.test_loop.run(self.held_out.validation(), count):
+            self.outbox.move()
 
     def _kept(self, before: plan.Kept, record: plan.EpochRecord) -> plan.Kept:
         """The epoch to publish: the last, or with ``patience`` the one of the lowest loss.
@@ -121,28 +141,34 @@ class Learner:
         waited = patience is not None and progress.epoch - progress.kept.epoch >= patience
         return progress.epoch >= last or waited or progress.broken
 
-    def _between_calls(self, epoch: int) -> keras.callbacks.Callback:
-        """What is done before and after TensorFlow runs ``STEPS_PER_CALL`` steps."""
-        spec, steps = self.training.optimizer, self.training.world.steps
+    def spent(self, epochs: int) -> plan.Spent:
+        """Where the time of all ranks went in so many epochs."""
+        train, test = self.train_loop, self.test_loop
+        seconds = [train.seconds, train.waited, float(self.allreduce), test.seconds]
+        means = (value / hvd.size() for value in averaging.total(seconds))
+        names = ("train", "input", "allreduce", "validate")
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        most, _ = max(averaging.gathered((kibibytes, 0)))
+        times = dict(zip(names, means, strict=True))
+        attempt = self.training.attempt
+        return plan.Spent(attempt=attempt, epochs=epochs, memory=most * 1024, **times)
 
-        def set_rate(step: int, logs: Any) -> None:
-            rate = spec.rate(epoch + step / steps, hvd.size())
-            self.model.optimizer.learning_rate.assign(rate)
 
-        def tell_driver(step: int, logs: Any) -> None:
-            done = min(step + 1, steps)
-            means = {"loss": float(logs["loss"])}
-            self.outbox.send_seldom(epoch=epoch + 1, step=done, means=means)
-
-        changing = spec.warmup_epochs or spec.schedule != "constant"
-        return keras.callbacks.LambdaCallback(
-            on_train_batch_begin=set_rate if changing else None, on_train_batch_end=tell_driver
-        )
+@contextlib.contextmanager
+def _as_raised(rows: batches.Shard) -> Iterator[None]:
+    """Raise what reading rows raised, and not TensorFlow's words for it."""
+    try:
+        yield
+    except tf.errors.OpError:
+        if isinstance(rows, batches.Streamed) and rows.error:
+            raise rows.error from None
+        raise
 
 
 def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
     learner = _learner(training, outbox)
     progress = training.resume or plan.Progress(epoch=training.first_epoch)
+    begun = progress.epoch
     first = hvd.rank() == 0
     with tensorboard.Journal() if first else contextlib.nullcontext() as journal:
         if journal:
@@ -160,10 +186,20 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
                 with outbox.busy():
                     recovery.save(training.work, training.attempt, state)
         logs = journal.files() if journal else {}
+    spent = learner.spent(progress.epoch - begun)
     if not first:  # after a restart every rank has what was kept before
         kept = dataclasses.replace(progress.kept, files={})
         progress = dataclasses.replace(progress, kept=kept)
-    return plan.RankReport(rank=hvd.rank(), progress=progress, network=learner.network, logs=logs)
+    return plan.RankReport(
+        rank=hvd.rank(), progress=progress, network=learner.network, logs=logs, spent=spent
+    )
+
+
+def _left(memory: int | None, rows: batches.Shard) -> int | None:
+    """What the training rows leave of the memory for rows."""
+    if memory is None:
+        return None
+    return memory - rows.nbytes if isinstance(rows, batches.Kept) else 0
 
 
 def _described(training: plan.TrainingPlan, made: keras.Model | None) -> plan.Network:
@@ -180,27 +216,40 @@ def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
     """Read the shard, build, compile, restore and broadcast: all ranks start with one model."""
     rank, ranks = hvd.rank(), hvd.size()
     with outbox.busy():
-        rows = batches.read(training.train, rank=rank, ranks=ranks)
-        held_out = batches.read(training.validation, rank=rank, ranks=ranks)
+        given = {"rank": rank, "ranks": ranks, "moved": outbox.move}
+        rows = batches.read(training.train, memory=training.cache, **given)
+        held_out = batches.read(training.validation, memory=_left(training.cache, rows), **given)
     keras.utils.set_random_seed(training.seed)
     with outbox.busy():
         made = training.make() if training.make else None
     network = _described(training, made)
     if training.standardize and not network.mean:
-        mean, deviation = averaging.moments(rows.features, rows.scale)
+        with outbox.busy():
+            mean, deviation = averaging.moments(
+                lambda: (part for part, _ in rows.parts()), training.train.scale
+            )
         network = dataclasses.replace(network, mean=mean, deviation=deviation)
     model = networks.build(network, made)
-    measured = meters.Meters()
+    measured, allreduce = meters.Meters(), tf.Variable(0.0, dtype=tf.float64)
     spec = training.optimizer
     optimizer = networks.optimizer(spec, spec.rate(training.first_epoch, ranks))
     model.compile(
-        optimizer=averaging.averaged(optimizer),
+        optimizer=averaging.averaged(optimizer, allreduce),
         loss="sparse_categorical_crossentropy",
         weighted_metrics=[measured.loss, measured.accuracy],
-        steps_per_execution=min(STEPS_PER_CALL, training.world.steps),
-        jit_compile=False,  # Horovod's operations have no XLA kernels
     )
     model.optimizer.build(model.trainable_variables)
     checkpoint.restore(model, training.resume.files if training.resume else training.files)
     averaging.broadcast(model)
-    return Learner(training, network, model, measured, rows, held_out, outbox)
+    return Learner(
+        training=training,
+        network=network,
+        model=model,
+        meters=measured,
+        rows=rows,
+        held_out=held_out,
+        train_loop=steps.Loop(model.train_step),
+        test_loop=steps.Loop(model.test_step),
+        allreduce=allreduce,
+        outbox=outbox,
+    )

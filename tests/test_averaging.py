@@ -19,7 +19,7 @@ def train_each(optimizers):
 
     from spark_mnist import averaging
 
-    hvd.init()
+    averaging.start()
     found = {name: steps(config, hvd.rank(), hvd.size()) for name, config in optimizers.items()}
     sums = averaging.total([hvd.rank() + 1.0, 0.5])
     hvd.shutdown()
@@ -37,7 +37,8 @@ def steps(config, rank, ranks):
         [keras.Input((6,)), keras.layers.Dense(5, activation="tanh"), keras.layers.Dense(3)]
     )
     without_gradient = keras.Variable(np.ones(2, "float32"), name="unused")
-    model.optimizer = averaging.averaged(keras.optimizers.deserialize(config))
+    waited = tf.Variable(0.0, dtype=tf.float64)
+    model.optimizer = averaging.averaged(keras.optimizers.deserialize(config), waited)
     trained = [*model.trainable_variables, without_gradient]
     model.optimizer.build(trained)
     averaging.broadcast(model)
@@ -50,6 +51,7 @@ def steps(config, rank, ranks):
         gradients = tape.gradient(loss, [v.value for v in trained])
         assert gradients[-1] is None
         model.optimizer.apply(gradients, trained)
+    assert (float(waited) > 0) == (ranks > 1)
     return [v.numpy() for v in model.weights], averaging.digest(model)
 
 

@@ -2,27 +2,55 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from spark_mnist import batches, census, plan, shards
+from spark_mnist import batches, census, errors, plan, rowgroups, schema, shards
 from spark_mnist.world import World
 
+SHARDS = plan.Shards(urls=(), rows=0, width=784, dtype="uint8", scale=255.0)
 
-def shard(rows):
+
+def kept(rows):
+    """Rows whose pixels are all their number."""
     images = np.repeat(np.arange(rows, dtype=np.uint8)[:, None], 784, axis=1)
-    return batches.Shard(tf.constant(images), tf.range(rows), 255.0)
+    return batches.Kept(SHARDS, (images, np.arange(rows, dtype=np.int32)))
 
 
-def epoch(world, rank, number, seed=0):
-    data = batches.training(shard(world.rows_of(rank)), world, rank=rank, seed=seed, epoch=number)
+class Streamed(batches.Streamed):
+    """The same rows in files of three, which need no disk."""
+
+    def __init__(self, rows, part):
+        everything = kept(rows)
+        features, labels = everything.features.numpy(), everything.labels.numpy()
+
+        class Files:
+            shards, encoding = SHARDS, schema.Encoding("uint8", 255.0, 784)
+            urls = tuple(range(0, rows, 3))
+
+            def parts(self, urls):
+                return ((features[u : u + 3], labels[u : u + 3]) for u in urls)
+
+        Files.rows = rows
+        super().__init__(Files(), 4 * part * 784)
+
+
+def streamed(rows):
+    return Streamed(rows, part=4)
+
+
+def epoch(make, world, rank, number, seed=0):
+    shard = make(world.rows_of(rank))
+    data = shard.training(world, rank=rank, seed=seed, epoch=number)
     return [tuple(t.numpy() for t in batch) for batch in data]
 
 
+@pytest.mark.parametrize("make", [kept, streamed])
 @pytest.mark.parametrize(
-    ("size", "rows", "batch_size"), [(1, 10, 3), (2, 11, 4), (3, 7, 2), (2, 5, 99), (2, 9, 4)]
+    ("size", "rows", "batch_size"),
+    [(1, 10, 3), (2, 11, 4), (3, 7, 2), (2, 5, 99), (2, 9, 4), (2, 9, 1), (1, 50, 7)],
 )
-def test_every_row_once_in_equal_steps(size, rows, batch_size):
+def test_every_row_once_in_equal_steps(make, size, rows, batch_size):
     world = World(size=size, rows=rows, batch_size=batch_size)
     for rank in range(size):
-        found = epoch(world, rank, 0)
+        found = epoch(make, world, rank, 0)
         assert len(found) == world.steps
         labels = np.concatenate([labels[weights > 0] for _, labels, weights in found])
         assert sorted(labels) == list(range(world.rows_of(rank)))
@@ -32,15 +60,24 @@ def test_every_row_once_in_equal_steps(size, rows, batch_size):
         assert len(found[-1][1]) == world.last_batch
 
 
-def test_the_order_is_new_each_epoch_and_the_same_each_time():
+@pytest.mark.parametrize("make", [kept, streamed])
+def test_the_order_is_new_each_epoch_and_the_same_each_time(make):
     world = World(size=1, rows=50, batch_size=50)
-    orders = [epoch(world, 0, number)[0][1].tolist() for number in (0, 1, 0)]
+    orders = [epoch(make, world, 0, number)[0][1].tolist() for number in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
-    assert orders[0] != epoch(world, 0, 0, seed=1)[0][1].tolist()
+    assert orders[0] != epoch(make, world, 0, 0, seed=1)[0][1].tolist()
 
 
-def test_validation_is_every_row_once():
-    found = list(batches.validation(shard(200)))
+def test_a_stream_mixes_rows_of_several_files():
+    world = World(size=1, rows=60, batch_size=60)
+    ((_, labels, _),) = epoch(lambda rows: Streamed(rows, part=30), world, 0, 0)
+    files = labels // 3
+    assert np.mean(files[1:] == files[:-1]) < 0.3
+
+
+@pytest.mark.parametrize("make", [kept, streamed])
+def test_validation_is_every_row_once(make):
+    found = list(make(200).validation())
     assert np.concatenate([labels for _, labels, _ in found]).tolist() == list(range(200))
     assert all((weights.numpy() == 1).all() for _, _, weights in found)
 
@@ -54,16 +91,43 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
         seed=0,
     ) as (train, _):
         assert [len(batches.read(train, rank=r, ranks=2)) for r in (0, 1)] == [128, 128]
-        real = batches.make_batch_reader
+        real = rowgroups.make_batch_reader
         monkeypatch.setattr(
-            batches,
+            rowgroups,
             "make_batch_reader",
             lambda urls, **rest: real(urls, **{**rest, "num_epochs": 2}),
         )
-        with pytest.raises(
-            RuntimeError, match="rank 0 read 256 rows of its shard; its files' footers say 128"
-        ):
+        words = "rank 0 read 256 rows of its shard; its files' footers say 128"
+        with pytest.raises(errors.RowsLost, match=words):
             batches.read(train, rank=0, ranks=2)
+        stream = batches.read(train, rank=0, ranks=2, memory=0)
+        world = World(size=2, rows=256, batch_size=64)
+        data = stream.training(world, rank=0, seed=0, epoch=0)
+        with pytest.raises(tf.errors.OpError):
+            list(data.take(world.steps))
+        assert isinstance(stream.error, errors.RowsLost)
+        assert words in str(stream.error)
+
+
+def test_a_shard_that_does_not_fit_is_streamed(digits, tmp_path):
+    source = census.take(digits, plan.Input())
+    options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 1.0, "seed": 0}
+    with shards.materialized(source, **options) as (train, _):
+        size = 128 * 784
+        kept, streamed = (
+            batches.read(train, rank=1, ranks=2, memory=memory) for memory in (size, size - 1)
+        )
+        assert isinstance(kept, batches.Kept)
+        assert isinstance(streamed, batches.Streamed)
+        rows = [
+            {row.tobytes() for part, _ in shard.parts() for row in part}
+            for shard in (kept, streamed)
+        ]
+        assert rows[0] == rows[1]
+        world = World(size=2, rows=256, batch_size=50)
+        data = streamed.training(world, rank=1, seed=0, epoch=0)
+        labels = np.concatenate([labels.numpy() for _, labels, _ in data])
+        assert sorted(labels) == sorted(kept.labels.numpy())
 
 
 def test_no_rows_are_no_rows():
@@ -71,4 +135,4 @@ def test_no_rows_are_no_rows():
     found = batches.read(nothing, rank=1, ranks=2)
     assert len(found) == 0
     assert found.features.shape == (0, 784)
-    assert found.scale == 1.0
+    assert found.shards.scale == 1.0

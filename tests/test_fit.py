@@ -67,6 +67,27 @@ def test_two_and_three_epochs_equal_five(trained):
         assert mine.losses == pytest.approx(other.losses, abs=1e-6)
 
 
+def test_a_fit_tells_where_its_time_went(trained):
+    _, whole, _ = trained
+    timing = whole.timing
+    parts = [timing.prepare, timing.start, timing.train, timing.validate, timing.publish]
+    assert all(seconds > 0 for seconds in parts)
+    assert timing.rows_per_second == pytest.approx(5 * 205 / timing.train)
+    assert 0 < timing.input_share < 1
+    assert 0 < timing.allreduce_share < 1
+    assert timing.memory > 100 << 20
+
+
+def test_rows_that_do_not_fit_in_memory_are_streamed(digits, store):
+    options = {**QUIET, "store": store, "epochs": 5, "seed": 3}
+    result = spark_mnist.fit(digits, "m", cache="none", **options)
+    assert [(r.rank, r.train, r.validation, r.epochs) for r in result.rows.read] == [
+        (0, 103, 26, 5),
+        (1, 102, 25, 5),
+    ]
+    assert result.epochs[-1].metrics["val_accuracy"] > 0.7
+
+
 def test_the_manifest_tells_how_the_model_came_to_be(trained):
     root, _, _ = trained
     found = manifest(root, "parts", 2)

@@ -16,9 +16,9 @@ LAYERS = [
     {"networks"},
     {"kinds", "store", "versions"},
     {"options"},
-    {"cluster", "receipts", "recovery"},
+    {"cluster", "receipts", "recovery", "timing"},
     {"schema", "grammar", "manifests", "checkpoint", "averaging", "progress", "tensorboard"},
-    {"census", "evaluation", "meters"},
+    {"census", "evaluation", "meters", "rowgroups", "steps"},
     {"shards", "batches", "plots", "lineage"},
     {"worker", "results", "job"},
     {"launch", "scoring", "catalog"},
@@ -30,8 +30,17 @@ LAYERS = [
 ]
 SEAMS = {
     "horovod": {"averaging", "worker", "job"},
-    "petastorm": {"shards", "batches"},
-    "tensorflow": {"averaging", "batches", "exports", "meters", "scoring", "tensorboard", "worker"},
+    "petastorm": {"rowgroups", "shards"},
+    "tensorflow": {
+        "averaging",
+        "batches",
+        "exports",
+        "meters",
+        "scoring",
+        "steps",
+        "tensorboard",
+        "worker",
+    },
     "keras": {"averaging", "checkpoint", "meters", "networks", "own", "tensorboard", "worker"},
     "matplotlib": {"plots"},
 }

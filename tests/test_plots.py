@@ -111,18 +111,23 @@ def test_labels_that_are_names_need_interpret(predictions):
 
 def test_a_hostile_manifest_writes_no_script():
     record = plan.EpochRecord(epoch=1, losses={"<script>": 1.0}, metrics={})
-    assert "<script>" not in results.FitResult("<script>", 1, (record,), None, None)._repr_html_()
+    assert (
+        "<script>"
+        not in results.FitResult("<script>", 1, (record,), None, None, None)._repr_html_()
+    )
 
 
 def test_a_result_shows_itself_as_table_and_curve(monkeypatch):
-    result = results.FitResult("m", 3, RECORDS, None, None)
+    result = results.FitResult("m", 3, RECORDS, None, None, None)
     shown = result._repr_html_()
     assert "<th>epoch</th><th>loss</th><th>val_loss</th><th>accuracy</th>" in shown
     assert "<td>4</td><td>0.2500</td><td>0.5000</td><td>0.7500</td><td>0.5000</td>" in shown
     assert 'src="data:image/png;base64,iVBOR' in shown
     assert plots.png(result.plot()).startswith(b"\x89PNG")
     assert result.plot()._repr_png_().startswith(b"\x89PNG")
-    assert results.FitResult("m", 3, RECORDS * 50, None, None)._repr_html_().count("<tr>") == 21
+    assert (
+        results.FitResult("m", 3, RECORDS * 50, None, None, None)._repr_html_().count("<tr>") == 21
+    )
     monkeypatch.setattr(plots, "available", lambda: False)
     assert "<img" not in result._repr_html_()
 

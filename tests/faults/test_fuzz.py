@@ -213,7 +213,8 @@ def test_any_layout_of_shards_gives_equal_steps_and_every_row_once(size, rows, f
     seen, steps, weights = [], set(), 0.0
     start = 0
     for rank, count in enumerate(of_ranks):
-        order, weight = batches.order(count, division, rank=rank, seed=1, epoch=epoch)
+        order = batches.order(count, division, rank=rank, seed=1, epoch=epoch)
+        weight = batches.weights(count, division)
         assert len(order) == len(weight) == division.padded_rows
         seen += [start + number for number, one in zip(order, weight, strict=True) if one > 0]
         steps.add(-(-len(order) // batch))

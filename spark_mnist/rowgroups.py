@@ -1,0 +1,115 @@
+"""Reads the Parquet files of a rank through Petastorm, a row group at a time. Runs on ranks.
+
+Shape letters: M = rows of a part, W = numbers of a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from petastorm import make_batch_reader
+from petastorm.errors import NoDataAvailableError
+
+from spark_mnist import errors, plan, schema
+
+Part = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
+"""Features [M, W], as stored, and labels [M]."""
+
+
+class Files:
+    """The files of one rank, each one row group.
+
+    Args:
+        shards: Of all ranks.
+        urls: Those of this rank.
+        rank: Its number, for messages.
+        moved: Called after each row group, as a sign of life.
+    """
+
+    def __init__(
+        self, shards: plan.Shards, urls: Sequence[str], rank: int, moved: Callable[[], None]
+    ) -> None:
+        self.shards, self.urls, self._rank, self._moved = shards, urls, rank, moved
+        self.encoding = schema.Encoding(shards.dtype, shards.scale, shards.width)
+        with self._named():
+            self.rows: int = sum(_footer(url).num_rows for url in urls)
+
+    def parts(self, urls: Sequence[str]) -> Iterator[Part]:
+        """Read all files, in the given order.
+
+        Raises:
+            errors.ShardsLost: A file is not there, or not as it was written.
+            errors.RowsLost: Petastorm gave other rows than the files' footers say.
+        """
+        found = 0
+        with self._named():
+            for group in _groups(urls):
+                found += len(group.label)
+                self._check(found, found <= self.rows)
+                self._moved()
+                features = schema.unpack(group.features, self.encoding)
+                yield features, np.asarray(group.label, np.int32)
+        self._check(found, found == self.rows)
+
+    def _check(self, found: int, good: bool) -> None:
+        if not good:
+            raise errors.RowsLost(
+                f"rank {self._rank} read {found} rows of its shard; its files' footers say "
+                f"{self.rows}"
+            )
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException, NoDataAvailableError) as error:
+            raise errors.ShardsLost(f"rank {self._rank} cannot read its shard: {error}") from error
+
+
+def _footer(url: str) -> pq.FileMetaData:
+    with fsspec.open(url) as file:
+        return pq.read_metadata(file)
+
+
+def _groups(urls: Sequence[str]) -> Iterator[Any]:
+    """The row groups, as Petastorm gives them."""
+    if not urls:  # which it refuses
+        return
+    # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
+    options = {"reader_pool_type": "dummy", "shuffle_row_groups": False, "num_epochs": 1}
+    with _quiet():
+        opened = make_batch_reader(list(urls), **options)
+    with opened as reader:
+        while True:
+            with _quiet():
+                group = next(reader, None)
+            if group is None:
+                return
+            yield group
+
+
+_QUIET = threading.Lock()
+"""Held while the process's stdout and warnings are not as they were."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back the deprecation warnings and prints that Petastorm makes on every read."""
+    with (
+        _QUIET,
+        warnings.catch_warnings(),
+        open(os.devnull, "w") as null,
+        contextlib.redirect_stdout(null),
+    ):
+        warnings.simplefilter("ignore")
+        yield

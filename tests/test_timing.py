@@ -1,0 +1,83 @@
+import dataclasses
+import re
+
+import pytest
+
+from spark_mnist import plan, timing
+from spark_mnist.world import World
+
+QUICK = timing.Timing(
+    prepare=2.0, start=3.0, train=10.0, validate=1.0, publish=0.1, rows_per_second=48000.0,
+    input_share=0.01, allreduce_share=0.2, memory=1 << 29, hint=None,
+)  # fmt: skip
+TWO = World(size=2, rows=48000, batch_size=32)
+SHARDS = plan.Shards(urls=("a",), rows=48000, width=784, dtype="uint8", scale=255.0)
+TRAINING = plan.TrainingPlan(
+    network=plan.Network(name="mlp", inputs=784, classes=10),
+    optimizer=plan.Optimizer(name="adam", learning_rate=0.001),
+    world=TWO,
+    train=SHARDS,
+    validation=SHARDS,
+    first_epoch=0,
+    epochs=5,
+    seed=0,
+)
+
+
+def test_seconds_add_up_to_the_fit():
+    clock = timing.Clock()
+    clock.seconds = {"prepare": 4.0, "ranks": 20.0, "publish": 0.5}
+    spent = plan.Spent(
+        attempt=0, epochs=5, train=8.0, input=0.8, allreduce=2.0, validate=2.0, memory=7
+    )
+    found = timing.measure(clock, spent, TRAINING)
+    parts = found.prepare, found.start, found.train, found.validate, found.publish
+    assert parts == (4.0, 10.0, 8.0, 2.0, 0.5)
+    assert found.memory == 7
+    assert found.rows_per_second == 5 * 48000 / 8.0
+    assert (found.input_share, found.allreduce_share) == (0.1, 0.25)
+    assert str(found) == (
+        "30,000 rows/s; seconds: prepare 4.0, start 10.0, train 8.0, validate 2.0, publish 0.5; "
+        "of a step 10% waited for rows and 25% for other ranks"
+    )
+
+
+def test_after_a_restart_there_is_no_hint():
+    clock = timing.Clock()
+    clock.seconds = {"prepare": 1.0, "ranks": 200.0, "publish": 0.5}
+    for attempt, hinted in ((0, True), (1, False)):
+        spent = plan.Spent(
+            attempt=attempt, epochs=5, train=8.0, input=0.8, allreduce=2.0, validate=2.0, memory=7
+        )
+        assert bool(timing.measure(clock, spent, TRAINING).hint) == hinted
+
+
+def test_a_clock_adds_up_what_is_done_twice():
+    clock = timing.Clock()
+    for _ in range(2):
+        with clock.of("prepare"):
+            pass
+    assert list(clock.seconds) == ["prepare"]
+    assert clock.seconds["prepare"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, None),
+        ({"allreduce_share": 0.4}, "ranks wait much: .* raise batch_size=32"),
+        ({"allreduce_share": 0.7}, "2 ranks are slower than one would be: .* raise batch_size=32"),
+        ({"input_share": 0.5}, "steps wait for rows: raise cache"),
+        ({"prepare": 60.0}, "went into the rows: persist"),
+        ({"start": 60.0}, "went into starting ranks"),
+        ({"train": 60.0}, None),
+    ],
+)
+def test_what_dominates_gets_a_hint(changed, words):
+    found = timing.hint(dataclasses.replace(QUICK, **changed), TWO)
+    if words is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert re.search(words, found)
+        assert str(dataclasses.replace(QUICK, hint=found)).endswith(found)
