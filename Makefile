@@ -1,4 +1,4 @@
-# make setup | demo | accuracy | test | faults | lint. Each is safe to repeat.
+# make setup | demo | accuracy | bench | test | faults | lint. Each is safe to repeat.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy test faults lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers test faults lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -45,6 +45,19 @@ demo: setup ## Train, continue, predict, evaluate, draw, on real digits (DATA=mn
 
 accuracy: setup ## Train every network on MNIST, with one rank and with two (half an hour)
 	$(BIN)/python benchmarks/accuracy.py
+
+bench: setup ## Compare with the other ways to train and predict (ARGS=--json, MNIST_DIR=)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: .venv-peers/.synced ## Build the environment of the ways that need older packages
+
+.venv-peers/.synced: benchmarks/peers.txt
+	"$(PYTHON)" -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	PATH="$(CURDIR)/.venv-peers/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
+	  HOROVOD_WITHOUT_MPI=1 HOROVOD_WITH_GLOO=1 .venv-peers/bin/pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation --no-deps horovod==0.28.1
+	@touch $@
 
 test: setup ## Run all tests but the slow ones
 	$(BIN)/pytest

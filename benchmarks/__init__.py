@@ -1,0 +1,1 @@
+"""Comparisons with the other ways to train and predict; see ``__main__``."""

@@ -1,0 +1,193 @@
+"""Compares this library with the other ways, side by side in one run.
+
+    MNIST_DIR=/path/to/idx python -m benchmarks [--json] [--rounds 3] [NAME ...]
+
+The sides of a comparison take turns; a figure is the median of its rounds, and only their ratio
+means anything, since machines differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pyspark.sql import SparkSession
+
+from benchmarks.data import Data
+from benchmarks.sides import BIG, PEERS, Sides
+
+Side = Callable[[Sides], float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two figures whose ratio, the first over the second, has a target."""
+
+    what: str
+    target: float
+    ours: Side
+    theirs: Side
+    at_most: bool = False
+    """Whether the ratio should be below the target, not above."""
+    peers: bool = False
+    """Whether it needs the peers' environment."""
+
+    def met(self, ratio: float) -> bool:
+        """Whether a ratio is as it should be."""
+        return ratio <= self.target if self.at_most else ratio >= self.target
+
+
+def _per_row(part: str) -> tuple[Side, Side]:
+    """Seconds a row of one part of a fit, of ten times the rows and of the rows."""
+
+    def seconds(sides: Sides, times: int) -> float:
+        rows = sides.data.tenfold if times == 10 else sides.data.pictures
+        return getattr(sides.fit(rows, epochs=2).timing, part) / times
+
+    return lambda sides: seconds(sides, 10), lambda sides: seconds(sides, 1)
+
+
+COMPARISONS = {
+    "databricks": Comparison(
+        "training, mlp, batch 128, 2 ranks: rows/s against the Databricks way",
+        4.0, Sides.trains, Sides.trains_as_databricks,
+    ),
+    "keras-thread": Comparison(
+        "training, mlp, batch 128, 1 rank, 1 thread: rows/s against Keras in memory, 1 thread",
+        2.0, lambda s: s.trains(num_proc=1), Sides.keras,
+    ),
+    "keras-machine": Comparison(
+        "training, mlp, batch 128, 2 ranks: rows/s against Keras in memory, all cores",
+        1.0, Sides.trains, lambda s: s.keras(threads=0),
+    ),
+    "bound-cnn": Comparison(
+        "training, cnn, batch 64, 2 ranks: rows/s against two Keras processes at once",
+        0.9, Sides.trains_cnn, lambda s: s.keras(network="cnn", batch=64, processes=2),
+    ),
+    "bound-mlp": Comparison(
+        "training, mlp, batch 1,024, 2 ranks: rows/s against two Keras processes at once",
+        0.9, lambda s: s.trains(batch_size=BIG), lambda s: s.keras(batch=BIG, processes=2),
+    ),
+    "ranks": Comparison(
+        "training, mlp, batch 128: rows/s of 2 ranks against 1",
+        0.6, Sides.trains, lambda s: s.trains(num_proc=1),
+    ),
+    "whole-fit": Comparison(
+        "a whole fit, mlp, 5 epochs: seconds of KerasEstimator.fit against ours",
+        2.5, lambda s: s.peers("fit"), Sides.whole_fit, peers=True,
+    ),
+    "predict": Comparison(
+        "prediction: rows/s against predict_on_batch of 1,024 in memory, all cores",
+        0.5, Sides.predicts, lambda s: s.keras(verb="predict", batch=BIG, threads=0),
+    ),
+    "transform": Comparison(
+        "prediction: rows/s against KerasModel.transform",
+        500.0, Sides.predicts, lambda s: s.peers("transform"), peers=True,
+    ),
+    "evaluate": Comparison(
+        "evaluate: seconds of repeat=10 against repeat=1",
+        1.3, lambda s: s.evaluates(10), lambda s: s.evaluates(1), at_most=True,
+    ),
+    "bytes": Comparison(
+        "shards: bytes on disk for a pixel",
+        1.1, lambda s: s.writes()[1], lambda s: 1.0, at_most=True,
+    ),
+    "write": Comparison(
+        "shards: seconds against make_spark_converter on array<float>",
+        0.5, lambda s: s.writes()[0], Sides.writes_as_databricks, at_most=True,
+    ),
+    "tenfold-prepare": Comparison(
+        "600,000 rows against 60,000: seconds a row to prepare",
+        1.1, *_per_row("prepare"), at_most=True,
+    ),
+    "tenfold-train": Comparison(
+        "600,000 rows against 60,000: seconds a row to train",
+        1.1, *_per_row("train"), at_most=True,
+    ),
+    "tenfold-predict": Comparison(
+        "600,000 rows against 60,000: seconds a row to predict",
+        1.1,
+        lambda s: 1 / s.predicts(s.data.tenfold),
+        lambda s: 1 / s.predicts(),
+        at_most=True,
+    ),
+    "memory": Comparison(
+        "600,000 rows against 60,000: most memory of a rank that streams",
+        1.2, lambda s: s.memory(s.data.tenfold), lambda s: s.memory(s.data.pictures), at_most=True,
+    ),
+}  # fmt: skip
+
+
+def measured(name: str, sides: Sides, rounds: int) -> dict[str, object]:
+    """Run one comparison."""
+    comparison = COMPARISONS[name]
+    pairs = [(comparison.ours(sides), comparison.theirs(sides)) for _ in range(rounds)]
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    return {
+        "name": name,
+        "what": comparison.what,
+        "ratio": ratio,
+        "target": comparison.target,
+        "met": comparison.met(ratio),
+        "ours": ours,
+        "theirs": theirs,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Print the results; the exit code says whether all targets were met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *COMPARISONS], metavar="NAME")
+    parser.add_argument("--json", action="store_true", help="one JSON object a comparison")
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    met = True
+    with tempfile.TemporaryDirectory() as home:
+        spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "4g")
+        spark = spark.config("spark.ui.showConsoleProgress", "false")
+        data = Data(spark.getOrCreate(), Path(home))
+        if not chosen.json:
+            sys.stdout.write(f"{_machine(data)}\n\n{HEAD}\n")
+        for name in chosen.names or COMPARISONS:
+            if COMPARISONS[name].peers and not PEERS.exists():
+                sys.stderr.write(f"{name} is left out: `make bench-peers` builds what it needs\n")
+                continue
+            found = measured(name, Sides(data), chosen.rounds)
+            met = met and bool(found["met"])
+            sys.stdout.write(f"{json.dumps(found) if chosen.json else _line(found)}\n")
+            sys.stdout.flush()
+    return 0 if met else 1
+
+
+HEAD = "| comparison | ratio | target | met |\n|---|---|---|---|"
+
+
+def _line(found: dict[str, object]) -> str:
+    sign = "<=" if COMPARISONS[str(found["name"])].at_most else ">="
+    verdict = "yes" if found["met"] else "no"
+    return f"| {found['what']} | {found['ratio']:.2f} | {sign} {found['target']:g} | {verdict} |"
+
+
+def _machine(data: Data) -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    rows = "MNIST" if data.is_mnist else "random rows of MNIST's shape"
+    return (
+        f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.platform()}, "
+        f"Python {platform.python_version()}; {rows}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""The way of the Databricks notebooks: Petastorm's converter and ``make_tf_dataset`` on every rank.
+
+Horovod's own optimizer does not average with Keras 3, so the ranks use ours.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+
+def converted(rows: DataFrame, directory: str) -> Any:
+    """Materialise as the notebooks do."""
+    from petastorm.spark import SparkDatasetConverter, make_spark_converter
+
+    rows.sparkSession.conf.set(
+        SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF, f"file://{directory}"
+    )
+    try:
+        return make_spark_converter(rows)
+    finally:
+        rows.sparkSession.conf.unset(SparkDatasetConverter.PARENT_CACHE_DIR_URL_CONF)
+
+
+def throughput(converter: Any, *, ranks: int, batch: int, epochs: int) -> float:
+    """Train the mlp; returns rows/s of all ranks."""
+    import horovod.spark
+
+    per_rank = len(converter) // ranks
+    seconds = horovod.spark.run(
+        _rank,
+        args=(converter, per_rank // batch, batch, epochs),
+        num_proc=ranks,
+        use_gloo=True,
+        verbose=0,
+        executable=sys.executable,
+    )
+    return per_rank // batch * batch * ranks * epochs / max(seconds)
+
+
+def _rank(converter: Any, steps: int, batch: int, epochs: int) -> float:
+    """Train on a rank; returns the seconds."""
+    import horovod.tensorflow as hvd
+    import keras
+    import tensorflow as tf
+
+    from spark_mnist import averaging
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    hvd.init()
+    model = keras.Sequential(
+        [
+            keras.Input((784,)),
+            keras.layers.Dense(128, activation="relu"),
+            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    waited = tf.Variable(0.0, dtype=tf.float64)
+    optimizer = averaging.averaged(keras.optimizers.Adam(0.001 * hvd.size()), waited)
+    model.compile(
+        optimizer=optimizer,
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    model.optimizer.build(model.trainable_variables)
+    averaging.broadcast(model)
+    shard = {"cur_shard": hvd.rank(), "shard_count": hvd.size()}
+    with converter.make_tf_dataset(
+        batch_size=batch, num_epochs=None, shuffling_queue_capacity=10_000, **shard
+    ) as rows:
+        data = rows.map(lambda row: (tf.reshape(row.image, (-1, 784)), row.label))
+        begun = time.perf_counter()
+        model.fit(data, steps_per_epoch=steps, epochs=epochs, verbose=0)
+        seconds = time.perf_counter() - begun
+    hvd.shutdown()
+    return seconds

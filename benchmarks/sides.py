@@ -1,0 +1,153 @@
+"""What is measured: each function does its work once and returns one figure."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame
+
+import spark_mnist
+from benchmarks import databricks
+from benchmarks.data import Data
+from spark_mnist import census, plan, shards
+
+EPOCHS = 5
+BIG, SMALL = 1024, 128
+"""Rows of a batch."""
+PEERS = Path(__file__).parent.parent / ".venv-peers" / "bin" / "python"
+"""The environment that ``make bench-peers`` builds."""
+
+
+class Sides:
+    """All that can be measured on some data."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.store = str(data.home / "models")
+
+    def fit(self, rows: DataFrame | None = None, **options: Any) -> spark_mnist.FitResult:
+        """Train; without anything else the mlp, on all rows, in batches of ``SMALL``."""
+        given = {"epochs": EPOCHS, "batch_size": SMALL, "train_validation_ratio": 1.0}
+        given |= {"num_proc": 2, "verbose": 0, "store": self.store, **options}
+        name = str(given.get("network", "mlp"))
+        return spark_mnist.fit(self.data.pictures if rows is None else rows, name, **given)
+
+    def trains(self, **options: Any) -> float:
+        """Rows/s of all ranks in training steps."""
+        return self.fit(**options).timing.rows_per_second
+
+    def trains_cnn(self) -> float:
+        """The same of the cnn, on a tenth of the rows."""
+        few = self.data.pictures.limit(6_000)
+        return self.fit(few, network="cnn", batch_size=64, epochs=1).timing.rows_per_second
+
+    def keras(
+        self,
+        *,
+        network: str = "mlp",
+        batch: int = SMALL,
+        threads: int = 1,
+        processes: int = 1,
+        verb: str = "fit",
+    ) -> float:
+        """Rows/s of Keras in memory, in so many processes at once that share the rows."""
+        epochs, share = (1, 10) if network == "cnn" else (EPOCHS, 1)
+        words = (self.data.arrays, verb, network, batch, threads, epochs, share * processes)
+        command = [sys.executable, "-m", "benchmarks.keras_alone", *map(str, words)]
+        running = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+        ]
+        said = [process.communicate()[0] for process in running]
+        if any(process.returncode for process in running):
+            raise RuntimeError(f"{' '.join(command)} failed")
+        return sum(map(float, said))
+
+    def trains_as_databricks(self) -> float:
+        """Rows/s of two ranks in training steps."""
+        with self._directory() as directory:
+            converter = databricks.converted(self.data.floats, directory)
+            return databricks.throughput(converter, ranks=2, batch=SMALL, epochs=EPOCHS)
+
+    def whole_fit(self) -> float:
+        """Seconds of a whole call."""
+        begun = time.perf_counter()
+        self.fit()
+        return time.perf_counter() - begun
+
+    def peers(self, what: str) -> float:
+        """Seconds of KerasEstimator.fit, or rows/s of its model's transform."""
+        command = [str(PEERS), "benchmarks/estimator.py", str(self.data.arrays), what]
+        environment = {k: v for k, v in os.environ.items() if k not in ("SPARK_HOME", "PYTHONPATH")}
+        found = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+            env={**environment, "PYSPARK_PYTHON": str(PEERS)},
+        )
+        return float(found.stdout.splitlines()[-1])
+
+    def predicts(self, rows: DataFrame | None = None) -> float:
+        """Rows/s of reading, predicting and dropping all rows."""
+        rows = self.data.pictures if rows is None else rows
+        self._trained()
+        found = spark_mnist.predict(rows, "mlp", batch_size=BIG, store=self.store)
+        found.limit(10).write.format("noop").mode("overwrite").save()  # workers start
+        begun = time.perf_counter()
+        found.write.format("noop").mode("overwrite").save()
+        seconds = time.perf_counter() - begun
+        return rows.count() / seconds
+
+    def evaluates(self, repeat: int) -> float:
+        """Seconds of so many evaluations."""
+        self._trained()
+        options = {"repeat": repeat, "batch_size": BIG, "store": self.store}
+        few = self.data.pictures.limit(10)
+        spark_mnist.evaluate(few, "mlp", **options).collect()  # workers start
+        begun = time.perf_counter()
+        spark_mnist.evaluate(self.data.pictures, "mlp", **options).collect()
+        return time.perf_counter() - begun
+
+    def writes(self) -> tuple[float, float]:
+        """Seconds of writing shards for two ranks, and their bytes for a pixel."""
+        with self._directory() as directory:
+            counted = census.take(self.data.pictures, plan.Input())
+            begun = time.perf_counter()
+            with shards.materialized(
+                counted, url=f"file://{directory}", ranks=2, ratio=1.0, seed=0
+            ):
+                seconds = time.perf_counter() - begun
+                return seconds, _bytes(directory) / (counted.rows * 784)
+
+    def writes_as_databricks(self) -> float:
+        """Seconds of the converter on array<float>."""
+        rows = self.data.floats
+        with self._directory() as directory:
+            begun = time.perf_counter()
+            databricks.converted(rows, directory).delete()
+            return time.perf_counter() - begun
+
+    def memory(self, rows: DataFrame) -> float:
+        """Most bytes in memory of a rank that streams."""
+        return self.fit(rows, cache="none", epochs=1).timing.memory
+
+    def _trained(self) -> None:
+        if "mlp" not in [model.name for model in spark_mnist.models(self.store)]:
+            self.fit(epochs=1)
+
+    @contextlib.contextmanager
+    def _directory(self) -> Iterator[str]:
+        with tempfile.TemporaryDirectory(dir=self.data.home) as directory:
+            yield directory
+
+
+def _bytes(directory: str) -> int:
+    return sum(path.stat().st_size for path in Path(directory).rglob("*.parquet") if path.is_file())
