@@ -147,6 +147,7 @@ def measured(name: str, sides: Sides, rounds: int) -> dict[str, object]:
 def main(arguments: list[str]) -> int:
     """Print the results; the exit code says whether all targets were met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    # argparse looks for the default, no names at all, among the choices.
     parser.add_argument("names", nargs="*", choices=[[], *COMPARISONS], metavar="NAME")
     parser.add_argument("--json", action="store_true", help="one JSON object a comparison")
     parser.add_argument("--rounds", type=int, default=3)

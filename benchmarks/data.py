@@ -45,7 +45,7 @@ class Data:
     def floats(self) -> DataFrame:
         """``image`` array<float> in 0..1, ``label`` int."""
         path = str(self.home / "floats")
-        # The JVM's bytes are signed, hence the modulus.
+        # By way of hexadecimal, since the JVM's bytes are signed.
         pixels = F.expr(
             "transform(sequence(1, length(image)), "
             "i -> cast(conv(hex(substring(image, i, 1)), 16, 10) AS float) / 255.0F)"

@@ -20,8 +20,8 @@ from spark_mnist import plan, rowgroups, world
 from spark_mnist.rowgroups import Part
 
 VALIDATION_BATCH = 1024
-READ_AHEAD = 8192
-"""Rows of a streamed shard that are read before they are asked for."""
+CHUNK = 8192
+"""Rows that are handled together, or read ahead, where nothing else says how many."""
 
 
 class Kept:
@@ -43,8 +43,8 @@ class Kept:
 
     def parts(self) -> Iterator[Part]:
         """All rows in order, some at a time."""
-        for start in range(0, len(self), READ_AHEAD):
-            rows = slice(start, start + READ_AHEAD)
+        for start in range(0, len(self), CHUNK):
+            rows = slice(start, start + CHUNK)
             yield self.features[rows].numpy(), self.labels[rows].numpy()
 
     def training(
@@ -142,7 +142,7 @@ class Streamed:
         shapes = ((None, self.shards.width), (None,), (None,))
         signature = tuple(map(tf.TensorSpec, shapes, kinds))
         read = tf.data.Dataset.from_generator(batches, output_signature=signature)
-        ahead = read.prefetch(max(1, READ_AHEAD // size))
+        ahead = read.prefetch(max(1, CHUNK // size))
         return ahead.map(lambda x, y, w: (_numbers(x, self.shards.scale), y, w)).prefetch(4)
 
 
@@ -257,5 +257,7 @@ def _padded(
         if start + size >= len(weights):
             for _ in batches:  # to the end of the files, where their rows are compared
                 pass
-        count = len(weight)
-        yield np.resize(features, (count, features.shape[1])), np.resize(labels, count), weight
+        if len(labels) != len(weight):
+            features = np.resize(features, (len(weight), features.shape[1]))
+            labels = np.resize(labels, len(weight))
+        yield features, labels, weight

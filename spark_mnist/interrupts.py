@@ -74,14 +74,15 @@ class _Taken:
     def __init__(self) -> None:
         self.number: int | None = None
         self._around = sys.exc_info()[1]
-        self._raised = threading.Event()
+        self._over = False
+        self._enough = threading.Event()
         self._cancelling: threading.Thread | None = None
 
     def take(self, number: int, frame: FrameType | None) -> None:
         """Raise, or see to it that the main thread does so soon."""
         self.number = self.number or number
         self._raise_if_free(frame)
-        if self._raised.is_set():
+        if self._over:
             return
         sys.setprofile(lambda frame, *_: self._raise_if_free(frame))
         if not self._cancelling and _calls_the_jvm(frame):
@@ -90,7 +91,8 @@ class _Taken:
 
     def end(self) -> None:
         """Raise no more."""
-        self._raised.set()
+        self._over = True  # before anything is called, which could raise
+        self._enough.set()
         if self.number:
             sys.setprofile(None)
         if self._cancelling:
@@ -104,9 +106,10 @@ class _Taken:
         """
         unwinding = sys.exc_info()[1] is not self._around
         between = frame is not None and frame.f_globals.get("__name__") in (__name__, "contextlib")
-        if self._raised.is_set() or unwinding or between or _calls_the_jvm(frame):
+        if self._over or unwinding or between or _calls_the_jvm(frame):
             return
-        self._raised.set()
+        self._over = True
+        self._enough.set()
         sys.setprofile(None)
         raise KeyboardInterrupt
 
@@ -114,9 +117,9 @@ class _Taken:
         """End the jobs that the main thread waits for, also those that only begin now."""
         pyspark = sys.modules.get("pyspark")
         context = pyspark.SparkContext._active_spark_context if pyspark else None
-        while context and not self._raised.is_set():
+        while context and not self._enough.is_set():
             context.cancelAllJobs()  # as Spark itself does for SIGINT
-            self._raised.wait(AGAIN)
+            self._enough.wait(AGAIN)
 
 
 def _calls_the_jvm(frame: FrameType | None) -> bool:
