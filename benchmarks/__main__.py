@@ -152,15 +152,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a comparison")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     met = True
     with tempfile.TemporaryDirectory() as home:
-        spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "4g")
-        spark = spark.config("spark.ui.showConsoleProgress", "false")
-        data = Data(spark.getOrCreate(), Path(home))
+        data = Data(session(), Path(home))
         if not chosen.json:
-            sys.stdout.write(f"{_machine(data)}\n\n{HEAD}\n")
+            sys.stdout.write(f"{machine(data)}\n\n{HEAD}\n")
         for name in chosen.names or COMPARISONS:
             if COMPARISONS[name].peers and not PEERS.exists():
                 sys.stderr.write(f"{name} is left out: `make bench-peers` builds what it needs\n")
@@ -181,7 +177,16 @@ def _line(found: dict[str, object]) -> str:
     return f"| {found['what']} | {found['ratio']:.2f} | {sign} {found['target']:g} | {verdict} |"
 
 
-def _machine(data: Data) -> str:
+def session() -> SparkSession:
+    """Two slots on this machine, without noise."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "4g")
+    return spark.config("spark.ui.showConsoleProgress", "false").getOrCreate()
+
+
+def machine(data: Data) -> str:
+    """What it was measured on."""
     memory = psutil.virtual_memory().total / 2**30
     rows = "MNIST" if data.is_mnist else "random rows of MNIST's shape"
     return (

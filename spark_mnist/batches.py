@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from spark_mnist import plan, rowgroups, world
+from spark_mnist import networks, plan, rowgroups, world
 from spark_mnist.rowgroups import Part
 
 VALIDATION_BATCH = 1024
@@ -25,12 +25,16 @@ CHUNK = 8192
 
 
 class Kept:
-    """A shard in memory."""
+    """A shard in memory. Of what it gives, the last is to be used: all share one order of rows."""
 
     def __init__(self, shards: plan.Shards, rows: Part) -> None:
         self.shards = shards
+        self._graphs: dict[tuple[int, int], tf.data.Dataset] = {}
+        """Those made so far, by rows of a batch and number of batches: one serves all epochs."""
         with tf.device("CPU"):  # a GPU's memory is the model's
             self.features, self.labels = map(tf.constant, rows)
+            self._order = tf.Variable([], dtype=tf.int64, shape=[None])
+            self._weights = tf.Variable([], dtype=tf.float32, shape=[None])
 
     def __len__(self) -> int:
         rows: int = self.labels.shape[0]
@@ -73,15 +77,21 @@ class Kept:
     def _batched(
         self, order: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], size: int
     ) -> tf.data.Dataset:
-        rows, weight = tf.constant(order), tf.constant(weights)
+        self._order.assign(order)
+        self._weights.assign(weights)
+        key = size, -(-len(order) // size)
+        if key not in self._graphs:
+            self._graphs[key] = self._graph(*key)
+        return self._graphs[key]
 
+    def _graph(self, size: int, count: int) -> tf.data.Dataset:
         def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             part = slice(step * size, (step + 1) * size)
-            index = rows[part]
-            features = _numbers(tf.gather(self.features, index), self.shards.scale)
-            return features, tf.gather(self.labels, index), weight[part]
+            index = self._order[part]
+            features = networks.numbers(tf.gather(self.features, index), self.shards.scale)
+            return features, tf.gather(self.labels, index), self._weights[part]
 
-        return tf.data.Dataset.range(-(-len(order) // size)).map(batch).prefetch(4)
+        return tf.data.Dataset.range(count).map(batch).prefetch(4)
 
 
 class Streamed:
@@ -143,7 +153,7 @@ class Streamed:
         signature = tuple(map(tf.TensorSpec, shapes, kinds))
         read = tf.data.Dataset.from_generator(batches, output_signature=signature)
         ahead = read.prefetch(max(1, CHUNK // size))
-        return ahead.map(lambda x, y, w: (_numbers(x, self.shards.scale), y, w)).prefetch(4)
+        return ahead.map(lambda x, y, w: (networks.numbers(x, self.shards.scale), y, w)).prefetch(4)
 
 
 Shard = Kept | Streamed
@@ -205,10 +215,6 @@ def weights(rows: int, division: world.World) -> npt.NDArray[np.float32]:
     found[-division.last_batch :] = division.last_weight
     found[rows:] = 0
     return found
-
-
-def _numbers(stored: tf.Tensor, scale: float) -> tf.Tensor:
-    return tf.cast(stored, tf.float32) / scale
 
 
 def _join(parts: Sequence[Part]) -> Part:

@@ -106,6 +106,13 @@ def build(network: plan.Network, made: Any = None) -> Any:
     return keras.Model(inputs, outputs, name=network.name)
 
 
+def numbers(stored: Any, scale: float) -> Any:
+    """Rows as they are stored, ``[B, inputs]``, to what a network takes."""
+    from keras import ops
+
+    return ops.cast(stored, "float32") / scale
+
+
 def optimizer(spec: plan.Optimizer, learning_rate: float) -> Any:
     """Make the Keras optimizer with the given rate in place of the specification's."""
     import keras

@@ -119,7 +119,7 @@ def mistakes(
         source.column.alias("image"), truth.alias("truth"), guess.alias("guess")
     ).where("truth != guess")
     rows: Any = wrong.limit(count).toPandas()
-    pictures = schema.tensor_reader(source)(rows["image"]) if len(rows) else np.empty((0, 784))
+    pictures = schema.reader(source)(rows["image"])
     columns = max(1, min(5, len(rows)))
     lines = max(1, -(-len(rows) // columns))
     figure: Figure = make(figsize=(1.3 * columns, 1.5 * lines), layout="constrained")
@@ -127,7 +127,7 @@ def mistakes(
     for axes in grid:
         axes.axis("off")
     for axes, picture, was, read in zip(grid, pictures, rows["truth"], rows["guess"], strict=False):
-        axes.imshow(picture.reshape(28, 28), cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(picture.reshape(28, 28), cmap="gray_r", vmin=0, vmax=source.encoding.scale)
         axes.set_title(f"{was}, read as {read}", fontsize=9)
     if not len(rows):
         grid[0].text(0.5, 0.5, "no mistakes", ha="center", va="center")

@@ -3,7 +3,8 @@
 Two steps, the same for training and scoring, so that one row always gives one tensor:
 
 1. in Spark SQL, on the JVM: every column type a user may bring becomes one of few (``Encoding``);
-2. in numpy, on executors: those become float32 ``[B, W]``, for pictures in 0..1.
+2. in numpy, on executors: those become ``[B, W]`` of an ``Encoding``, one byte a number where that
+   is enough; the network's graph makes them float32 (``networks.numbers``), for pictures in 0..1.
 
 Shape letters: B = rows of a batch, W = numbers of a row. Nothing here imports TensorFlow.
 """
@@ -146,27 +147,27 @@ def unpack(rows: Iterable[bytes], encoding: Encoding) -> npt.NDArray[np.generic]
     return np.frombuffer(b"".join(rows), encoding.dtype).reshape(-1, encoding.width)
 
 
-def tensor_reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.float32]]:
-    """A function for executors: a batch of ``source.column`` to float32 ``[B, W]``.
+def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
+    """A function for executors: a batch of ``source.column`` to ``[B, W]`` of its encoding.
 
-    The function raises ``errors.BadRows`` on a row that has no such tensor.
+    The function raises ``errors.BadRows`` on a row that cannot be a network's.
     """
     encoding, binary, top, words = source.encoding, source.binary, source.top, source.words
     name = ", ".join(source.reads.features[:5])
 
-    def read(rows: pd.Series) -> npt.NDArray[np.float32]:
+    def read(rows: pd.Series) -> npt.NDArray[np.generic]:
         if any(row is None or len(row) != encoding.width for row in rows):
             raise errors.BadRows(f"a row to predict has no {name} of {words}")
-        if rows.empty:
-            return np.empty((0, encoding.width), "float32")
-        stored = unpack(rows, encoding) if binary else np.stack([*rows]).astype("float32")
-        if top is None and not np.isfinite(stored).all():
+        if binary or rows.empty:  # every byte is a pixel
+            return unpack(rows, encoding)
+        numbers: npt.NDArray[Any] = np.concatenate(rows.to_numpy()).reshape(-1, encoding.width)
+        if top is None and not np.isfinite(numbers).all():
             raise errors.BadRows(f"a row to predict has a number in {name} that is not finite")
-        values = stored.astype("float32") / np.float32(encoding.scale)
-        inside = top is None or (values.min(initial=0) >= 0 and values.max(initial=1) <= 1)
+        inside = top is None or (numbers.min() >= 0 and numbers.max() <= top)
         if not inside:  # NaN, too
             raise errors.BadRows(f"a row to predict has a pixel outside 0..{top:.0f}")
-        return values
+        stored: npt.NDArray[np.generic] = numbers.astype(encoding.dtype)
+        return stored
 
     return read
 

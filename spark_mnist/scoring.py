@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 
 from spark_mnist import evaluation, manifests, options, plan, schema
 
-Model = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Model = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
 """Names of columns on the way, unlike any of a user's."""
 LEAST = 1e-37
@@ -46,7 +46,7 @@ def probabilities(
         errors.MissingColumn, errors.UnreadableColumn: The features do not fit.
     """
     source = schema.features(df, saved.reads)
-    read = schema.tensor_reader(source)
+    read, encoding = schema.reader(source), source.encoding
     dropping = mode == options.DROPMALFORMED
     if dropping:
         source = schema.usable(source)
@@ -62,7 +62,7 @@ def probabilities(
     )
 
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        model = _model(shipment)
+        model = _model(shipment, encoding)
         for rows in batches:
             good = rows[rows.notna()] if dropping else rows
             features = read(good)
@@ -146,18 +146,22 @@ class _Shipment:
 
 
 @functools.lru_cache(maxsize=2)
-def _model(shipment: _Shipment) -> Model:
+def _model(shipment: _Shipment, encoding: schema.Encoding) -> Model:
     """Build the model, once for each Python worker; Spark uses these again."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    from spark_mnist import checkpoint
+    from spark_mnist import checkpoint, networks
 
     with contextlib.suppress(RuntimeError):  # already running: another model came first
         tf.config.threading.set_intra_op_parallelism_threads(shipment.threads)
         tf.config.threading.set_inter_op_parallelism_threads(shipment.threads)
     network, weights, pickled = shipment.broadcast.value
     model = checkpoint.built(network, {plan.WEIGHTS: weights}, cloudpickle.loads(pickled))
-    signature = [tf.TensorSpec((None, network.inputs), tf.float32)]
-    call = tf.function(lambda x: model(x, training=False), input_signature=signature)
-    return lambda features: np.asarray(call(features))
+
+    def call(stored: tf.Tensor) -> tf.Tensor:
+        return model(networks.numbers(stored, encoding.scale), training=False)
+
+    signature = [tf.TensorSpec((None, encoding.width), encoding.dtype)]
+    compiled = tf.function(call, input_signature=signature)
+    return lambda stored: np.asarray(compiled(stored))

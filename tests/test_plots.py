@@ -80,8 +80,10 @@ def test_mistakes_show_the_digits_with_truth_and_guess(predictions):
     assert {axes.get_title() for axes in drawn} == {"3, read as 8"}
     threes = {bytes(row["image"]) for row in predictions.where("label = 3").collect()}
     for axes in drawn:
-        picture = np.rint(np.asarray(axes.images[0].get_array()) * 255).astype("uint8")
+        (image,) = axes.images
+        picture = np.asarray(image.get_array())
         assert picture.tobytes() in threes
+        assert (picture.dtype, image.get_clim()) == ("uint8", (0, 255))
 
 
 def test_no_mistakes_is_a_picture_too(predictions):

@@ -5,7 +5,7 @@ from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_mnist import census, errors, plan, schema
+from spark_mnist import census, errors, networks, plan, schema
 
 PICTURES = plan.Input()
 PICTURE = np.random.default_rng(0).integers(0, 256, 784)
@@ -44,13 +44,13 @@ def test_every_representation_gives_the_same_tensor(spark, form):
     df = frame(spark, FORMS[form], LABELS["int"])
     source = schema.features(df, PICTURES)
     expected = (PICTURE / 255).astype("float32").reshape(1, 784)
-    scored = schema.tensor_reader(source)(df.select(source.column).toPandas().iloc[:, 0])
+    scored = schema.reader(source)(df.select(source.column).toPandas().iloc[:, 0])
     packed = df.select(schema.pack(source)).first()[0]
-    trained = (
-        schema.unpack([bytes(packed)], source.encoding).astype("float32") / source.encoding.scale
-    )
-    np.testing.assert_allclose(scored, expected, atol=6e-8)
-    np.testing.assert_array_equal(trained.astype("float32"), scored)
+    trained = schema.unpack([bytes(packed)], source.encoding)
+    tensor = networks.numbers(scored, source.encoding.scale)
+    np.testing.assert_allclose(tensor, expected, atol=6e-8)
+    assert trained.dtype == scored.dtype == source.encoding.dtype
+    np.testing.assert_array_equal(trained, scored)
     assert census.take(df, PICTURES).rows == 1
 
 
@@ -148,4 +148,4 @@ def test_a_type_without_tensor_form_is_a_type_error(spark, column):
 def test_rows_to_predict_are_checked_when_they_are_read(spark, bad):
     source = schema.features(frame(spark, FORMS["doubles"], LABELS["int"]), PICTURES)
     with pytest.raises(errors.BadRows, match="a row to predict"):
-        schema.tensor_reader(source)(pd.Series([np.zeros(784), bad]))
+        schema.reader(source)(pd.Series([np.zeros(784), bad]))

@@ -48,7 +48,7 @@ def test_every_form_of_features_gives_the_same_tensor(iris):
         assert (reads.width, reads.classes, reads.names) == (4, 3, ())
         source = schema.features(df, reads)
         rows = df.select(source.column.alias("x")).toPandas()["x"]
-        tensors[form] = schema.tensor_reader(source)(rows)
+        tensors[form] = schema.reader(source)(rows)
         assert census.take(df, reads).rows == 150
     for tensor in tensors.values():
         np.testing.assert_array_equal(tensor, tensors["columns"])
