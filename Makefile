@@ -1,4 +1,4 @@
-# make setup | demo | accuracy | bench | test | faults | lint. Each is safe to repeat.
+# make setup | demo | accuracy | bench | notebooks | test | faults | lint. Each is safe to repeat.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers test faults lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers notebooks test faults lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -58,6 +58,9 @@ bench-peers: .venv-peers/.synced ## Build the environment of the ways that need 
 	  HOROVOD_WITHOUT_MPI=1 HOROVOD_WITH_GLOO=1 .venv-peers/bin/pip install --quiet --disable-pip-version-check \
 	  --no-build-isolation --no-deps horovod==0.28.1
 	@touch $@
+
+notebooks: setup ## Run the notebooks and keep what they show (NAMES=01_quickstart)
+	$(BIN)/python notebooks/render.py $(NAMES)
 
 test: setup ## Run all tests but the slow ones
 	$(BIN)/pytest

@@ -50,7 +50,7 @@ def _threads_that_give_way() -> Iterator[None]:
 
 
 def averaged(
-    optimizer: keras.optimizers.Optimizer, waited: tf.Variable
+    optimizer: keras.optimizers.Optimizer, waited: tf.Variable, *, compressed: bool = False
 ) -> keras.optimizers.Optimizer:
     """Return the same optimizer, made to average the ranks' gradients before it applies them.
 
@@ -60,22 +60,26 @@ def averaged(
     Args:
         optimizer: For the gradients of one rank.
         waited: Takes the seconds from a rank's last gradient until all are averaged, float64.
+        compressed: Whether gradients travel as float16.
     """
     base = type(optimizer)
 
     def apply(self: Any, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        mean = grads if hvd.size() == 1 else _mean(grads, waited)
+        mean = grads if hvd.size() == 1 else _mean(grads, waited, compressed)
         base.apply(self, mean, trainable_variables)
 
     distributed: Any = type(base.__name__, (base,), {"apply": apply, "__module__": base.__module__})
     return distributed.from_config(optimizer.get_config())
 
 
-def _mean(grads: Sequence[Any], waited: tf.Variable) -> list[Any]:
+def _mean(grads: Sequence[Any], waited: tf.Variable, compressed: bool) -> list[Any]:
+    compression = hvd.Compression.fp16 if compressed else hvd.Compression.none
     own = [g if g is None else tf.convert_to_tensor(g) for g in grads]
     with tf.control_dependencies([g for g in own if g is not None]):
         begun = tf.timestamp()
-    mean = [g if g is None else hvd.allreduce(g, op=hvd.Average) for g in own]
+    mean = [
+        g if g is None else hvd.allreduce(g, op=hvd.Average, compression=compression) for g in own
+    ]
     with tf.control_dependencies([g for g in mean if g is not None]):
         waited.assign_add(tf.timestamp() - begun)
     return mean

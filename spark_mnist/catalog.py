@@ -21,7 +21,6 @@ from spark_mnist import store as stores
 
 logger = logging.getLogger(__name__)
 
-STORE_CONF = "spark.mnist.store"
 DEFAULT_STORE = "models"
 MODELS_RESULT = (
     "name string, version int, epochs int, losses map<string,double>, "
@@ -37,7 +36,7 @@ def open_store(given: str | None, spark: SparkSession | None = None) -> stores.S
     if spark is None:
         with contextlib.suppress(PySparkRuntimeError):
             spark = SparkSession.active()
-    conf = spark.conf.get(STORE_CONF, None) if spark else None
+    conf = spark.conf.get(f"{options.SETTING}store", None) if spark else None
     url = given or conf or DEFAULT_STORE
     try:
         return stores.Store(url)

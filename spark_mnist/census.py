@@ -5,6 +5,7 @@ Runs on the driver, before any rank starts; all scans are Spark SQL on the JVM.
 
 from __future__ import annotations
 
+import collections
 import logging
 import re
 import reprlib
@@ -15,7 +16,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_mnist import errors, options, plan, schema
+from spark_mnist import errors, options, plan, schema, world
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +43,36 @@ class Census:
     """The input's rows that can be used."""
     dropped: Mapping[str, int]
     """The number of the other rows, by reason."""
+    validates: Column | None = None
+    """Whether a row validates, where a column says so."""
+    validating: int = 0
+    """Rows of which it says so."""
 
     @property
     def given(self) -> int:
         """Rows of the input."""
         return self.rows + sum(self.dropped.values())
 
+    def training(self, ratio: float) -> int:
+        """How many rows train, of which ``ratio`` do where no column says which."""
+        if self.validates is not None:
+            return self.rows - self.validating
+        return world.share_of_ratio(self.rows, ratio)
 
-def take(df: DataFrame, reads: plan.Input, mode: str = options.FAILFAST) -> Census:
+
+def take(
+    df: DataFrame,
+    reads: plan.Input,
+    mode: str = options.FAILFAST,
+    validation_indicator: str | None = None,
+) -> Census:
     """Count the rows and check every one, in one pass of Spark SQL.
 
     Args:
         df: The input.
         reads: What is read of it.
         mode: What becomes of rows that cannot be used, a value of the option of that name.
+        validation_indicator: The column that says which rows validate, if there is one.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
@@ -63,15 +80,24 @@ def take(df: DataFrame, reads: plan.Input, mode: str = options.FAILFAST) -> Cens
         errors.TooFewRows: There is no row to use.
     """
     source, target = schema.features(df, reads), label(df, reads)
-    fault = F.coalesce(schema.fault(source), _label_fault(df, reads, target))
-    kinds = df.select(fault.alias("fault"), target.alias("class")).groupBy("fault", "class")
-    bad: dict[str, int] = {}
-    good: dict[int, int] = {}
-    for row in kinds.count().collect():
+    faults = [schema.fault(source), _label_fault(df, reads, target)]
+    validates = None
+    if validation_indicator:
+        validates = _indicator(df, validation_indicator)
+        missing = F.concat(F.lit(validation_indicator), F.lit(" is null"))
+        faults.append(F.when(validates.isNull(), missing))
+    fault = F.coalesce(*faults)
+    held_out = F.lit(False) if validates is None else validates
+    kinds = df.select(fault.alias("fault"), target.alias("class"), held_out.alias("held_out"))
+    bad: collections.Counter[str] = collections.Counter()
+    good: collections.Counter[int] = collections.Counter()
+    validating = 0
+    for row in kinds.groupBy("fault", "class", "held_out").count().collect():
         if row["fault"] is None:
-            good[row["class"]] = row["count"]
+            good[row["class"]] += row["count"]
+            validating += row["count"] * row["held_out"]
         else:
-            bad[row["fault"]] = bad.get(row["fault"], 0) + row["count"]
+            bad[row["fault"]] += row["count"]
     counted, given = _words(bad), sum(good.values()) + sum(bad.values())
     if bad and mode == options.FAILFAST:
         message = f"{sum(bad.values())} of {given} rows cannot be used: {counted}"
@@ -87,7 +113,22 @@ def take(df: DataFrame, reads: plan.Input, mode: str = options.FAILFAST) -> Cens
         name = reads.names[next(iter(good))] if reads.names else next(iter(good))
         logger.warning("all rows have the label %s: there is nothing to tell apart", name)
     usable = df.where(fault.isNull()) if bad else df
-    return Census(sum(good.values()), source, target, usable, bad)
+    return Census(sum(good.values()), source, target, usable, bad, validates, validating)
+
+
+def _indicator(df: DataFrame, name: str) -> Column:
+    """The column that says which rows validate.
+
+    Raises:
+        errors.MissingColumn: There is none of that name.
+        errors.UnreadableColumn: It is not boolean.
+    """
+    found, kind = schema.column(df, name)
+    if not isinstance(kind, T.BooleanType):
+        raise errors.UnreadableColumn(
+            f"column {name!r} is {kind.simpleString()}; what says which rows validate is boolean"
+        )
+    return found
 
 
 def _label_fault(df: DataFrame, reads: plan.Input, target: Column) -> Column:

@@ -75,7 +75,10 @@ def pack_weights(model: keras.Model) -> bytes:
 
 
 def _slots(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    return [v for v in optimizer.variables if v is not optimizer.learning_rate]
+    """The variables to save; how a loss is scaled is none of them, so precision may change."""
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    inner = optimizer.inner_optimizer if scaled else optimizer
+    return [v for v in inner.variables if v is not inner.learning_rate]
 
 
 def _pack(variables: Sequence[keras.Variable]) -> bytes:

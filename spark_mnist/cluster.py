@@ -11,12 +11,14 @@ import psutil
 from pyspark import SparkConf, TaskContext
 from pyspark.sql import SparkSession
 
-from spark_mnist import errors
+from spark_mnist import errors, options
 
 SLOTS_TIMEOUT = 4.0
 """Seconds that executors which are still starting get to offer their slots."""
 SECURE = ("spark.authenticate", "spark.network.crypto.enabled")
 """Settings without which others on the network may read, or send, what driver and executors do."""
+TASK_GPUS = "spark.task.resource.gpu.amount"
+"""GPUs that Spark gives a task."""
 RANK_ENVIRONMENT = (
     "PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|JAVA_HOME|CLASSPATH|"
     "SSL_CERT_.*|REQUESTS_CA_BUNDLE|KRB5.*|ARROW_LIBHDFS_DIR|HADOOP_TOKEN_FILE_LOCATION|"
@@ -51,12 +53,39 @@ def check_settings(spark: SparkSession, *, secure: bool) -> None:
             "spark.speculation=true makes Spark start slow tasks twice, and a rank is a task that "
             "must run once: set it to false for this session"
         )
+    gpus = conf.get(TASK_GPUS)
+    if gpus and 0 < float(gpus) < 1:
+        raise errors.ClusterError(
+            f"{TASK_GPUS}={gpus} lets Spark give one GPU to several ranks: set it to 1"
+        )
     missing = [setting for setting in SECURE if not _is_on(conf, setting)]
     if secure and missing:
         raise errors.ClusterError(
             f"secure=true needs {' and '.join(f'{setting}=true' for setting in missing)}: set it "
             "where the session is made, since Spark's connections carry the keys of a fit"
         )
+
+
+def settings(spark: SparkSession) -> dict[str, str]:
+    """The options that are set for all of the session's work, as text by name.
+
+    Raises:
+        errors.UnknownOption: There is no option for a setting.
+        errors.ClusterError: The session is one of Spark Connect.
+    """
+    if type(spark).__module__.startswith("pyspark.sql.connect"):
+        raise errors.ClusterError(
+            "this session is Spark Connect's, as serverless and shared compute have it: it has no "
+            "tasks for ranks to run in. Use classic compute, on Databricks with dedicated access"
+        )
+    start = options.SETTING
+    for setting, _ in spark.sparkContext.getConf().getAll():
+        name = setting.removeprefix(start)
+        if setting.startswith(start) and name not in options.FIELDS:
+            hint = errors.did_you_mean(name, options.FIELDS)
+            raise errors.UnknownOption(f"Spark's setting {setting}: no option {name!r}{hint}")
+    found = {name: spark.conf.get(f"{start}{name}", None) for name in options.FIELDS}
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def slots(spark: SparkSession) -> int:
@@ -105,9 +134,9 @@ def _too_few(spark: SparkSession, ranks: int, free: int) -> str:
         f"num_proc={ranks} ranks must run at the same time, and Spark has {have} slots{busy}: "
         "lower num_proc, or give the session more executors or cores"
     )
-    gpus = spark.sparkContext.getConf().get("spark.task.resource.gpu.amount")
+    gpus = spark.sparkContext.getConf().get(TASK_GPUS)
     if gpus:
-        message = f"{message}; each takes spark.task.resource.gpu.amount={gpus} of its GPUs, too"
+        message = f"{message}; each takes {TASK_GPUS}={gpus} of its GPUs, too"
     setting = "spark.dynamicAllocation.enabled"
     if _is_on(spark.sparkContext.getConf(), setting):
         return (

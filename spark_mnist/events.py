@@ -31,6 +31,10 @@ SEND_TIMEOUT = 5.0
 """Seconds that a rank waits for the driver to take a line."""
 SELDOM = 0.2
 """Seconds between two events of the kind that may be left out."""
+MOST_TEXT = 1000
+"""Characters of a warning that are sent."""
+NOISY = ("tensorflow", "absl", "petastorm", "pyarrow", "py4j", "h5py", "matplotlib")
+"""Loggers whose warnings are not for the user."""
 ORPHANED = 75
 """Exit code of a rank whose driver is gone: EX_TEMPFAIL."""
 
@@ -201,6 +205,23 @@ class Outbox:
                 heard = time.monotonic()
             elif time.monotonic() - heard > self._patience:
                 os._exit(ORPHANED)
+
+
+class Warnings(logging.Handler):
+    """Sends what is logged as a warning, or worse, to the driver, which tells it once.
+
+    Args:
+        outbox: Of this rank.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__(logging.WARNING)
+        self._outbox = outbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record, unless it is a library's that nobody asked for."""
+        if record.name.partition(".")[0] not in NOISY:
+            self._outbox.send(warning=record.getMessage()[:MOST_TEXT])
 
 
 def _sign(key: bytes, body: bytes) -> bytes:

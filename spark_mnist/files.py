@@ -19,6 +19,14 @@ PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}
 """Protocols of stores without directories, on which a file is seen when it is whole."""
 
 
+def _mounted(url: str) -> str:
+    """``dbfs:/path`` as the path at which Databricks mounts it on every host."""
+    if not url.startswith("dbfs:/"):
+        return url
+    path = f"/{url.removeprefix('dbfs:').lstrip('/')}"
+    return path if path.startswith("/Volumes/") else f"/dbfs{path}"
+
+
 class Files:
     """The files below a root.
 
@@ -27,7 +35,7 @@ class Files:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._fs, self._root = fsspec.core.url_to_fs(_mounted(url))
         self._local = isinstance(self._fs, LocalFileSystem)
         self._flat = not PUT.isdisjoint(_protocols(self._fs))
         self.url: str = f"file://{self._root}" if self._local else url.rstrip("/")

@@ -165,6 +165,8 @@ def _training_plan(
         epochs=chosen.epochs,
         seed=begin.seed,
         cache=kinds.size(chosen.cache),
+        precision=chosen.precision,
+        compressed=chosen.compression == options.FP16,
         standardize=begin.standardize,
         patience=chosen.patience,
         files=begin.files,

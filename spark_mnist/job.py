@@ -14,7 +14,9 @@ import os
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 300
 """Seconds that Spark and Horovod get to start all ranks."""
+LINGER = 0.5
+"""Seconds for which a task stays after its rank has ended."""
 GRACE = 15.0
 """Seconds that ranks get to end once they are told to."""
 
@@ -79,7 +83,7 @@ class Job(threading.Thread):
         threads = int(context.getConf().get("spark.task.cpus", "1"))
         kept = cluster.kept_names(self._spark, training.train.urls[0])
         _leave_signals_alone()
-        with _quiet_threads():
+        with _quiet_threads(), _tasks_that_end():
             reports: list[plan.RankReport] = horovod.spark.run(
                 _rank,
                 args=(dataclasses.replace(training, threads=threads), kept),
@@ -113,6 +117,9 @@ def _rank(training: plan.TrainingPlan, environment: str) -> plan.RankReport:
     rank = int(os.environ["HOROVOD_RANK"])
     cluster.keep_environment(environment)
     with events.Outbox(training.inbox, rank, training.heartbeat_timeout) as outbox:
+        warnings.simplefilter("ignore", FutureWarning)  # of the libraries' releases, not the user's
+        logging.captureWarnings(True)
+        logging.getLogger().addHandler(events.Warnings(outbox))
         from spark_mnist import worker
 
         return worker.run(training, outbox)
@@ -138,6 +145,35 @@ def _leave_signals_alone() -> None:
         return job.abort
 
     gloo_run.register_shutdown_event = registered
+
+
+@contextlib.contextmanager
+def _tasks_that_end() -> Iterator[None]:
+    """Let Horovod's tasks in Spark end soon after their ranks have."""
+    from horovod.spark import runner
+
+    before = runner._task_fn
+    runner._task_fn = _task
+    try:
+        yield
+    finally:
+        runner._task_fn = before
+
+
+def _task(*given: Any) -> Any:
+    """Horovod's own task, without its sleep of three seconds after the rank has ended.
+
+    The driver needs a moment in which to ask for the exit code. Horovod means to give it from the
+    start of the rank's process, and counts from the end.
+    """
+    from horovod.spark import runner
+
+    before = runner.MINIMUM_COMMAND_LIFETIME_S
+    runner.MINIMUM_COMMAND_LIFETIME_S = LINGER
+    try:
+        return runner._task_fn(*given)
+    finally:
+        runner.MINIMUM_COMMAND_LIFETIME_S = before
 
 
 @contextlib.contextmanager

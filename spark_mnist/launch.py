@@ -139,8 +139,11 @@ def _attempt(
     """Start all ranks and watch them to their end."""
     watch = watchdog.Watchdog(training.world.size, training.heartbeat_timeout)
 
+    told = _Told(training.world.size)
+
     def receive(event: events.Event) -> None:
         watch.hear(event)
+        told.hear(event)
         if event["rank"] == 0 and "epoch" in event:
             shown.update(event)
 
@@ -159,6 +162,30 @@ def _attempt(
         raise _failure(running, watch) from running.error
     check(running.reports)
     return running.reports
+
+
+class _Told:
+    """Logs what ranks tell of themselves: their warnings, each once, and where they compute."""
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._lock = threading.Lock()
+        self._warnings: set[str] = set()
+        self._places: dict[int, str] = {}
+
+    def hear(self, event: events.Event) -> None:
+        """Take one event of a rank."""
+        with self._lock:
+            if (text := event.get("warning")) and text not in self._warnings:
+                self._warnings.add(text)
+                logger.warning("rank %d: %s", event["rank"], text)
+            if "device" in event:
+                self._places[event["rank"]] = f"{event['host']}, {event['device']}"
+                if len(self._places) == self._ranks:
+                    lines = (
+                        f"\n  rank {rank}: {self._places[rank]}" for rank in range(self._ranks)
+                    )
+                    logger.info("the ranks compute on%s", "".join(lines))
 
 
 def _wait_for_the_end(watch: watchdog.Watchdog) -> None:

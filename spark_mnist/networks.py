@@ -69,6 +69,8 @@ REGISTRY: Mapping[str, Architecture] = {
     "dnn": Architecture(_dense, hidden=(10, 20, 10), table=True),
 }
 """The networks, by the name in ``network=``."""
+SCALED = "mixed_float16"
+"""The precision whose gradients would vanish if the loss were not scaled."""
 PICTURES, TABLE = "mlp", "dnn"
 """Those that are trained where none is named."""
 
@@ -101,8 +103,11 @@ def build(network: plan.Network, made: Any = None) -> Any:
         outputs = own.attach(x, network, made)
     else:
         hidden = REGISTRY[network.name].stack(x, network)
-        classes = keras.layers.Dense(network.classes, activation="softmax", name="classes")
-        outputs = classes(hidden)
+        outputs = keras.layers.Dense(
+            network.classes, activation="softmax", name="classes", dtype="float32"
+        )(hidden)
+    if outputs.dtype != "float32":  # of a user's model, in mixed precision
+        outputs = keras.layers.Activation("linear", dtype="float32", name="as_float32")(outputs)
     return keras.Model(inputs, outputs, name=network.name)
 
 

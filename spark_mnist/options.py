@@ -19,10 +19,14 @@ def option(default: Any, kind: kinds.Kind, doc: str, shown: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"kind": kind, "doc": doc, "shown": shown})
 
 
+SETTING = "spark.mnist."
+"""What the Spark setting of an option begins with."""
 SEED = (
     "of all that is random: split, shuffles, first weights, shares",
     "0; continuing, the saved model's",
 )
+NONE, FP16 = "none", "fp16"
+"""The values of ``compression``."""
 FAILFAST, DROPMALFORMED = "FAILFAST", "DROPMALFORMED"
 """The values of ``mode``, named as Spark names its own."""
 VERSION = "which version of the model", "the newest; of delete, all"
@@ -81,6 +85,12 @@ class FitOptions(RowOptions):
         None, kinds.COLUMNS, "one column of arrays, or a column for each number", "image"
     )
     label: str | None = option(None, kinds.TEXT, "the column of classes", "label")
+    validation_indicator: str | None = option(
+        None,
+        kinds.TEXT,
+        "a boolean column: the rows in which it is true validate, and all others train",
+        "as train_validation_ratio says",
+    )
     standardize: bool | None = option(
         None,
         kinds.BOOL,
@@ -131,6 +141,14 @@ class FitOptions(RowOptions):
         "1g",
         kinds.SIZE,
         "memory of a rank for its rows; more are read anew in every epoch, shuffled in parts",
+    )
+    precision: str = option(
+        "float32",
+        kinds.one_of("float32", "mixed_float16", "mixed_bfloat16"),
+        "in what ranks compute; weights stay float32",
+    )
+    compression: str = option(
+        NONE, kinds.one_of(NONE, FP16), "in what gradients travel between ranks"
     )
     seed: int | None = option(None, kinds.SEED, *SEED)
     max_restarts: int = option(
@@ -215,8 +233,13 @@ def users(name: str) -> list[str]:
 T = TypeVar("T", bound=Options)
 
 
-def make(kind: type[T], given: Mapping[str, Any]) -> T:
+def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> T:
     """Build the options of one operation from keyword arguments.
+
+    Args:
+        kind: Of the operation.
+        given: Values by name.
+        settings: Text by name, for what is not given.
 
     Raises:
         errors.UnknownOption: A name is not among the operation's options.
@@ -229,7 +252,19 @@ def make(kind: type[T], given: Mapping[str, Any]) -> T:
             raise errors.UnknownOption(
                 f"no option {name!r}; the options are {', '.join(sorted(known))}{hint}"
             )
-    return kind(**given)
+    set_for_all = {
+        name: _setting(name, text)
+        for name, text in (settings or {}).items()
+        if name in known and given.get(name) is None
+    }
+    return kind(**{**given, **set_for_all})
+
+
+def _setting(name: str, text: str) -> Any:
+    try:
+        return read(name, text)
+    except errors.OptionError as error:
+        raise errors.OptionError(f"Spark's setting {SETTING}{name}: {error}") from None
 
 
 def read(name: str, text: str) -> Any:

@@ -174,6 +174,10 @@ class TrainingPlan:
     """Cores that one rank may use."""
     cache: int | None = None
     """Bytes of features that one rank keeps in memory; None keeps them all."""
+    precision: str = "float32"
+    """Keras' dtype policy in which ranks compute."""
+    compressed: bool = False
+    """Whether gradients travel in half their precision."""
     standardize: bool = False
     """Whether to learn mean and deviation of the features before training."""
     patience: int | None = None

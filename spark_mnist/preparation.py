@@ -29,7 +29,6 @@ from spark_mnist import (
     plan,
     shards,
     versions,
-    world,
 )
 from spark_mnist import store as stores
 from spark_mnist.files import Files
@@ -174,10 +173,10 @@ class Preparation:
         )
         self._begin = self.begin.reading(reads)
         counted = self._census = self._counted(df, reads)
-        training = world.share_of_ratio(counted.rows, chosen.train_validation_ratio)
+        training = counted.training(chosen.train_validation_ratio)
         if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
             self.ranks = max(1, min(self.ranks, training // chosen.batch_size))
-        shards.check_enough(counted.rows, self.ranks, chosen.train_validation_ratio)
+        shards.check_enough(counted, self.ranks, chosen.train_validation_ratio)
         if chosen.batch_size > max(training // self.ranks, options.FitOptions.batch_size):
             logger.warning(
                 "batch_size=%d is more than the %d training rows of a rank: an epoch is one step",
@@ -189,7 +188,7 @@ class Preparation:
     def _counted(self, df: DataFrame, reads: plan.Input) -> census.Census:
         """Check the rows. Where none is what a saved model reads, they are another model's."""
         try:
-            return census.take(df, reads, self._chosen.mode)
+            return census.take(df, reads, self._chosen.mode, self._chosen.validation_indicator)
         except errors.BadRows as error:
             if self.begin.version is None or sum(error.counts.values()) < df.count():
                 raise

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import threading
@@ -61,17 +62,22 @@ def check_url(url: str) -> None:
         )
 
 
-def check_enough(rows: int, ranks: int, ratio: float) -> None:
+def check_enough(counted: census.Census, ranks: int, ratio: float) -> None:
     """Refuse what leaves a rank without a row.
 
     Raises:
         errors.TooFewRows: Fewer rows would train than there are ranks.
     """
-    training = world.share_of_ratio(rows, ratio)
+    training = counted.training(ratio)
     if training < ranks:
+        how = (
+            "the validation column"
+            if counted.validates is not None
+            else (f"train_validation_ratio={ratio}")
+        )
         raise errors.TooFewRows(
-            f"{rows} rows with train_validation_ratio={ratio} leave {training} to train: fewer "
-            f"than the {ranks} ranks; use more rows, a larger ratio or fewer num_proc"
+            f"{counted.rows} rows with {how} leave {training} to train: fewer than the {ranks} "
+            "ranks; use more rows, let fewer of them validate, or use fewer num_proc"
         )
 
 
@@ -91,9 +97,12 @@ def materialized(
     Yields:
         Training shards and validation shards.
     """
-    training = world.share_of_ratio(counted.rows, ratio)
+    training = counted.training(ratio)
     features, label = schema.pack(counted.source), counted.label
-    packed = counted.usable.select(features.alias("features"), label.alias("label"))
+    last = F.lit(False) if counted.validates is None else counted.validates
+    packed = counted.usable.select(
+        features.alias("features"), label.alias("label"), last.alias("last")
+    )
     size = counted.rows * counted.source.encoding.row_bytes
     position = F.col("position")
     with contextlib.ExitStack() as stack:
@@ -111,11 +120,15 @@ def materialized(
 
 @contextlib.contextmanager
 def _ordered(packed: DataFrame, rows: int, size: int, seed: int) -> Iterator[DataFrame]:
-    """Give every row its ``position``, 0 to ``rows - 1``, by content and seed alone."""
+    """Give every row its ``position``, 0 to ``rows - 1``, by content and seed alone.
+
+    Those that are to be ``last`` follow all others.
+    """
     slots = packed.sparkSession.sparkContext.defaultParallelism
     tasks = min(BUCKETS, max(slots, math.ceil(size / SORT_BYTES)))
     key = F.xxhash64(F.lit(seed), "features", "label")
     bucket = F.shiftrightunsigned(key, 64 - int(math.log2(BUCKETS))).cast("int")
+    bucket += F.col("last").cast("int") * BUCKETS
     window = Window.partitionBy("bucket").orderBy("key", "features", "label")
     numbered = (
         packed.withColumn("key", key)
@@ -133,7 +146,8 @@ def _ordered(packed: DataFrame, rows: int, size: int, seed: int) -> Iterator[Dat
                 f"the DataFrame gave {rows} rows when counted and {sum(counts.values())} when "
                 "written; its source changes or is random: persist or save it first"
             )
-        starts = [sum(counts.get(b, 0) for b in range(bucket)) for bucket in range(BUCKETS)]
+        sizes = (counts.get(bucket, 0) for bucket in range(2 * BUCKETS))
+        starts = [0, *itertools.accumulate(sizes)]
         start = F.get(F.array(*(F.lit(s).cast("long") for s in starts)), F.col("bucket"))
         yield numbered.select("features", "label", (start + F.col("number")).alias("position"))
     finally:

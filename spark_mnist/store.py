@@ -154,14 +154,14 @@ class Store:
         manifest = self.manifest(name, version)
         files = {}
         for file in manifest["files"] if wanted is None else wanted:
-            stamp = manifest["files"].get(file)
+            written = manifest["files"].get(file)
             if not FILE.fullmatch(file):
                 raise self._damaged(name, version, f"{file!r} is no file of a version")
             try:
                 content = self._files.read(f"{_path(name, version)}/{file}")
             except FileNotFoundError:
                 raise self._damaged(name, version, f"{file} is missing") from None
-            if _stamp(content) != stamp:
+            if stamp(content) != written:
                 raise self._damaged(name, version, f"{file} differs from its sha256 in {MANIFEST}")
             files[file] = content
         return manifest, files
@@ -180,7 +180,7 @@ class Store:
             The number of the version.
         """
         self._check(name)
-        stamps = {file: _stamp(content) for file, content in files.items()}
+        stamps = {file: stamp(content) for file, content in files.items()}
         version = self._claim(name)
         path = _path(name, version)
         try:
@@ -294,5 +294,6 @@ def _path(name: str, version: int) -> str:
     return f"{name}/v{version:06d}"
 
 
-def _stamp(content: bytes) -> dict[str, Any]:
+def stamp(content: bytes) -> dict[str, Any]:
+    """What a manifest says of a file, by which it is known again."""
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}

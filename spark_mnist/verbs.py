@@ -16,6 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from spark_mnist import (
     catalog,
     census,
+    cluster,
     errors,
     evaluation,
     fitting,
@@ -70,7 +71,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
         errors.SparkMnistError: One of its leaves, before any rank starts where the fault is in the
             options, the rows, the store or the cluster.
     """
-    chosen = options.make(options.FitOptions, given)
+    chosen = options.make(options.FitOptions, given, cluster.settings(df.sparkSession))
     name = stores.checked_name(model_name)
     if launch.ONE_FIT.locked():
         logger.info("waiting for the fit of another thread to end")
@@ -97,8 +98,8 @@ def preflight(
     Raises:
         errors.OptionError, errors.UnknownOption: The options are not understood.
     """
-    chosen = options.make(options.FitOptions, given)
     spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
+    chosen = options.make(options.FitOptions, given, cluster.settings(spark))
     return preparation.preflight(spark, df, model_name, chosen)
 
 
@@ -122,7 +123,7 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
             Spark raise when it is read, with the words of ``errors.BadRows``.
     """
     versions.check()
-    chosen = options.make(options.PredictOptions, given)
+    chosen = options.make(options.PredictOptions, given, cluster.settings(df.sparkSession))
     added = ["prediction", "interpreted"] if chosen.interpret else ["prediction"]
     taken = [name for name in df.columns if name.lower() in added]
     if taken:
@@ -152,7 +153,7 @@ def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
         errors.SparkMnistError: One of its leaves.
     """
     versions.check()
-    chosen = options.make(options.EvaluateOptions, given)
+    chosen = options.make(options.EvaluateOptions, given, cluster.settings(df.sparkSession))
     group = evaluation.group_field(df, chosen.by) if chosen.by else None
     reads, scores = _scores(df, model_name, chosen)
     counted = census.take(df, reads, chosen.mode)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import resource
+import socket
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
+from horovod.spark.task import get_available_devices
 
 from spark_mnist import (
     averaging,
     batches,
     checkpoint,
     events,
+    gpus,
     meters,
     networks,
     own,
@@ -44,6 +47,9 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
     tf.config.threading.set_inter_op_parallelism_threads(training.threads)
     try:
         averaging.start()
+        device = gpus.claim(get_available_devices(), hvd.local_rank())
+        outbox.send(host=socket.gethostname(), device=device)
+        keras.config.set_dtype_policy(training.precision)
         return _train(training, outbox)
     except Exception as error:
         failure = plan.Failure(
@@ -233,8 +239,10 @@ def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
     measured, allreduce = meters.Meters(), tf.Variable(0.0, dtype=tf.float64)
     spec = training.optimizer
     optimizer = networks.optimizer(spec, spec.rate(training.first_epoch, ranks))
+    if training.precision == networks.SCALED:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
-        optimizer=averaging.averaged(optimizer, allreduce),
+        optimizer=averaging.averaged(optimizer, allreduce, compressed=training.compressed),
         loss="sparse_categorical_crossentropy",
         weighted_metrics=[measured.loss, measured.accuracy],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +131,18 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(worker.tf.config.threading, setting, lambda _: None)
     monkeypatch.setattr(launch, "train", train)
     monkeypatch.setattr(cluster, "ranks", lambda *_: 1)
+
+
+def run_on_cluster(job: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script that makes a local cluster of its own, in a directory; it must succeed."""
+    environment = {
+        **os.environ,
+        "SPARK_HOME": str(spark_home(directory / "spark")),
+        "PYSPARK_PYTHON": sys.executable,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", job],
+        cwd=directory, env=environment, text=True, capture_output=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done

@@ -1,10 +1,6 @@
 """Real executors: a Spark cluster of two worker processes, each with one slot."""
 
-import os
-import subprocess
-import sys
-
-from tests.conftest import spark_home
+from tests.conftest import run_on_cluster
 
 JOB = """
 import sys
@@ -38,12 +34,6 @@ print("executors", len(executors) - 1, "epochs", [e.epoch for e in again.epochs]
 
 
 def test_two_executors_train_continue_and_score(tmp_path):
-    home = spark_home(tmp_path / "spark")
-    environment = {**os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
-    done = subprocess.run(
-        [sys.executable, "-c", JOB],
-        cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_on_cluster(JOB, tmp_path)
     assert done.stdout.splitlines()[-1] == "executors 2 epochs [9]"
     assert sorted(p.name for p in (tmp_path / "models" / "m").iterdir()) == ["v000001", "v000002"]

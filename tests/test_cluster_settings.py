@@ -117,3 +117,46 @@ def test_a_users_function_does_not_see_what_is_nothing_to_do_with_training(digit
     seen = str(caught.value).split()
     assert {"PATH", "HOROVOD_RANK", "PYTHONPATH"} <= set(seen)
     assert not [name for name in seen if "SECRET" in name or name == "UNRELATED_TOKEN"]
+
+
+def test_a_gpu_is_not_shared():
+    whole = Session(spark_task_resource_gpu_amount="1")
+    cluster.check_settings(whole, secure=False)
+    half = Session(spark_task_resource_gpu_amount="0.5")
+    with pytest.raises(errors.ClusterError, match=r"spark.task.resource.gpu.amount=0.5 lets Spark"):
+        cluster.check_settings(half, secure=False)
+
+
+def test_options_are_spark_settings_too(spark, digits, tmp_path):
+    store = str(tmp_path / "models")
+    given = {"spark.mnist.store": store, "spark.mnist.num_proc": "7", "spark.mnist.epochs": "3"}
+    for name, value in given.items():
+        spark.conf.set(name, value)
+    try:
+        assert cluster.settings(spark) == {"store": store, "num_proc": "7", "epochs": "3"}
+        with pytest.raises(errors.TooFewSlots, match="num_proc=7 ranks"):
+            spark_mnist.fit(digits, "m")
+        found = spark_mnist.preflight(digits, num_proc=1)  # what a call says comes first
+        assert found.ok
+        assert store in str(found)
+        spark.conf.set("spark.mnist.epochs", "3.5")
+        with pytest.raises(errors.OptionError, match=r"setting spark.mnist.epochs: epochs must be"):
+            spark_mnist.fit(digits, "m")
+    finally:
+        for name in given:
+            spark.conf.unset(name)
+
+
+def test_a_setting_that_is_none_is_refused():
+    with pytest.raises(
+        errors.UnknownOption, match=r"spark.mnist.numproc: .* did you mean 'num_proc'"
+    ):
+        cluster.settings(Session(spark_mnist_numproc="2"))
+
+
+def test_spark_connect_is_refused():
+    class Connected:
+        __module__ = "pyspark.sql.connect.session"
+
+    with pytest.raises(errors.ClusterError, match=r"Spark Connect's, .* Use classic compute"):
+        cluster.settings(Connected())

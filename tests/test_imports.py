@@ -19,13 +19,13 @@ LAYERS = [
     {"cluster", "receipts", "recovery", "timing"},
     {"schema", "grammar", "manifests", "checkpoint", "averaging", "progress", "tensorboard"},
     {"census", "evaluation", "meters", "rowgroups", "steps"},
-    {"shards", "batches", "plots", "lineage"},
+    {"shards", "batches", "plots", "lineage", "gpus", "params"},
     {"worker", "results", "job"},
     {"launch", "scoring", "catalog"},
     {"preparation"},
     {"fitting"},
     {"verbs", "exports"},
-    {"datasets"},
+    {"datasets", "ml"},
     {"cli"},
 ]
 SEAMS = {
@@ -34,6 +34,7 @@ SEAMS = {
     "tensorflow": {
         "averaging",
         "batches",
+        "gpus",
         "exports",
         "meters",
         "scoring",

@@ -101,11 +101,16 @@ def test_fewer_validation_rows_than_ranks(digits, tmp_path):
 
 
 def test_fewer_training_rows_than_ranks():
+    def counted(rows, validates=None, validating=0):
+        return census.Census(rows, None, None, None, {}, validates, validating)
+
     with pytest.raises(
         errors.TooFewRows, match=r"4 rows with .*=0.5 leave 2 to train: fewer than the 3 ranks"
     ):
-        shards.check_enough(4, ranks=3, ratio=0.5)
-    shards.check_enough(6, ranks=3, ratio=0.5)
+        shards.check_enough(counted(4), ranks=3, ratio=0.5)
+    shards.check_enough(counted(6), ranks=3, ratio=0.5)
+    with pytest.raises(errors.TooFewRows, match="with the validation column leave 2 to train"):
+        shards.check_enough(counted(6, "a column", 4), ranks=3, ratio=0.5)
 
 
 def test_nothing_is_left_behind(spark, digits, tmp_path):

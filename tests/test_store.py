@@ -455,3 +455,5 @@ def test_the_url_is_the_users_own_where_it_is_no_path(tmp_path):
     assert Store("memory://models/").url == "memory://models"
     assert Store(str(tmp_path)).url == f"file://{tmp_path}"
     assert Store(f"file://{tmp_path}").url == f"file://{tmp_path}"
+    assert Store("dbfs:/models").url == Store("/dbfs/models").url == "file:///dbfs/models"
+    assert Store("dbfs:/Volumes/a/b").url == Store("/Volumes/a/b").url == "file:///Volumes/a/b"

@@ -1,0 +1,192 @@
+"""``fit`` and ``predict`` as stages of Spark ML: in a ``Pipeline``, under a ``CrossValidator``.
+
+No second way to train: the estimator calls ``verbs.fit``, and its model is the version that this
+published. Runs on the driver.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyspark.ml import Estimator, Model
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.util import (
+    DefaultParamsReadable,
+    DefaultParamsReader,
+    DefaultParamsWritable,
+    DefaultParamsWriter,
+    MLReadable,
+    MLReader,
+    MLWritable,
+    MLWriter,
+)
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from spark_mnist import catalog, errors, manifests, options, plan, results, scoring, verbs
+from spark_mnist import store as stores
+from spark_mnist.params import FitParams
+
+BATCH = 1024
+"""Rows of one call of the model."""
+CONTENT = "file string, content binary"
+"""How a saved model's files lie in its Parquet."""
+
+
+class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassifierModel"]):
+    """A trained model as a Transformer; a later fit or delete in the store does not change it.
+
+    ``transform`` is lazy. It keeps all columns and rows and adds ``rawPredictionCol`` (Vector, the
+    logarithms of the probabilities), ``probabilityCol`` (Vector) and ``predictionCol`` (double); a
+    column whose name is set to ``""`` is left out.
+
+    Args:
+        manifest: Of the version.
+        weights: Its file of that name.
+        make: The user's function, where only that can make the network.
+    """
+
+    def __init__(
+        self,
+        manifest: stores.Manifest | None = None,
+        weights: bytes = b"",
+        make: plan.Maker | None = None,
+    ) -> None:
+        super().__init__()
+        self._manifest, self._weights, self._make = manifest or {}, weights, make
+
+    @property
+    def info(self) -> results.ModelInfo:
+        """What is told of the version, as ``describe`` does."""
+        return results.info(self._manifest)
+
+    def write(self) -> MLWriter:
+        """A writer of all that ``load`` needs.
+
+        Raises:
+            errors.ModelMismatch: Only the user's function can make the network.
+        """
+        _, network, _ = manifests.described(self._manifest)
+        manifests.check_makeable(self._manifest["name"], network, None)
+        return _ModelWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader[MnistClassifierModel]:
+        """A reader of what ``write`` wrote."""
+        return _ModelReader()
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        reads, network, _ = manifests.described(self._manifest)
+        if len(reads.features) == 1:
+            reads = dataclasses.replace(reads, features=(self.getFeaturesCol(),))
+        saved = manifests.Saved(reads, network, {plan.WEIGHTS: self._weights}, self._make)
+        mode = self.getOrDefault("mode") if self.isSet("mode") else options.FAILFAST
+        scores = scoring.probabilities(dataset, saved, BATCH, mode)
+        return _added(dataset, scores, self._outputs(dataset))
+
+    def _outputs(self, dataset: DataFrame) -> dict[str, Callable[[Column], Column]]:
+        """The columns to add, each with what makes it of the probabilities."""
+        columns = {
+            self.getRawPredictionCol(): _raw,
+            self.getProbabilityCol(): _vector,
+            self.getPredictionCol(): lambda scores: scoring.predicted(scores).cast("double"),
+        }
+        columns.pop("", None)
+        there = {name.lower() for name in dataset.columns}
+        taken = [name for name in columns if name.lower() in there]
+        if taken:
+            raise errors.ColumnTaken(
+                f"the input has a column {taken[0]!r} already; rename or drop it, or set another "
+                "name for what the model adds"
+            )
+        return columns
+
+
+class MnistClassifier(
+    Estimator[MnistClassifierModel],
+    FitParams,
+    DefaultParamsWritable,
+    DefaultParamsReadable["MnistClassifier"],
+):
+    """``spark_mnist.fit`` as an Estimator.
+
+    Its Params are Spark ML's ``featuresCol``, ``labelCol``, ``predictionCol``, ``probabilityCol``,
+    ``rawPredictionCol``, ``validationIndicatorCol`` and ``seed``, ``modelName``, and the other
+    options of ``fit`` as Spark ML writes names: ``batchSize``, ``learningRate``, ...
+
+    Args:
+        **params: Params by name, as for ``setParams``.
+    """
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__()
+        self.setParams(**params)
+
+    def _fit(self, dataset: DataFrame) -> MnistClassifierModel:
+        given = self.given()
+        result = verbs.fit(dataset, self.getModelName(), **given)
+        store = catalog.open_store(given.get("store"), dataset.sparkSession)
+        manifest, files = store.read(self.getModelName(), result.version, (plan.WEIGHTS,))
+        make = given.get("network")
+        weights = files[plan.WEIGHTS]
+        model = MnistClassifierModel(manifest, weights, make if callable(make) else None)
+        return self._copyValues(model)
+
+
+class _ModelWriter(MLWriter):
+    """Writes Spark ML's metadata, and a version's manifest and weights as Parquet."""
+
+    def __init__(self, model: MnistClassifierModel) -> None:
+        super().__init__()
+        self._model = model
+
+    def saveImpl(self, path: str) -> None:
+        """Write below ``path``."""
+        DefaultParamsWriter.saveMetadata(self._model, path, self.sparkSession.sparkContext)
+        manifest = json.dumps(self._model._manifest).encode()
+        rows = [(stores.MANIFEST, manifest), (plan.WEIGHTS, self._model._weights)]
+        content = self.sparkSession.createDataFrame(rows, CONTENT)
+        content.coalesce(1).write.parquet(f"{path}/data")
+
+
+class _ModelReader(MLReader[MnistClassifierModel]):
+    """Reads what ``_ModelWriter`` wrote, and checks it."""
+
+    def load(self, path: str) -> MnistClassifierModel:
+        """Read a model.
+
+        Raises:
+            errors.DamagedModel: Its files are not what was written.
+        """
+        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession.sparkContext)
+        rows = self.sparkSession.read.schema(CONTENT).parquet(f"{path}/data").collect()
+        files = {row.file: bytes(row.content) for row in rows}
+        if not {stores.MANIFEST, plan.WEIGHTS} <= files.keys():
+            raise errors.DamagedModel(f"{path} is no saved model: it has only {sorted(files)}")
+        manifest, weights = json.loads(files[stores.MANIFEST]), files[plan.WEIGHTS]
+        if stores.stamp(weights) != manifest["files"][plan.WEIGHTS]:
+            raise errors.DamagedModel(f"{path}: {plan.WEIGHTS} differs from its sha256")
+        model = MnistClassifierModel(manifest, weights)
+        model._resetUid(metadata["uid"])
+        DefaultParamsReader.getAndSetParams(model, metadata)
+        return model
+
+
+def _added(
+    dataset: DataFrame, scores: Column, columns: Mapping[str, Callable[[Column], Column]]
+) -> DataFrame:
+    """Score once, whatever is made of the scores."""
+    found = dataset.select("*", scores.alias(scoring.SCORES))
+    added = [make(F.col(scoring.SCORES)).alias(name) for name, make in columns.items()]
+    return found.select("*", *added).drop(scoring.SCORES)
+
+
+def _vector(scores: Column) -> Column:
+    return F.when(scores.isNotNull(), array_to_vector(scores))
+
+
+def _raw(scores: Column) -> Column:
+    return _vector(F.transform(scores, lambda p: F.log(F.greatest(p, F.lit(scoring.LEAST)))))

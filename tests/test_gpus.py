@@ -1,0 +1,59 @@
+"""What GPUs are for, where there are none: TensorFlow's list of them is made up."""
+
+import pytest
+
+import spark_mnist
+from spark_mnist import errors, gpus
+from tests.conftest import arrays
+
+
+def test_two_ranks_on_one_gpu_are_an_error(monkeypatch):
+    def both(pair):
+        return (pair, pair)
+
+    monkeypatch.setattr(gpus.averaging, "gathered", both)
+    monkeypatch.delenv(gpus.VISIBLE, raising=False)
+    assert gpus.claim([], 0) == "CPU"
+    monkeypatch.setenv(gpus.VISIBLE, "")
+    with pytest.raises(errors.ClusterError, match=r"two ranks would share a GPU"):
+        gpus.claim(["3"], 0)
+
+
+def test_more_ranks_than_gpus_are_an_error(monkeypatch):
+    claimed = []
+    monkeypatch.setattr(gpus.tf.config, "list_physical_devices", lambda kind: ["first", "second"])
+    monkeypatch.setattr(
+        gpus.tf.config, "set_visible_devices", lambda gpus, kind: claimed.append(gpus)
+    )
+    monkeypatch.setattr(
+        gpus.tf.config.experimental, "set_memory_growth", lambda gpu, on: claimed.append((gpu, on))
+    )
+    monkeypatch.setattr(gpus.averaging, "gathered", lambda pair: (pair, (0, 0)))
+    assert gpus.claim([], 1) == "GPU 1"
+    assert claimed == [["second"], ("second", True)]
+    with pytest.raises(errors.ClusterError, match=r"has 2 GPUs for more ranks: lower num_proc"):
+        gpus.claim([], 2)
+
+
+def own():
+    import keras
+
+    return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("network", ["mlp", own])
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_precision_is_of_a_fit_and_not_of_its_model(digits, tmp_path, network, precision):
+    store = str(tmp_path)
+    options = {"verbose": 0, "batch_size": 16, "network": network, "store": store}
+    first = spark_mnist.fit(digits, "m", epochs=8, precision=precision, **options)
+    then = spark_mnist.fit(digits, "m", epochs=2, continuous=True, **options)
+    accuracies = [record.metrics["val_accuracy"] for record in (*first.epochs, *then.epochs)]
+    assert min(accuracies[7:]) > 0.7, accuracies
+    for file in ("weights.npz", "optimizer.npz"):
+        kinds = {array.dtype.name for array in arrays(store, "m", 1, file)}
+        assert kinds <= {"float32", "int64"}
+        assert len(arrays(store, "m", 1, file)) == len(arrays(store, "m", 2, file))
+    (row,) = spark_mnist.evaluate(digits, "m", rate=1, version=1, store=store).collect()
+    assert row["metrics"]["accuracy"] > 0.7

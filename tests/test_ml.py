@@ -1,0 +1,164 @@
+"""The stages of Spark ML: in a pipeline, under cross-validation, saved and loaded."""
+
+import numpy as np
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.linalg import VectorUDT
+from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
+from pyspark.sql import functions as F
+
+import spark_mnist
+from spark_mnist import errors
+from spark_mnist.ml import MnistClassifier, MnistClassifierModel
+from spark_mnist.params import OPTIONS
+
+MEASURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def estimator(store):
+    return MnistClassifier(
+        store=store, modelName="digits", epochs=4, batchSize=16, numProc=2, verbose=0, seed=1
+    )
+
+
+@pytest.fixture(scope="module")
+def model(estimator, digits):
+    return estimator.fit(digits)
+
+
+def classes(df):
+    return [int(row["prediction"]) for row in df.select("prediction").collect()]
+
+
+def test_its_model_is_the_version_that_fit_published(model, digits, store):
+    found = spark_mnist.predict(digits, "digits", store=store, interpret=True)
+    assert classes(model.transform(digits)) == [row["interpreted"] for row in found.collect()]
+    assert (model.info.name, model.info.version, model.info.epochs) == ("digits", 1, 4)
+
+
+def test_what_it_adds_is_what_evaluators_take(model, digits):
+    found = model.transform(digits)
+    added = ["rawPrediction", "probability", "prediction"]
+    assert found.columns == [*digits.columns, *added]
+    kinds = [type(found.schema[name].dataType) for name in added[:2]]
+    assert kinds == [VectorUDT, VectorUDT]
+    assert found.schema["prediction"].dataType.simpleString() == "double"
+    for row in found.limit(20).collect():
+        raw, probability = row["rawPrediction"].toArray(), row["probability"].toArray()
+        assert probability.sum() == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(np.exp(raw), probability, rtol=1e-5)
+        assert np.argmax(raw) == np.argmax(probability) == row["prediction"]
+    assert MulticlassClassificationEvaluator(metricName="accuracy").evaluate(found) > 0.7
+    assert MulticlassClassificationEvaluator(metricName="logLoss").evaluate(found) < 2
+
+
+def test_a_column_is_never_overwritten(model, digits):
+    taken = digits.withColumn("Probability", F.lit(1))
+    with pytest.raises(errors.ColumnTaken, match="'probability' already"):
+        model.transform(taken)
+    renamed = model.copy().setProbabilityCol("p").setRawPredictionCol("")
+    assert renamed.transform(taken).columns == [*taken.columns, "p", "prediction"]
+
+
+def test_a_row_that_cannot_be_used(model, digits):
+    bad = digits.limit(3).select(F.when(F.lit(False), F.col("image")).alias("image"), "label")
+    with pytest.raises(Exception, match="a row to predict has no image"):
+        model.transform(bad).collect()
+    found = model.copy().setMode("DROPMALFORMED").transform(bad).collect()
+    assert [(row["probability"], row["prediction"]) for row in found] == [(None, None)] * 3
+
+
+@pytest.mark.usefixtures("in_process")
+def test_in_a_pipeline_saved_and_loaded(spark, tmp_path, store):
+    iris = spark_mnist.datasets.iris(spark, "train")
+    test = spark_mnist.datasets.iris(spark, "test")
+    stages = [
+        VectorAssembler(inputCols=MEASURES, outputCol="features"),
+        MnistClassifier(featuresCol="features", modelName="iris", store=store)
+        .setNumProc(1)
+        .setBatchSize(16)
+        .setEpochs(60)
+        .setVerbose(0),
+    ]
+    pipeline = Pipeline(stages=stages)
+    pipeline.write().overwrite().save(f"file://{tmp_path}/pipeline")
+    again = Pipeline.load(f"file://{tmp_path}/pipeline").getStages()[1]
+    assert again.extractParamMap() == {
+        again.getParam(param.name): value for param, value in stages[1].extractParamMap().items()
+    }
+    fitted = pipeline.fit(iris)
+    accuracy = MulticlassClassificationEvaluator(metricName="accuracy")
+    assert accuracy.evaluate(fitted.transform(test)) >= 0.9
+    fitted.write().overwrite().save(f"file://{tmp_path}/model")
+    fitted.write().overwrite().save(f"file://{tmp_path}/model")
+    spark_mnist.catalog.delete("iris", store=store)
+    loaded = PipelineModel.load(f"file://{tmp_path}/model")
+    assert classes(loaded.transform(test)) == classes(fitted.transform(test))
+    assert loaded.stages[1].info == fitted.stages[1].info
+    assert loaded.stages[1].uid == fitted.stages[1].uid
+
+
+def test_a_damaged_save_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "_weights", b"others")
+    model.save(f"file://{tmp_path}/model")
+    with pytest.raises(errors.DamagedModel, match=r"weights.npz differs from its sha256"):
+        MnistClassifierModel.load(f"file://{tmp_path}/model")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_under_cross_validation(estimator, digits):
+    small = estimator.copy().setModelName("crossed").setNumProc(1).setEpochs(8)
+    grid = ParamGridBuilder().addGrid(small.learningRate, [1e-6, 0.01]).build()
+    accuracy = MulticlassClassificationEvaluator(metricName="accuracy")
+    found = CrossValidator(
+        estimator=small, estimatorParamMaps=grid, evaluator=accuracy, numFolds=2, seed=1
+    ).fit(digits)
+    assert found.avgMetrics[0] < 0.5 < found.avgMetrics[1]
+    assert found.bestModel.getLearningRate() == 0.01
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_column_says_which_rows_validate(estimator, digits, store):
+    rows = digits.withColumn("held_out", F.xxhash64("image") % 3 == 0)
+    count = rows.where("held_out").count()
+    params = {
+        "validationIndicatorCol": "held_out",
+        "modelName": "held_out",
+        "epochs": 1,
+        "numProc": 1,
+    }
+    info = estimator.copy().setParams(**params).fit(rows).info
+    assert info.rows["validation"] == count
+    assert info.rows["train"] == rows.count() - count
+
+
+def test_every_option_is_a_param():
+    names = {param.name for param in MnistClassifier().params}
+    assert set(OPTIONS) <= names
+    for name in names:
+        title = name[0].upper() + name[1:]
+        assert callable(getattr(MnistClassifier, f"get{title}"))
+        assert callable(getattr(MnistClassifier, f"set{title}"))
+    assert "rows of one step" in MnistClassifier().explainParam("batchSize")
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({"epoch": 1}, errors.UnknownOption, "no Param 'epoch'.*did you mean 'epochs'"),
+        ({"epochs": 0}, TypeError, "epochs must be int >= 1, not 0"),
+        ({"batchSize": 2.5}, TypeError, "batch_size must be int >= 1, not 2.5"),
+        ({"network": "mpl"}, TypeError, "network must be mlp"),
+    ],
+)
+def test_wrong_params(params, error, message):
+    with pytest.raises(error, match=message):
+        MnistClassifier(**params)

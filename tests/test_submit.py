@@ -1,0 +1,124 @@
+"""spark-submit to a real standalone cluster, started with the files of conf/."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyspark
+import pytest
+
+import spark_mnist.__main__
+from tests.conftest import REPOSITORY, spark_home
+
+CONF = REPOSITORY / "conf"
+NVIDIA_SMI = "#!/bin/sh\necho $FAKE_GPU\n"
+SMALL = {  # what a machine of two cores can give
+    "spark.executor.cores": "1",
+    "spark.task.cpus": "1",
+    "spark.executor.memory": "1g",
+    "spark.executor.memoryOverhead": "1g",
+    "spark.ui.enabled": "false",
+}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Cluster:
+    """A master and two workers, each with one core and one made-up GPU."""
+
+    def __init__(self, home):
+        self.home = home
+        self.master = f"spark://127.0.0.1:{free_port()}"
+        conf, programs = home / "conf", home / "bin"
+        shutil.copytree(CONF, conf)
+        programs.mkdir()
+        (programs / "nvidia-smi").write_text(NVIDIA_SMI)
+        (programs / "nvidia-smi").chmod(0o755)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "SPARK_HOME": str(spark_home(home / "spark")),
+            "SPARK_CONF_DIR": str(conf),
+            "PYSPARK_PYTHON": sys.executable,
+        }
+        host, _, port = self.master.removeprefix("spark://").partition(":")
+        self._running = [self._start("master.Master", "--host", host, "--port", port)]
+        for gpu in ("4", "7"):
+            self._running.append(
+                self._start(
+                    "worker.Worker", "--cores", "1", "--memory", "2g", "--work-dir",
+                    str(home / f"work{gpu}"), self.master, FAKE_GPU=gpu,
+                )
+            )  # fmt: skip
+
+    def _start(self, name, *arguments, **environment):
+        program = Path(pyspark.__file__).parent / "bin" / "spark-class"
+        with (self.home / f"{name}.log").open("a") as log:
+            return subprocess.Popen(
+                [program, f"org.apache.spark.deploy.{name}", *arguments, "--webui-port", "0"],
+                stdout=log, stderr=log, env={**self.environment, **environment},
+            )  # fmt: skip
+
+    def submit(self, properties, script, *arguments):
+        program = Path(pyspark.__file__).parent / "bin" / "spark-submit"
+        given = [word for item in SMALL.items() for word in ("--conf", "=".join(item))]
+        command = [program, "--master", self.master, "--properties-file", CONF / properties, *given]
+        done = subprocess.run(
+            [*command, script, *arguments],
+            cwd=self.home, env=self.environment, text=True, capture_output=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def stop(self):
+        for process in reversed(self._running):
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    running = Cluster(tmp_path_factory.mktemp("cluster"))
+    time.sleep(5)  # so that workers have said what they have; jobs would wait for them, too
+    yield running
+    running.stop()
+
+
+def test_the_command_on_a_cluster_with_gpus(cluster):
+    main = spark_mnist.__main__.__file__
+    words = ["fit", "test_model", "epochs=2", "batch_size=16", "num_proc=2", "compression=fp16"]
+    flags = ["--input", "digits:train", "--store", cluster.home / "models", "--json"]
+    done = cluster.submit("spark-defaults-gpu.conf", main, *words, *flags)
+    assert [line[:10] for line in done.stdout.splitlines()] == ['{"epoch":1', '{"epoch":2']
+    ranks = dict(re.findall(r"rank (\d): \S+, GPU (\d)", done.stderr))
+    assert sorted(ranks) == ["0", "1"]
+    assert sorted(ranks.values()) == ["4", "7"], done.stderr
+    told = re.findall(r"Spark gave this rank GPU (\d) .* TensorFlow sees none", done.stderr)
+    assert sorted(told) == ["4", "7"]  # each once, since these GPUs are made up
+
+
+def test_a_job_of_the_users(cluster):
+    job = REPOSITORY / "examples" / "train_job.py"
+    output = cluster.home / "predictions"
+    done = cluster.submit("spark-defaults.conf", job, cluster.home / "models", output)
+    found = re.fullmatch(r"version 1: (\d+) of (\d+) digits .*", done.stdout.splitlines()[-1])
+    assert int(found[1]) > 0.8 * int(found[2])
+    assert (output / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("name", [path.name for path in CONF.iterdir()])
+def test_every_setting_is_explained(name):
+    lines = [line.strip() for line in (CONF / name).read_text().splitlines()]
+    explained = False
+    for line in lines:
+        explained = line.startswith("#") or (bool(line) and explained)
+        assert explained or not line, f"{line!r} follows no comment"
