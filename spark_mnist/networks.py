@@ -69,8 +69,8 @@ REGISTRY: Mapping[str, Architecture] = {
     "dnn": Architecture(_dense, hidden=(10, 20, 10), table=True),
 }
 """The networks, by the name in ``network=``."""
-SCALED = "mixed_float16"
-"""The precision whose gradients would vanish if the loss were not scaled."""
+FLOAT32, SCALED, BFLOAT16 = "float32", "mixed_float16", "mixed_bfloat16"
+"""Precisions; the gradients of ``SCALED`` would vanish if the loss were not scaled."""
 PICTURES, TABLE = "mlp", "dnn"
 """Those that are trained where none is named."""
 
@@ -104,10 +104,10 @@ def build(network: plan.Network, made: Any = None) -> Any:
     else:
         hidden = REGISTRY[network.name].stack(x, network)
         outputs = keras.layers.Dense(
-            network.classes, activation="softmax", name="classes", dtype="float32"
+            network.classes, activation="softmax", name="classes", dtype=FLOAT32
         )(hidden)
-    if outputs.dtype != "float32":  # of a user's model, in mixed precision
-        outputs = keras.layers.Activation("linear", dtype="float32", name="as_float32")(outputs)
+    if outputs.dtype != FLOAT32:  # of a user's model, in mixed precision
+        outputs = keras.layers.Activation("linear", dtype=FLOAT32, name="as_float32")(outputs)
     return keras.Model(inputs, outputs, name=network.name)
 
 

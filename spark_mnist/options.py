@@ -143,9 +143,9 @@ class FitOptions(RowOptions):
         "memory of a rank for its rows; more are read anew in every epoch, shuffled in parts",
     )
     precision: str = option(
-        "float32",
-        kinds.one_of("float32", "mixed_float16", "mixed_bfloat16"),
-        "in what ranks compute; weights stay float32",
+        networks.FLOAT32,
+        kinds.one_of(networks.FLOAT32, networks.SCALED, networks.BFLOAT16),
+        "in what ranks compute; weights, and a Keras model that is given, stay as they are",
     )
     compression: str = option(
         NONE, kinds.one_of(NONE, FP16), "in what gradients travel between ranks"

@@ -49,7 +49,6 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
         averaging.start()
         device = gpus.claim(get_available_devices(), hvd.local_rank())
         outbox.send(host=socket.gethostname(), device=device)
-        keras.config.set_dtype_policy(training.precision)
         return _train(training, outbox)
     except Exception as error:
         failure = plan.Failure(
@@ -201,6 +200,17 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
     )
 
 
+@contextlib.contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    """Let layers that are made here compute in a dtype policy of Keras's."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def _left(memory: int | None, rows: batches.Shard) -> int | None:
     """What the training rows leave of the memory for rows."""
     if memory is None:
@@ -216,6 +226,15 @@ def _described(training: plan.TrainingPlan, made: keras.Model | None) -> plan.Ne
     if training.first_epoch:
         own.check_same(training.network, network)
     return network
+
+
+def _made_again(training: plan.TrainingPlan, made: keras.Model | None) -> keras.Model | None:
+    """The user's model in the precision that holds now; what is saved is the first, in its own."""
+    if made is None or training.make is None or training.precision == networks.FLOAT32:
+        return made
+    again = training.make()
+    again.set_weights(made.get_weights())
+    return again
 
 
 def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
@@ -235,7 +254,8 @@ def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
                 lambda: (part for part, _ in rows.parts()), training.train.scale
             )
         network = dataclasses.replace(network, mean=mean, deviation=deviation)
-    model = networks.build(network, made)
+    with outbox.busy(), _precision(training.precision):
+        model = networks.build(network, _made_again(training, made))
     measured, allreduce = meters.Meters(), tf.Variable(0.0, dtype=tf.float64)
     spec = training.optimizer
     optimizer = networks.optimizer(spec, spec.rate(training.first_epoch, ranks))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyspark
 import pytest
 
-import spark_mnist.__main__
+import spark_mnist
 from tests.conftest import REPOSITORY, spark_home
 
 CONF = REPOSITORY / "conf"
@@ -94,7 +94,7 @@ def cluster(tmp_path_factory):
 
 
 def test_the_command_on_a_cluster_with_gpus(cluster):
-    main = spark_mnist.__main__.__file__
+    main = Path(spark_mnist.__file__).parent / "__main__.py"
     words = ["fit", "test_model", "epochs=2", "batch_size=16", "num_proc=2", "compression=fp16"]
     flags = ["--input", "digits:train", "--store", cluster.home / "models", "--json"]
     done = cluster.submit("spark-defaults-gpu.conf", main, *words, *flags)
