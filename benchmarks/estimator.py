@@ -65,7 +65,7 @@ def main(path, what):
     if what == "fit":
         return time.perf_counter() - begun
     few = rows.limit(2000).repartition(2)
-    fitted.transform(few.limit(10)).collect()  # workers start
+    fitted.transform(rows.limit(20).repartition(2)).collect()  # both workers start
     begun = time.perf_counter()
     fitted.transform(few).write.format("noop").mode("overwrite").save()
     return 2000 / (time.perf_counter() - begun)

@@ -10,7 +10,7 @@ import logging
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -20,6 +20,8 @@ from spark_mnist import errors, options, plan, schema, world
 
 logger = logging.getLogger(__name__)
 
+BUCKETS = 256
+"""Parts in which rows are ordered."""
 MOST_REASONS = 8
 """Reasons that a message lists."""
 SAMPLE_COLUMNS = 5
@@ -47,11 +49,20 @@ class Census:
     """Whether a row validates, where a column says so."""
     validating: int = 0
     """Rows of which it says so."""
+    key: Column | None = None
+    """A hash of the row and the seed, by which rows are ordered; None where no seed is given."""
+    buckets: Mapping[int, int] = field(default_factory=dict)
+    """The number of rows by ``bucket``."""
 
     @property
     def given(self) -> int:
         """Rows of the input."""
         return self.rows + sum(self.dropped.values())
+
+    @property
+    def bucket(self) -> Column:
+        """The part of the order in which a row is; rows that validate by a column come last."""
+        return _bucket(self.key, self.validates)
 
     def training(self, ratio: float) -> int:
         """How many rows train, of which ``ratio`` do where no column says which."""
@@ -65,6 +76,7 @@ def take(
     reads: plan.Input,
     mode: str = options.FAILFAST,
     validation_indicator: str | None = None,
+    seed: int | None = None,
 ) -> Census:
     """Count the rows and check every one, in one pass of Spark SQL.
 
@@ -73,6 +85,7 @@ def take(
         reads: What is read of it.
         mode: What becomes of rows that cannot be used, a value of the option of that name.
         validation_indicator: The column that says which rows validate, if there is one.
+        seed: Of an order in which rows can be counted, too.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
@@ -87,15 +100,16 @@ def take(
         missing = F.concat(F.lit(validation_indicator), F.lit(" is null"))
         faults.append(F.when(validates.isNull(), missing))
     fault = F.coalesce(*faults)
-    held_out = F.lit(False) if validates is None else validates
-    kinds = df.select(fault.alias("fault"), target.alias("class"), held_out.alias("held_out"))
+    key = None if seed is None else F.xxhash64(F.lit(seed), source.column, target)
+    bucket = _bucket(key, validates)
+    kinds = df.select(fault.alias("fault"), target.alias("class"), bucket.alias("bucket"))
     bad: collections.Counter[str] = collections.Counter()
     good: collections.Counter[int] = collections.Counter()
-    validating = 0
-    for row in kinds.groupBy("fault", "class", "held_out").count().collect():
+    buckets: collections.Counter[int] = collections.Counter()
+    for row in kinds.groupBy("fault", "class", "bucket").count().collect():
         if row["fault"] is None:
             good[row["class"]] += row["count"]
-            validating += row["count"] * row["held_out"]
+            buckets[row["bucket"]] += row["count"]
         else:
             bad[row["fault"]] += row["count"]
     counted, given = _words(bad), sum(good.values()) + sum(bad.values())
@@ -113,7 +127,23 @@ def take(
         name = reads.names[next(iter(good))] if reads.names else next(iter(good))
         logger.warning("all rows have the label %s: there is nothing to tell apart", name)
     usable = df.where(fault.isNull()) if bad else df
-    return Census(sum(good.values()), source, target, usable, bad, validates, validating)
+    return Census(
+        rows=sum(good.values()),
+        source=source,
+        label=target,
+        usable=usable,
+        dropped=bad,
+        validates=validates,
+        validating=sum(count for bucket, count in buckets.items() if bucket >= BUCKETS),
+        key=key,
+        buckets=buckets,
+    )
+
+
+def _bucket(key: Column | None, validates: Column | None) -> Column:
+    first = F.lit(0) if key is None else F.shiftrightunsigned(key, 64 - BUCKETS.bit_length() + 1)
+    last = F.lit(False) if validates is None else validates
+    return first.cast("int") + last.cast("int") * BUCKETS
 
 
 def _indicator(df: DataFrame, name: str) -> Column:

@@ -91,7 +91,6 @@ def _trained(
         url=work,
         ranks=ready.ranks,
         ratio=chosen.train_validation_ratio,
-        seed=ready.begin.seed,
     )
     for again in (True, False):
         logger.debug("writing shards")

@@ -188,7 +188,13 @@ class Preparation:
     def _counted(self, df: DataFrame, reads: plan.Input) -> census.Census:
         """Check the rows. Where none is what a saved model reads, they are another model's."""
         try:
-            return census.take(df, reads, self._chosen.mode, self._chosen.validation_indicator)
+            return census.take(
+                df,
+                reads,
+                self._chosen.mode,
+                validation_indicator=self._chosen.validation_indicator,
+                seed=self.begin.seed,
+            )
         except errors.BadRows as error:
             if self.begin.version is None or sum(error.counts.values()) < df.count():
                 raise

@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,25 @@ def probabilities(
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The features do not fit.
     """
+    return _scored(df, saved, batch_size, mode, "array<float>", list)
+
+
+def classes(
+    df: DataFrame, saved: manifests.Saved, batch_size: int, mode: str = options.FAILFAST
+) -> Column:
+    """The class of highest probability, the first of equals, as an int; see ``probabilities``."""
+    return _scored(df, saved, batch_size, mode, "int", lambda scores: scores.argmax(axis=1))
+
+
+def _scored(
+    df: DataFrame,
+    saved: manifests.Saved,
+    batch_size: int,
+    mode: str,
+    returns: str,
+    make: Callable[[npt.NDArray[np.float32]], Any],
+) -> Column:
+    """What ``make`` makes of the class probabilities ``[B, C]``, for each row."""
     source = schema.features(df, saved.reads)
     read, encoding = schema.reader(source), source.encoding
     dropping = mode == options.DROPMALFORMED
@@ -53,8 +73,8 @@ def probabilities(
     context = df.sparkSession.sparkContext
     # A broadcast is pickled by reference: a function of the user's script must travel by value.
     # PySpark ships its copy of cloudpickle without types, hence the ignore.
-    make = cloudpickle.dumps(saved.make)  # type: ignore[no-untyped-call]
-    content = (saved.network, saved.files[plan.WEIGHTS], make)
+    own = cloudpickle.dumps(saved.make)  # type: ignore[no-untyped-call]
+    content = (saved.network, saved.files[plan.WEIGHTS], own)
     shipment = _Shipment(
         hashlib.sha256(repr(content).encode()).hexdigest(),
         context.broadcast(content),
@@ -70,11 +90,13 @@ def probabilities(
                 model(features[start : start + batch_size])
                 for start in range(0, len(features), batch_size)
             ]
-            found = (row for part in scores for row in part)
-            there = rows.notna() if dropping else [True] * len(rows)
-            yield pd.Series([next(found) if row else None for row in there], dtype=object)
+            found = make(np.concatenate(scores)) if scores else []
+            if len(good) < len(rows):
+                each = iter(found)
+                found = [next(each) if there else None for there in rows.notna()]
+            yield pd.Series(found, dtype=object if len(good) < len(rows) else None)
 
-    return schema.by_batch(score, "array<float>")(source.column)
+    return schema.by_batch(score, returns)(source.column)
 
 
 def predicted(scores: Column) -> Column:
@@ -83,20 +105,24 @@ def predicted(scores: Column) -> Column:
     return (first - 1).cast("int")
 
 
-def predictions(df: DataFrame, scores: Column, reads: plan.Input, *, interpret: bool) -> DataFrame:
+def predictions(df: DataFrame, found: Column, reads: plan.Input, *, interpret: bool) -> DataFrame:
     """Add ``prediction``, one-hot ``array<int>``, and if asked ``interpreted``, the class's name.
 
     The class is a column of its own first, so that Spark computes it once and not once for each
     element of the array.
+
+    Args:
+        df: The input.
+        found: The class of each row, see ``classes``.
+        reads: Of the model.
+        interpret: Whether to add the name.
     """
-    found = df.select("*", scores.alias(SCORES))
-    found = found.select("*", predicted(F.col(SCORES)).alias(CLASS))
     label = F.col(CLASS)
     numbers = F.array(*((label == number).cast("int") for number in range(reads.classes)))
     one_hot = F.when(label.isNotNull(), numbers)
     name = F.get(F.array(*map(F.lit, reads.names)), label) if reads.names else label
     added = [one_hot.alias("prediction"), name.alias("interpreted")]
-    return found.select("*", *added[: 1 + interpret]).drop(SCORES, CLASS)
+    return df.select("*", found.alias(CLASS)).select("*", *added[: 1 + interpret]).drop(CLASS)
 
 
 def cross_entropy(scores: Column, label: Column) -> Column:

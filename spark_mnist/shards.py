@@ -18,12 +18,11 @@ import logging
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib import parse
 
 import fsspec
 import pyarrow.parquet as pq
-from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
@@ -33,8 +32,6 @@ GROUP_BYTES = 32 << 20
 """Most bytes of features in one row group."""
 BLOCK_BYTES = 128 << 20
 """Parquet's own bound on a row group: well above ours, so that a file never has two."""
-BUCKETS = 256
-"""Parts in which rows are ordered."""
 SORT_BYTES = 64 << 20
 """Bytes of features that one task orders."""
 CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
@@ -83,104 +80,93 @@ def check_enough(counted: census.Census, ranks: int, ratio: float) -> None:
 
 @contextlib.contextmanager
 def materialized(
-    counted: census.Census, *, url: str, ranks: int, ratio: float, seed: int
+    counted: census.Census, *, url: str, ranks: int, ratio: float
 ) -> Iterator[tuple[plan.Shards, plan.Shards]]:
     """Write training and validation rows as Parquet; delete them at the end.
 
     Args:
-        counted: The input.
+        counted: The input, counted in the order of a seed.
         url: A directory of this fit alone, which all executors can reach.
         ranks: How many will read.
-        ratio: Share of the rows that trains.
-        seed: Of the order.
+        ratio: Share of the rows that trains, where no column says which.
 
     Yields:
         Training shards and validation shards.
+
+    Raises:
+        errors.BadRows: The input is not what it was when it was counted.
     """
     training = counted.training(ratio)
-    features, label = schema.pack(counted.source), counted.label
-    last = F.lit(False) if counted.validates is None else counted.validates
-    packed = counted.usable.select(
-        features.alias("features"), label.alias("label"), last.alias("last")
-    )
-    size = counted.rows * counted.source.encoding.row_bytes
+    rows = (training, counted.rows - training)
+    encoding = counted.source.encoding
+    files = [_files(part, encoding, ranks) for part in rows]
     position = F.col("position")
-    with contextlib.ExitStack() as stack:
-
-        def write(rows: DataFrame, count: int) -> plan.Shards:
-            part = _written(rows, count, counted.source.encoding, url=url, ranks=ranks)
-            return stack.enter_context(part)
-
-        with _ordered(packed, counted.rows, size, seed) as rows:
-            train = write(rows.where(position < training), training)
-            rest = rows.where(position >= training).withColumn("position", position - training)
-            validation = write(rest, counted.rows - training)
-        yield train, validation
-
-
-@contextlib.contextmanager
-def _ordered(packed: DataFrame, rows: int, size: int, seed: int) -> Iterator[DataFrame]:
-    """Give every row its ``position``, 0 to ``rows - 1``, by content and seed alone.
-
-    Those that are to be ``last`` follow all others.
-    """
-    slots = packed.sparkSession.sparkContext.defaultParallelism
-    tasks = min(BUCKETS, max(slots, math.ceil(size / SORT_BYTES)))
-    key = F.xxhash64(F.lit(seed), "features", "label")
-    bucket = F.shiftrightunsigned(key, 64 - int(math.log2(BUCKETS))).cast("int")
-    bucket += F.col("last").cast("int") * BUCKETS
-    window = Window.partitionBy("bucket").orderBy("key", "features", "label")
-    numbered = (
-        packed.withColumn("key", key)
-        .withColumn("bucket", bucket)
-        .repartition(tasks, "bucket")
-        .withColumn("number", F.row_number().over(window) - 1)
-        .persist(StorageLevel.MEMORY_AND_DISK)
-    )
-    try:
-        counts = {
-            row["bucket"]: row["count"] for row in numbered.groupBy("bucket").count().collect()
-        }
-        if sum(counts.values()) != rows:
-            raise errors.BadRows(
-                f"the DataFrame gave {rows} rows when counted and {sum(counts.values())} when "
-                "written; its source changes or is random: persist or save it first"
-            )
-        sizes = (counts.get(bucket, 0) for bucket in range(2 * BUCKETS))
-        starts = [0, *itertools.accumulate(sizes)]
-        start = F.get(F.array(*(F.lit(s).cast("long") for s in starts)), F.col("bucket"))
-        yield numbered.select("features", "label", (start + F.col("number")).alias("position"))
-    finally:
-        numbered.unpersist()
-
-
-@contextlib.contextmanager
-def _written(
-    rows: DataFrame, count: int, encoding: schema.Encoding, *, url: str, ranks: int
-) -> Iterator[plan.Shards]:
-    if not count:
-        yield _shards((), 0, encoding)
-        return
-    files = min(count, ranks * math.ceil(count * encoding.row_bytes / ranks / GROUP_BYTES))
+    later = files[0] + (position - training) % max(1, files[1])
+    file = F.when(position < training, position % files[0]).otherwise(later)
+    keys = _partition_keys(counted.usable.sparkSession, sum(files))
     placed = (
-        rows.repartition(
-            files, _partition_keys(rows.sparkSession, files)[F.col("position") % files]
-        )
+        _ordered(counted)
+        .repartition(sum(files), F.get(keys, file.cast("int")))
         .sortWithinPartitions("position")
         .select("features", "label")
     )
+    with _written(placed, url) as urls:
+        sizes = [
+            world.share(part, number, count)
+            for part, count in zip(rows, files, strict=True)
+            for number in range(count)
+        ]
+        _check_footers(urls, sizes)
+        yield (
+            _shards(urls[: files[0]], rows[0], encoding),
+            _shards(urls[files[0] :], rows[1], encoding),
+        )
+
+
+def _files(rows: int, encoding: schema.Encoding, ranks: int) -> int:
+    """In how many files, of one row group each, to write so many rows."""
+    return min(rows, ranks * math.ceil(rows * encoding.row_bytes / ranks / GROUP_BYTES))
+
+
+def _ordered(counted: census.Census) -> DataFrame:
+    """``features``, ``label`` and ``position`` of each row: 0 to ``rows - 1``, by ``key``."""
+    assert counted.key is not None
+    slots = counted.usable.sparkSession.sparkContext.defaultParallelism
+    size = counted.rows * counted.source.encoding.row_bytes
+    tasks = min(census.BUCKETS, max(slots, math.ceil(size / SORT_BYTES)))
+    sizes = (counted.buckets.get(bucket, 0) for bucket in range(2 * census.BUCKETS))
+    starts = _numbers([0, *itertools.accumulate(sizes)])
+    within = Window.partitionBy("bucket").orderBy("key", "features", "label")
+    return (
+        counted.usable.select(
+            schema.pack(counted.source).alias("features"),
+            counted.label.alias("label"),
+            counted.key.alias("key"),
+            counted.bucket.alias("bucket"),
+        )
+        .repartition(tasks, "bucket")
+        .withColumn("position", F.get(starts, F.col("bucket")) + F.row_number().over(within) - 1)
+    )
+
+
+@contextlib.contextmanager
+def _written(placed: DataFrame, url: str) -> Iterator[tuple[str, ...]]:
+    """Let Petastorm write partitions as files; yields their URLs in order."""
     # Petastorm returns an earlier result for an equal plan under the same parent directory, even
     # when the source has changed since; a directory of this fit alone has no earlier result.
     # It asks the first session of the process for that directory, whichever made the DataFrame.
-    conf = {CACHE_DIR: url, "spark.sql.files.maxRecordsPerFile": "0"}
+    # Pictures are hardly ever the same, so that Parquet would build dictionaries in vain.
+    conf = {
+        CACHE_DIR: url,
+        "spark.sql.files.maxRecordsPerFile": "0",
+        "parquet.enable.dictionary": "false",
+    }
     with _ONE_CONVERTER, _session_conf(SparkSession.builder.getOrCreate(), conf), _quiet():
         from petastorm.spark import make_spark_converter
 
         converter = make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)
     try:
-        urls = tuple(sorted(converter.file_urls))
-        _check_footers(urls, count, files)
-        yield _shards(urls, count, encoding)
+        yield tuple(sorted(converter.file_urls))
     finally:
         converter.delete()
 
@@ -195,29 +181,37 @@ def _partition_keys(spark: SparkSession, partitions: int) -> Column:
     Spark's hash partitioning is ``pmod(hash(key), partitions)``, which sends several consecutive
     integers to one partition and none to another; with these keys every partition gets its own.
     """
-    candidates = spark.range(64 * partitions + 1024).select(
-        "id", F.pmod(F.hash("id"), F.lit(partitions)).alias("partition")
-    )
-    found = {
-        row["partition"]: row["key"]
-        for row in candidates.groupBy("partition").agg(F.min("id").alias("key")).collect()
-    }
+    last = 64 * partitions + 1024
+    numbers = F.sequence(F.lit(0).cast("long"), F.lit(last).cast("long"))
+    hashed = F.transform(numbers, lambda number: F.pmod(F.hash(number), F.lit(partitions)))
+    row = spark.range(1).select(hashed).first()
+    assert row is not None
+    found = {partition: key for key, partition in reversed([*enumerate(row[0])])}
     assert len(found) == partitions, (
         f"{partitions - len(found)} of {partitions} partitions lack a key"
     )
-    return F.array(*(F.lit(found[partition]).cast("long") for partition in range(partitions)))
+    return _numbers([found[partition] for partition in range(partitions)])
 
 
-def _check_footers(urls: tuple[str, ...], rows: int, files: int) -> None:
+def _numbers(values: Sequence[int]) -> Column:
+    """An array of bigints; a call to the JVM for each would take seconds."""
+    return F.expr(f"array({', '.join(f'{value}L' for value in values)})")
+
+
+def _check_footers(urls: tuple[str, ...], sizes: list[int]) -> None:
     """Prove by the footers that each file is one row group of its share of the rows."""
-    expected = [(1, world.share(rows, index, files)) for index in range(files)]
     found = []
     for url in urls:
         with fsspec.open(url) as file:
             footer = pq.read_metadata(file)
         found.append((footer.num_row_groups, footer.num_rows))
-    if found != expected:
-        raise errors.RowsLost(f"Spark wrote files of (row groups, rows) {found}, not {expected}")
+    if found != [(1, size) for size in sizes]:
+        written = sum(rows for _, rows in found)
+        raise errors.BadRows(
+            f"the DataFrame gave {sum(sizes)} rows when counted and {written} when written, in "
+            f"files of (row groups, rows) {found[:10]}, not of {sizes[:10]} rows; its source "
+            "changes or is random: persist or save it first"
+        )
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from spark_mnist import (
     catalog,
@@ -25,7 +25,6 @@ from spark_mnist import (
     launch,
     manifests,
     options,
-    plan,
     preparation,
     results,
     scoring,
@@ -128,8 +127,9 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     taken = [name for name in df.columns if name.lower() in added]
     if taken:
         raise errors.ColumnTaken(f"the input has a column {taken[0]!r} already; rename or drop it")
-    reads, scores = _scores(df, model_name, chosen)
-    return scoring.predictions(df, scores, reads, interpret=chosen.interpret)
+    saved = _saved(df, model_name, chosen)
+    found = scoring.classes(df, saved, chosen.batch_size, chosen.mode)
+    return scoring.predictions(df, found, saved.reads, interpret=chosen.interpret)
 
 
 @_takes(options.EvaluateOptions)
@@ -155,7 +155,8 @@ def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     versions.check()
     chosen = options.make(options.EvaluateOptions, given, cluster.settings(df.sparkSession))
     group = evaluation.group_field(df, chosen.by) if chosen.by else None
-    reads, scores = _scores(df, model_name, chosen)
+    saved = _saved(df, model_name, chosen)
+    reads, scores = saved.reads, scoring.probabilities(df, saved, chosen.batch_size, chosen.mode)
     counted = census.take(df, reads, chosen.mode)
     cells = scoring.evaluations(
         counted.usable,
@@ -223,9 +224,8 @@ def _manage(spark: SparkSession, parsed: grammar.Command) -> DataFrame:
     return spark.createDataFrame([(number,) for number in numbers], "version int")
 
 
-def _scores(
+def _saved(
     df: DataFrame, name: str, chosen: options.PredictOptions | options.EvaluateOptions
-) -> tuple[plan.Input, Column]:
+) -> manifests.Saved:
     store = catalog.open_store(chosen.store, df.sparkSession)
-    saved = manifests.saved(store, name, chosen.version, chosen.network)
-    return saved.reads, scoring.probabilities(df, saved, chosen.batch_size, chosen.mode)
+    return manifests.saved(store, name, chosen.version, chosen.network)

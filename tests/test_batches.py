@@ -84,11 +84,10 @@ def test_validation_is_every_row_once(make):
 
 def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
     with shards.materialized(
-        census.take(digits, plan.Input()),
+        census.take(digits, plan.Input(), seed=0),
         url=f"file://{tmp_path}",
         ranks=2,
         ratio=1.0,
-        seed=0,
     ) as (train, _):
         assert [len(batches.read(train, rank=r, ranks=2)) for r in (0, 1)] == [128, 128]
         real = rowgroups.make_batch_reader
@@ -110,8 +109,8 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
 
 
 def test_a_shard_that_does_not_fit_is_streamed(digits, tmp_path):
-    source = census.take(digits, plan.Input())
-    options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 1.0, "seed": 0}
+    source = census.take(digits, plan.Input(), seed=0)
+    options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 1.0}
     with shards.materialized(source, **options) as (train, _):
         size = 128 * 784
         kept, streamed = (

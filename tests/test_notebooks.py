@@ -15,19 +15,22 @@ WORDS = {
     "01_quickstart": "('quickstart', 2, 12)",
     "02_continuous_training": "version 2: accuracy 0.",
     "03_own_model": "rows/s; seconds: prepare",
-    "04_gpu_cluster": "rank 1: ",
+    "04_gpu_cluster": "\n",  # a hint or none; its log is on stderr
 }
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_it_runs_in_a_kernel(source, monkeypatch):
+@pytest.mark.parametrize(
+    "source",
+    [SOURCES[0], *(pytest.param(source, marks=pytest.mark.slow) for source in SOURCES[1:])],
+    ids=lambda path: path.stem,
+)
+def test_it_runs_in_a_kernel(source):
     made = render.notebook(source.read_text())
     render.run(made)
     out = "".join(
         str(output.get("text", "")) for cell in made.cells for output in cell.get("outputs", ())
     )
-    if source.stem != "04_gpu_cluster":  # its words are a log, on stderr
-        assert WORDS[source.stem] in out
+    assert WORDS[source.stem] in out
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)

@@ -10,14 +10,14 @@ from pyspark.sql import functions as F
 from spark_mnist import batches, census, errors, plan, shards, world
 
 
-def count(df):
-    return census.take(df, plan.Input())
+def count(df, seed=0):
+    return census.take(df, plan.Input(), seed=seed)
 
 
 def written(df, tmp_path, *, ranks, ratio=0.8, seed=0):
     """Sizes of the row groups and the rows of every rank, training and validation."""
     with shards.materialized(
-        count(df), url=f"file://{tmp_path}", ranks=ranks, ratio=ratio, seed=seed
+        count(df, seed), url=f"file://{tmp_path}", ranks=ranks, ratio=ratio
     ) as parts:
         sizes = [
             [pq.read_metadata(url.removeprefix("file:")).num_rows for url in part.urls]
@@ -117,7 +117,7 @@ def test_nothing_is_left_behind(spark, digits, tmp_path):
     written(digits, tmp_path, ranks=2)
     assert list(tmp_path.iterdir()) == []
     assert spark.conf.get(shards.CACHE_DIR, None) is None
-    part = shards.materialized(count(digits), url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0)
+    part = shards.materialized(count(digits), url=f"file://{tmp_path}", ranks=2, ratio=0.5)
     with pytest.raises(RuntimeError, match="the fit failed"), part:
         fail_if_written(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -134,7 +134,7 @@ def test_a_source_that_changes_is_noticed(spark, digits, tmp_path):
     counted = dataclasses.replace(count(df), usable=df.where("label < 5"))
     with (
         pytest.raises(errors.BadRows, match="gave 256 rows when counted"),
-        shards.materialized(counted, url=f"file://{tmp_path}", ranks=2, ratio=0.5, seed=0),
+        shards.materialized(counted, url=f"file://{tmp_path}", ranks=2, ratio=0.5),
     ):
         pass
 
@@ -149,9 +149,10 @@ def test_overwritten_sources_are_read_anew(spark, digits, tmp_path):
 
 
 def test_pixels_are_stored_as_bytes(digits, tmp_path):
-    with shards.materialized(
-        count(digits), url=f"file://{tmp_path}", ranks=1, ratio=1.0, seed=0
-    ) as (train, _):
+    with shards.materialized(count(digits), url=f"file://{tmp_path}", ranks=1, ratio=1.0) as (
+        train,
+        _,
+    ):
         assert (train.dtype, train.scale) == ("uint8", 255.0)
         assert batches.read(train, rank=0, ranks=1).features.dtype == np.uint8
 

@@ -25,8 +25,8 @@ def load():
 
 
 def test_every_read_has_every_row(digits, tmp_path, load):
-    source = census.take(digits, plan.Input())
-    options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 0.8, "seed": 0}
+    source = census.take(digits, plan.Input(), seed=0)
+    options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 0.8}
     with shards.materialized(source, **options) as (train, _):
         first = [batches.read(train, rank=rank, ranks=2) for rank in range(2)]
         assert sum(map(len, first)) == train.rows == 205
