@@ -51,6 +51,8 @@ class Census:
     """Rows of which it says so."""
     key: Column | None = None
     """A hash of the row and the seed, by which rows are ordered; None where no seed is given."""
+    bucket: Column | None = None
+    """The part of that order in which a row is; those that validate by a column come last."""
     buckets: Mapping[int, int] = field(default_factory=dict)
     """The number of rows by ``bucket``."""
 
@@ -58,11 +60,6 @@ class Census:
     def given(self) -> int:
         """Rows of the input."""
         return self.rows + sum(self.dropped.values())
-
-    @property
-    def bucket(self) -> Column:
-        """The part of the order in which a row is; rows that validate by a column come last."""
-        return _bucket(self.key, self.validates)
 
     def training(self, ratio: float) -> int:
         """How many rows train, of which ``ratio`` do where no column says which."""
@@ -101,8 +98,11 @@ def take(
         faults.append(F.when(validates.isNull(), missing))
     fault = F.coalesce(*faults)
     key = None if seed is None else F.xxhash64(F.lit(seed), source.column, target)
-    bucket = _bucket(key, validates)
-    kinds = df.select(fault.alias("fault"), target.alias("class"), bucket.alias("bucket"))
+    part = F.lit(0) if key is None else F.shiftrightunsigned(key, 64 - BUCKETS.bit_length() + 1)
+    last = F.lit(False) if validates is None else validates
+    bucket = part.cast("int") + last.cast("int") * BUCKETS
+    good_bucket = F.when(fault.isNull(), bucket)  # else reasons times buckets would be collected
+    kinds = df.select(fault.alias("fault"), target.alias("class"), good_bucket.alias("bucket"))
     bad: collections.Counter[str] = collections.Counter()
     good: collections.Counter[int] = collections.Counter()
     buckets: collections.Counter[int] = collections.Counter()
@@ -136,14 +136,9 @@ def take(
         validates=validates,
         validating=sum(count for bucket, count in buckets.items() if bucket >= BUCKETS),
         key=key,
+        bucket=bucket,
         buckets=buckets,
     )
-
-
-def _bucket(key: Column | None, validates: Column | None) -> Column:
-    first = F.lit(0) if key is None else F.shiftrightunsigned(key, 64 - BUCKETS.bit_length() + 1)
-    last = F.lit(False) if validates is None else validates
-    return first.cast("int") + last.cast("int") * BUCKETS
 
 
 def _indicator(df: DataFrame, name: str) -> Column:

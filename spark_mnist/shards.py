@@ -131,6 +131,7 @@ def _files(rows: int, encoding: schema.Encoding, ranks: int) -> int:
 def _ordered(counted: census.Census) -> DataFrame:
     """``features``, ``label`` and ``position`` of each row: 0 to ``rows - 1``, by ``key``."""
     assert counted.key is not None
+    assert counted.bucket is not None
     slots = counted.usable.sparkSession.sparkContext.defaultParallelism
     size = counted.rows * counted.source.encoding.row_bytes
     tasks = min(census.BUCKETS, max(slots, math.ceil(size / SORT_BYTES)))

@@ -42,8 +42,9 @@ def own():
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize("network", ["mlp", own])
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("network", "precision"), [("mlp", "mixed_float16"), (own, "mixed_bfloat16")]
+)
 def test_precision_is_of_a_fit_and_not_of_its_model(digits, tmp_path, network, precision):
     store = str(tmp_path)
     options = {"verbose": 0, "batch_size": 16, "network": network, "store": store}
