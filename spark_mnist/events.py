@@ -35,6 +35,8 @@ MOST_TEXT = 1000
 """Characters of a warning that are sent."""
 NOISY = ("tensorflow", "absl", "petastorm", "pyarrow", "py4j", "h5py", "matplotlib")
 """Loggers whose warnings are not for the user."""
+CPU = "CPU"
+"""What a rank says that it computes on where it has no GPU."""
 ORPHANED = 75
 """Exit code of a rank whose driver is gone: EX_TEMPFAIL."""
 

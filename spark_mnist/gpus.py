@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from spark_mnist import averaging, errors
+from spark_mnist import averaging, errors, events
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def claim(addresses: Sequence[str], local_rank: int) -> str:
         tf.config.experimental.set_memory_growth(gpu, True)
     name = addresses[0] if addresses else str(local_rank) if found else ""
     _check_own(name)
-    return f"GPU {name}" if name else "CPU"
+    return f"GPU {name}" if name else events.CPU
 
 
 def _check_own(name: str) -> None:

@@ -139,7 +139,7 @@ def _attempt(
     """Start all ranks and watch them to their end."""
     watch = watchdog.Watchdog(training.world.size, training.heartbeat_timeout)
 
-    told = _Told(training.world.size)
+    told = _Told(training.world.size, logging.INFO if shown.visible else logging.DEBUG)
 
     def receive(event: events.Event) -> None:
         watch.hear(event)
@@ -165,10 +165,15 @@ def _attempt(
 
 
 class _Told:
-    """Logs what ranks tell of themselves: their warnings, each once, and where they compute."""
+    """Logs what ranks tell of themselves: their warnings, each once, and their GPUs.
 
-    def __init__(self, ranks: int) -> None:
-        self._ranks = ranks
+    Args:
+        ranks: How many there are.
+        level: At which GPUs are told.
+    """
+
+    def __init__(self, ranks: int, level: int) -> None:
+        self._ranks, self._level = ranks, level
         self._lock = threading.Lock()
         self._warnings: set[str] = set()
         self._places: dict[int, str] = {}
@@ -179,13 +184,13 @@ class _Told:
             if (text := event.get("warning")) and text not in self._warnings:
                 self._warnings.add(text)
                 logger.warning("rank %d: %s", event["rank"], text)
-            if "device" in event:
+            if event.get("device", events.CPU) != events.CPU:
                 self._places[event["rank"]] = f"{event['host']}, {event['device']}"
                 if len(self._places) == self._ranks:
                     lines = (
                         f"\n  rank {rank}: {self._places[rank]}" for rank in range(self._ranks)
                     )
-                    logger.info("the ranks compute on%s", "".join(lines))
+                    logger.log(self._level, "the ranks compute on%s", "".join(lines))
 
 
 def _wait_for_the_end(watch: watchdog.Watchdog) -> None:

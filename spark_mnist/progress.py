@@ -31,6 +31,8 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         total = (epochs - first) * steps
         self._bar: Any = tqdm(total=total, desc=title, unit="step") if live else None
         self._lines = visible and not live
+        self.visible = visible
+        """Whether the user wants to see anything."""
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
