@@ -1,4 +1,4 @@
-# make setup | demo | accuracy | bench | notebooks | test | faults | lint. Each is safe to repeat.
+# make setup | demo | accuracy | bench | notebooks | test | test-all | faults | lint. Each is safe to repeat.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -16,7 +16,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers notebooks test faults lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers notebooks test test-all faults lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -64,6 +64,9 @@ notebooks: setup ## Run the notebooks and keep what they show (NAMES=01_quicksta
 
 test: setup ## Run all tests but the slow ones
 	$(BIN)/pytest
+
+test-all: setup ## Run all tests, the slow ones and make faults too (two hours)
+	$(BIN)/pytest --all
 
 faults: setup ## Break fits in every way that the tests know, and count (an hour)
 	$(BIN)/pytest tests/faults --all $(ARGS)

@@ -52,7 +52,11 @@ def test_the_keras_tutorial_reads_one_picture_in_spark_and_in_keras(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("softmax_tutorial.py", 0.85), ("cnn_tutorial.py", 0.93)]
+    ("name", "least"),
+    [
+        ("softmax_tutorial.py", 0.85),
+        pytest.param("cnn_tutorial.py", 0.93, marks=pytest.mark.slow),
+    ],
 )
 def test_the_softmax_and_the_cnn_tutorial(tmp_path, name, least):
     out = run(name, "digits", cwd=tmp_path)

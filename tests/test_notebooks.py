@@ -19,11 +19,8 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "source",
-    [SOURCES[0], *(pytest.param(source, marks=pytest.mark.slow) for source in SOURCES[1:])],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_it_runs_in_a_kernel(source):
     made = render.notebook(source.read_text())
     render.run(made)
