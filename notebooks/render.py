@@ -5,6 +5,7 @@
 The source files are what is edited. Nothing a notebook writes stays.
 """
 
+import json
 import re
 import sys
 import tempfile
@@ -44,7 +45,9 @@ def run(made: nbformat.NotebookNode) -> None:
     for cell in made.cells:
         cell.metadata.pop("execution", None)  # times of day
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            shown = [out for out in cell.outputs if out.get("name") != "stderr"]
+            text = json.dumps(shown).replace(directory, "~")
+            cell.outputs = [nbformat.from_dict(out) for out in json.loads(text)]
 
 
 def _cell(text: str) -> nbformat.NotebookNode:
