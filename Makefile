@@ -1,4 +1,4 @@
-# make setup | demo | accuracy | bench | notebooks | test | test-all | faults | lint. Each is safe to repeat.
+# `make help` lists what there is. Each target is safe to repeat.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -6,17 +6,18 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
   $$p -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2> /dev/null && { command -v $$p; break; }; done)
 BIN := .venv/bin
-SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra plots
+SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra plots --extra mlflow
 DATA ?= digits
 DEMO := $(BIN)/python -m spark_mnist
 DEMO_STORE := demo-output/models
+ON_TWO_RANKS := $(patsubst %,tests/test_%.py,versions schema fit score tables own ml cluster)
 DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 
 # Spark's machine-local parts need an address; laptops and containers often have no usable host name.
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers notebooks test test-all faults lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers notebooks pack test test-all coverage test-oldest faults lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -62,11 +63,43 @@ bench-peers: .venv-peers/.synced ## Build the environment of the ways that need 
 notebooks: setup ## Run the notebooks and keep what they show (NAMES=01_quickstart)
 	$(BIN)/python notebooks/render.py $(NAMES)
 
+pack: setup ## Pack environment and code for the executors into dist/, for spark-submit
+	@rm -rf build/environment dist && mkdir -p build dist
+	@"$(PYTHON)" -m venv --without-pip build/environment
+	UV_PROJECT_ENVIRONMENT=build/environment $(SYNC) --no-dev --no-install-project --link-mode copy
+	$(BIN)/venv-pack --quiet --prefix build/environment --output dist/environment.tar.gz
+	$(BIN)/uv build --quiet --wheel --out-dir build/wheel
+	@mv build/wheel/spark_mnist-*.whl dist/spark_mnist.zip && rm -rf build/environment build/wheel
+	@ls -lh dist
+
 test: setup ## Run all tests but the slow ones
 	$(BIN)/pytest
 
 test-all: setup ## Run all tests, the slow ones and make faults too (two hours)
 	$(BIN)/pytest --all
+
+coverage: setup ## Count the lines that the tests run, on ranks and executors too (ARGS=tests/test_fit.py)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under 90
+
+test-oldest: .venv-oldest/.synced ## Train on two ranks and score with the oldest packages that setup.cfg allows
+	.venv-oldest/bin/pytest $(ON_TWO_RANKS) $(ARGS)
+
+# What it allows is found anew, so that a lower bound that does not hold any more is seen.
+.venv-oldest/.synced: setup.cfg pyproject.toml
+	$(MAKE) --no-print-directory setup
+	rm -rf .venv-oldest && "$(PYTHON)" -m venv .venv-oldest
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra cpu --extra datasets --extra plots \
+	  --python .venv-oldest/bin/python setup.cfg --output-file .venv-oldest/requirements.txt
+	grep -v ^horovod .venv-oldest/requirements.txt > .venv-oldest/others.txt
+	$(BIN)/uv pip install --quiet --python .venv-oldest -r .venv-oldest/others.txt pytest wheel "cmake<4"
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
+	  HOROVOD_WITHOUT_MPI=1 HOROVOD_WITH_GLOO=1 .venv-oldest/bin/pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation --no-deps --no-cache-dir horovod==0.28.1
+	$(BIN)/uv pip install --quiet --python .venv-oldest --no-deps --no-build-isolation --editable .
+	@touch $@
 
 faults: setup ## Break fits in every way that the tests know, and count (an hour)
 	$(BIN)/pytest tests/faults --all $(ARGS)
@@ -77,4 +110,4 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 clean: ## Remove what the other targets made
-	rm -rf .venv demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-peers demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

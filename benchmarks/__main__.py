@@ -61,6 +61,10 @@ COMPARISONS = {
         "training, mlp, batch 128, 2 ranks: rows/s against the Databricks way",
         4.0, Sides.trains, Sides.trains_as_databricks,
     ),
+    "databricks-own": Comparison(
+        "the same against the Databricks way with the packages of its notebooks",
+        4.0, Sides.trains, lambda s: s.peers("databricks"), peers=True,
+    ),
     "keras-thread": Comparison(
         "training, mlp, batch 128, 1 rank, 1 thread: rows/s against Keras in memory, 1 thread",
         2.0, lambda s: s.trains(num_proc=1), Sides.keras,

@@ -84,15 +84,20 @@ class Sides:
         return time.perf_counter() - begun
 
     def peers(self, what: str) -> float:
-        """Seconds of KerasEstimator.fit, or rows/s of its model's transform."""
-        command = [str(PEERS), "benchmarks/estimator.py", str(self.data.arrays), what]
-        environment = {k: v for k, v in os.environ.items() if k not in ("SPARK_HOME", "PYTHONPATH")}
+        """One figure of what needs the peers' environment; see ``peers.py``."""
+        script = Path(__file__).parent / "peers.py"
+        command = [str(PEERS), str(script), str(self.data.arrays), what]
+        environment = {k: v for k, v in os.environ.items() if k != "SPARK_HOME"}
         found = subprocess.run(
             command,
             stdout=subprocess.PIPE,
             check=True,
             text=True,
-            env={**environment, "PYSPARK_PYTHON": str(PEERS)},
+            env={
+                **environment,
+                "PYSPARK_PYTHON": str(PEERS),
+                "PYTHONPATH": str(script.parent),
+            },
         )
         return float(found.stdout.splitlines()[-1])
 

@@ -217,8 +217,12 @@ def weights(rows: int, division: world.World) -> npt.NDArray[np.float32]:
     return found
 
 
-def _join(parts: Sequence[Part]) -> Part:
+def _join(parts: list[Part]) -> Part:
+    """One part of several, which are given away: those of a shard are large."""
+    if len(parts) == 1:
+        return parts.pop()
     features, labels = zip(*parts, strict=True)
+    parts.clear()
     return np.concatenate(features), np.concatenate(labels)
 
 
@@ -227,9 +231,9 @@ def _joined(parts: Iterator[Part], rows: int) -> Iterator[Part]:
     waiting: list[Part] = []
     for part in parts:
         waiting.append(part)
+        del part  # it is large, and would be held while the next is read
         if sum(len(labels) for _, labels in waiting) >= rows:
-            joined, waiting = _join(waiting), []
-            yield joined
+            yield _join(waiting)
     if waiting:
         yield _join(waiting)
 
@@ -241,14 +245,16 @@ def _cut(
     left: list[Part] = []
     for part in parts:
         features, labels = _join([*left, part])
-        drawn = draw(len(labels))
+        del part
+        left, drawn = [], draw(len(labels))
         for start in range(0, len(drawn), size):
             rows = drawn[start : start + size]
             batch = features[rows], labels[rows]
-            left = [batch]
             if len(rows) == size:
                 yield batch
-                left = []
+            else:
+                left = [batch]
+        del features, labels
     yield from left
 
 

@@ -56,7 +56,7 @@ def export(
     if fs.exists(target):
         raise errors.OptionError(f"{path} is there already; delete it, or name another path")
     root = catalog.checked_store(version, store)
-    model = _model(manifests.saved(root, model_name, version, network))
+    model = built(manifests.saved(root, model_name, version, network))
     with tempfile.TemporaryDirectory() as directory:
         written = FORMATS[format](model, Path(directory))
         _put(fs, written, target)
@@ -72,7 +72,8 @@ def _put(fs: fsspec.AbstractFileSystem, written: Path, target: str) -> None:
         os.rename(staged, target)
 
 
-def _model(saved: manifests.Saved) -> Any:
+def built(saved: manifests.Saved) -> Any:
+    """The Keras model of a saved version, with its weights, standardisation and softmax in it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from spark_mnist import checkpoint
 

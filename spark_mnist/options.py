@@ -160,6 +160,12 @@ class FitOptions(RowOptions):
     secure: bool = option(
         False, kinds.BOOL, "start only where Spark authenticates and encrypts its connections"
     )
+    mlflow: bool | None = option(
+        None,
+        kinds.BOOL,
+        "log parameters, metrics by epoch and the model to MLflow",
+        "true while a run is active",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,13 +52,16 @@ class Files:
             errors.RowsLost: Petastorm gave other rows than the files' footers say.
         """
         found = 0
+
+        def part(group: Any) -> Part:
+            nonlocal found
+            found += len(group.label)
+            self._check(found, found <= self.rows)
+            self._moved()
+            return schema.unpack(group.features, self.encoding), np.asarray(group.label, np.int32)
+
         with self._named():
-            for group in _groups(urls):
-                found += len(group.label)
-                self._check(found, found <= self.rows)
-                self._moved()
-                features = schema.unpack(group.features, self.encoding)
-                yield features, np.asarray(group.label, np.int32)
+            yield from _read(urls, part)
         self._check(found, found == self.rows)
 
     def _check(self, found: int, good: bool) -> None:
@@ -81,8 +84,8 @@ def _footer(url: str) -> pq.FileMetaData:
         return pq.read_metadata(file)
 
 
-def _groups(urls: Sequence[str]) -> Iterator[Any]:
-    """The row groups, as Petastorm gives them."""
+def _read(urls: Sequence[str], part: Callable[[Any], Part]) -> Iterator[Part]:
+    """Make a part of each row group, as Petastorm gives it; holds on to none of them."""
     if not urls:  # which it refuses
         return
     # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
@@ -90,12 +93,13 @@ def _groups(urls: Sequence[str]) -> Iterator[Any]:
     with _quiet():
         opened = make_batch_reader(list(urls), **options)
     with opened as reader:
-        while True:
+
+        def following() -> Part | None:
             with _quiet():
                 group = next(reader, None)
-            if group is None:
-                return
-            yield group
+            return None if group is None else part(group)
+
+        yield from iter(following, None)
 
 
 _QUIET = threading.Lock()

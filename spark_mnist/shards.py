@@ -28,8 +28,8 @@ from pyspark.sql import functions as F
 
 from spark_mnist import census, errors, plan, schema, world
 
-GROUP_BYTES = 32 << 20
-"""Most bytes of features in one row group."""
+GROUP_BYTES = 16 << 20
+"""Most bytes of features in one row group, of which a rank that streams has a few in memory."""
 BLOCK_BYTES = 128 << 20
 """Parquet's own bound on a row group: well above ours, so that a file never has two."""
 SORT_BYTES = 64 << 20

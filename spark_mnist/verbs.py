@@ -28,6 +28,7 @@ from spark_mnist import (
     preparation,
     results,
     scoring,
+    tracking,
     versions,
 )
 from spark_mnist import store as stores
@@ -72,10 +73,14 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
     """
     chosen = options.make(options.FitOptions, given, cluster.settings(df.sparkSession))
     name = stores.checked_name(model_name)
+    tracked = tracking.wanted(chosen.mlflow)
     if launch.ONE_FIT.locked():
         logger.info("waiting for the fit of another thread to end")
     with launch.ONE_FIT, interrupts.unwound():
-        return fitting.fit(df, name, chosen)
+        result = fitting.fit(df, name, chosen)
+        if tracked:
+            tracking.log(result, chosen, catalog.open_store(chosen.store, df.sparkSession))
+        return result
 
 
 @_takes(options.FitOptions)

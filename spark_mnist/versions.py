@@ -6,11 +6,15 @@ The ranges are those of setup.cfg, read from the installed metadata: there is no
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from importlib import metadata
 
 from packaging.requirements import Requirement
 
 from spark_mnist import errors
+
+TENSORFLOW = ("cpu", "gpu")
+"""The extras that bring TensorFlow, by one package or another; a driver may do without."""
 
 
 @functools.cache
@@ -21,10 +25,10 @@ def check() -> None:
         errors.VersionError: One is missing or outside its range; the message says which to install.
     """
     try:
-        lines = metadata.requires("spark-mnist") or []
+        faults = [*_faults("")]
     except metadata.PackageNotFoundError:  # shipped as plain files: there is nothing to compare
         return
-    faults = [fault for line in lines if (fault := _fault(Requirement(line)))]
+    faults += [fault for extra in TENSORFLOW for fault in _faults(extra, may_be_missing=True)]
     if not faults and not _has_tensorflow("horovod"):
         faults = ["horovod was built without TensorFlow, which its installer does not say"]
     if faults:
@@ -34,13 +38,40 @@ def check() -> None:
         )
 
 
-def _fault(wanted: Requirement) -> str | None:
-    """What is wrong with one package, or None. Extras count where they are installed."""
-    optional = wanted.marker is not None and not wanted.marker.evaluate({"extra": ""})
+def check_extra(extra: str) -> None:
+    """Compare the packages of an extra with their ranges.
+
+    Raises:
+        errors.VersionError: One is missing or outside its range.
+    """
+    try:
+        faults = [*_faults(extra)]
+    except metadata.PackageNotFoundError:
+        return
+    if faults:
+        raise errors.VersionError(f"{'; '.join(faults)}: install spark-mnist[{extra}]")
+
+
+def _faults(extra: str, *, may_be_missing: bool = False) -> Iterator[str]:
+    """What is wrong with the packages that an extra adds; "" names those that are always needed."""
+    for line in metadata.requires("spark-mnist") or []:
+        wanted = Requirement(line)
+        added = _applies(wanted, extra) and not (extra and _applies(wanted, ""))
+        if added and (fault := _fault(wanted, may_be_missing)):
+            yield fault
+
+
+def _applies(wanted: Requirement, extra: str) -> bool:
+    """Whether a package is wanted where an extra is."""
+    return wanted.marker is None or wanted.marker.evaluate({"extra": extra})
+
+
+def _fault(wanted: Requirement, may_be_missing: bool) -> str | None:
+    """What is wrong with one package, or None."""
     try:
         found = metadata.version(wanted.name)
     except metadata.PackageNotFoundError:
-        return None if optional else f"{wanted.name} is missing ({wanted.specifier})"
+        return None if may_be_missing else f"{wanted.name} is missing ({wanted.specifier})"
     if wanted.specifier.contains(found, prereleases=True):
         return None
     return f"{wanted.name} {found} is installed, {wanted.specifier} works"

@@ -69,7 +69,7 @@ def test_the_python_of_the_readme_runs(spark, tmp_path, monkeypatch, capsys):
         exec(block, scope)
     assert "val_accuracy" in capsys.readouterr().out
     versions = {model.name: model.version for model in spark_mnist.models()}
-    assert versions == {"flowers": 1, "ml_model": 1, "my_model": 1, "test_model": 4}
+    assert versions == {"flowers": 1, "ml_model": 1, "my_model": 1, "test_model": 4, "tracked": 1}
     for name in ("curves.png", "mistakes.png", "confusion.png", "test_model.keras"):
         assert (tmp_path / name).stat().st_size > 5000
 
@@ -97,7 +97,13 @@ def test_the_wheels_metadata_is_whole(tmp_path):
     assert metadata["License"] == "Apache-2.0"
     assert metadata["Requires-Python"] == "<3.13,>=3.11"
     assert "## The way of the data" in metadata.get_payload()
-    assert sorted(metadata.get_all("Provides-Extra")) == ["cpu", "datasets", "gpu", "plots"]
+    assert sorted(metadata.get_all("Provides-Extra")) == [
+        "cpu",
+        "datasets",
+        "gpu",
+        "mlflow",
+        "plots",
+    ]
     requires = {re.split(r"[<>=\[ ]", line)[0] for line in metadata.get_all("Requires-Dist")}
     assert {
         "pyspark",

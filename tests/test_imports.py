@@ -24,7 +24,9 @@ LAYERS = [
     {"launch", "scoring", "catalog"},
     {"preparation"},
     {"fitting"},
-    {"verbs", "exports"},
+    {"exports"},
+    {"tracking"},
+    {"verbs"},
     {"datasets", "ml"},
     {"cli"},
 ]
@@ -44,6 +46,7 @@ SEAMS = {
     },
     "keras": {"averaging", "checkpoint", "meters", "networks", "own", "tensorboard", "worker"},
     "matplotlib": {"plots"},
+    "mlflow": {"tracking"},
 }
 
 

@@ -68,13 +68,14 @@ class Cluster:
                 stdout=log, stderr=log, env={**self.environment, **environment},
             )  # fmt: skip
 
-    def submit(self, properties, script, *arguments):
+    def submit(self, properties, *words, **environment):
         program = Path(pyspark.__file__).parent / "bin" / "spark-submit"
         given = [word for item in SMALL.items() for word in ("--conf", "=".join(item))]
         command = [program, "--master", self.master, "--properties-file", CONF / properties, *given]
         done = subprocess.run(
-            [*command, script, *arguments],
-            cwd=self.home, env=self.environment, text=True, capture_output=True, timeout=300, check=False,
+            [*command, *words],
+            cwd=self.home, env={**self.environment, **environment}, text=True,
+            capture_output=True, timeout=300, check=False,
         )  # fmt: skip
         words = done.stdout + done.stderr  # spark-submit joins what the driver's Python tells apart
         assert done.returncode == 0, words
@@ -114,6 +115,35 @@ def test_a_job_of_the_users(cluster):
     found = re.search(r"^version 1: (\d+) of (\d+) digits", out, flags=re.M)
     assert int(found[1]) > 0.8 * int(found[2])
     assert (output / "_SUCCESS").exists()
+
+
+PACKED_JOB = """
+import sys
+from pyspark.sql import SparkSession
+import spark_mnist
+
+def network():
+    import sys, keras
+    assert "/environment/" in sys.executable and "spark_mnist.zip" in spark_mnist.__file__
+    return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+
+spark = SparkSession.builder.getOrCreate()
+digits = spark_mnist.datasets.digits(spark, "train").limit(256)
+spark_mnist.fit(digits, "m", network=network, epochs=2, num_proc=2, store=sys.argv[1])
+print("predicted", spark_mnist.predict(digits, "m", store=sys.argv[1]).count())
+"""
+
+
+@pytest.mark.slow
+def test_an_environment_that_is_packed_and_sent_along(cluster):
+    subprocess.run(["make", "pack"], cwd=REPOSITORY, check=True, timeout=600)
+    dist, job = REPOSITORY / "dist", cluster.home / "packed.py"
+    job.write_text(PACKED_JOB)
+    flags = ["--py-files", dist / "spark_mnist.zip"]
+    flags += ["--archives", f"{dist}/environment.tar.gz#environment"]
+    python = {"PYSPARK_DRIVER_PYTHON": sys.executable, "PYSPARK_PYTHON": "./environment/bin/python"}
+    out = cluster.submit("spark-defaults.conf", *flags, job, cluster.home / "packed", **python)
+    assert "predicted 256" in out
 
 
 @pytest.mark.parametrize("name", [path.name for path in CONF.iterdir()])

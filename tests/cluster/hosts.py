@@ -1,0 +1,157 @@
+"""Several hosts on one machine: network namespaces joined by a bridge, and a Spark cluster in them.
+
+Each host has a name, the address of ``eth0`` by which the others reach it, and, as hosts with
+containers do, a second network with an address that all of them have. Needs root and iproute2;
+nothing outside of the namespaces is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pyspark
+
+from tests.conftest import spark_home
+from tests.faults import harness
+
+HOSTS = {"host-a": "10.77.0.1", "host-b": "10.77.0.2", "host-c": "10.77.0.3"}
+MASTER = "spark://host-a:7077"
+CONTAINERS = "172.17.0.1/16"
+ENTER = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
+QUICK = {  # Spark's own bounds for what is lost: else minutes
+    "spark.network.timeout": "15s",
+    "spark.executor.heartbeatInterval": "3s",
+}
+PATIENT_MASTER = "-Dspark.worker.timeout=15"
+
+
+def missing() -> str | None:
+    """Why there can be no hosts here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    absent = [name for name in ("ip", "unshare", "mount") if not shutil.which(name)]
+    if absent:
+        return f"{', '.join(absent)} is not installed: iproute2 and util-linux have them"
+    space = f"tried-{os.getpid()}"
+    tried = _ip(f"ip netns add {space}", check=False)
+    if tried.returncode == 0:
+        tried = _ip(f"ip -n {space} link add tried type bridge", check=False)
+        _ip(f"ip netns del {space}")
+    return f"namespaces are not allowed: {tried.stderr.strip()}" if tried.returncode else None
+
+
+def _ip(command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command.split(), check=check, text=True, capture_output=True)
+
+
+class Hosts:
+    """A context manager: the hosts, their network and what runs on them.
+
+    Args:
+        home: A directory that all hosts share.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.store = home / "models"
+        self._mark = f"sm{os.getpid()}"
+        self._switch = self._space("switch")
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Hosts:
+        with contextlib.ExitStack() as stack:
+            self._add(stack, self._switch)
+            _ip(f"ip -n {self._switch} link add bridge up type bridge")
+            for name, address in HOSTS.items():
+                space = self._space(name)
+                self._add(stack, space)
+                for command in (
+                    f"ip -n {self._switch} link add {name} type veth peer name eth0 netns {space}",
+                    f"ip -n {self._switch} link set {name} master bridge up",
+                    f"ip -n {space} link set lo up",
+                    f"ip -n {space} link set eth0 up",
+                    f"ip -n {space} address add {address}/24 dev eth0",
+                    f"ip -n {space} link add docker0 up type veth peer name pod0",
+                    f"ip -n {space} link set pod0 up",
+                    f"ip -n {space} address add {CONTAINERS} dev docker0",
+                ):
+                    _ip(command)
+            lines = [f"{address} {name}" for name, address in HOSTS.items()]
+            (self.home / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+            self._home = spark_home(self.home / "spark")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in HOSTS:
+            self.die(name)
+        self._stack.close()
+
+    def _space(self, name: str) -> str:
+        return f"{self._mark}-{name}"
+
+    def _add(self, stack: contextlib.ExitStack, space: str) -> None:
+        _ip(f"ip netns add {space}")
+        stack.callback(_ip, f"ip netns del {space}")
+
+    def start(self, host: str, *command: object, **environment: str) -> subprocess.Popen[str]:
+        """Start a program on a host; it says what it has to say in ``HOST.log``, stdout apart."""
+        known = {k: v for k, v in os.environ.items() if k not in ("SPARK_LOCAL_IP", "JAVA_OPTS")}
+        inside = ["unshare", "--mount", "--uts", "sh", "-c", ENTER, "sh", self.home / "hosts", host]
+        with (self.home / f"{host}.log").open("a") as log:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self._space(host), *inside, *command],
+                cwd=self.home, stdout=subprocess.PIPE, stderr=log, text=True,
+                env={
+                    **known, "SPARK_HOME": str(self._home), "PYSPARK_PYTHON": sys.executable,
+                    **environment,
+                },
+            )  # fmt: skip
+
+    def master(self) -> None:
+        """Start Spark's master on the first host."""
+        self._spark("host-a", "master.Master", "--port", "7077", SPARK_MASTER_OPTS=PATIENT_MASTER)
+
+    def worker(self, host: str, cores: int = 2) -> None:
+        """Start a worker of Spark's on a host."""
+        size = ("--cores", str(cores), "--memory", "3g")
+        self._spark(host, "worker.Worker", *size, "--work-dir", str(self.home / "work"), MASTER)
+
+    def _spark(self, host: str, name: str, *words: str, **environment: str) -> None:
+        program = Path(pyspark.__file__).parent / "bin" / "spark-class"
+        given = ("--host", host, "--webui-port", "0")
+        self.start(host, program, f"org.apache.spark.deploy.{name}", *given, *words, **environment)
+
+    def submit(self, job: str, *words: object, **settings: str) -> subprocess.Popen[str]:
+        """Submit a script from the third host, in client mode."""
+        (self.home / "job.py").write_text(job)
+        program = Path(pyspark.__file__).parent / "bin" / "spark-submit"
+        given = {"spark.ui.enabled": "false", "spark.executor.memory": "1g", **QUICK, **settings}
+        flags = [word for item in given.items() for word in ("--conf", "=".join(item))]
+        return self.start("host-c", program, "--master", MASTER, *flags, "job.py", *map(str, words))
+
+    def plugged(self, host: str, *, into: bool) -> None:
+        """Plug the cable of a host in, or out."""
+        _ip(f"ip -n {self._switch} link set {host} {'up' if into else 'down'}")
+
+    def die(self, host: str) -> None:
+        """End all that runs on a host, at once and without a word."""
+        pids = _ip(f"ip netns pids {self._space(host)}").stdout.split()
+        running = [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
+        for process in running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(running, timeout=harness.PATIENCE)
+
+    def bytes_to(self, host: str) -> int:
+        """How many bytes went over the bridge to a host so far."""
+        found = _ip(f"ip -n {self._switch} -json -statistics link show {host}")
+        return int(json.loads(found.stdout)[0]["stats64"]["tx"]["bytes"])

@@ -1,0 +1,161 @@
+"""Fits on a cluster of hosts, whole and while the network or a host fails.
+
+Each host is a network namespace; the ranks' gradients go from host to host over a bridge.
+"""
+
+import json
+import sys
+import time
+
+import pytest
+
+from tests.cluster import hosts
+from tests.faults import harness
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(hosts.missing()), reason=str(hosts.missing())),
+]
+
+JOB = """
+import json, logging, os, socket, sys, time
+from pathlib import Path
+from pyspark.sql import SparkSession
+import spark_mnist
+
+logging.basicConfig(stream=sys.stderr)
+shared, epochs, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+spark = SparkSession.builder.appName("hosts").getOrCreate()
+spark.sparkContext.setLogLevel("OFF")
+train = spark_mnist.datasets.digits(spark, "train")
+test = spark_mnist.datasets.digits(spark, "test")
+
+def network():
+    import keras
+    place = f"{os.environ['HOROVOD_RANK']} {socket.gethostname()} {os.environ['HOROVOD_LOCAL_RANK']}"
+    (shared / "ranks" / place).touch()
+    layers = [keras.layers.Dense(128, activation="relu"), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input((784,)), *layers])
+
+options = {"num_proc": ranks, "batch_size": 32, "store": str(shared / "models"), "verbose": 0}
+begun = time.monotonic()
+fit = spark_mnist.fit(train, "m", network=network, epochs=epochs, heartbeat_timeout=12.0, **options)
+seconds = time.monotonic() - begun
+again = spark_mnist.fit(train, "m", epochs=1, continuous=True, **options)
+store = options["store"]
+right = spark_mnist.predict(test, "m", interpret=True, store=store).where("label = interpreted").count()
+(row,) = spark_mnist.evaluate(test, "m", rate=1, store=store).collect()
+print(json.dumps({
+    "losses": [record.losses for record in fit.epochs],
+    "accuracy": row["metrics"]["accuracy"],
+    "right": right / test.count(),
+    "epochs": [record.epoch for record in again.epochs],
+    "seconds": seconds,
+}))
+spark.stop()
+"""
+EPOCHS = 60
+LIMIT = 300
+"""Seconds for a job; far more than it needs."""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    (tmp_path / "ranks").mkdir()
+    with hosts.Hosts(tmp_path) as running:
+        running.master()
+        time.sleep(4)
+        running.worker("host-a")
+        running.worker("host-b")
+        time.sleep(4)
+        yield running
+
+
+def places(cluster):
+    """Host and local rank of each rank, of all attempts."""
+    found = (path.name.split() for path in (cluster.home / "ranks").iterdir())
+    return sorted((int(rank), host, int(local)) for rank, host, local in found)
+
+
+def start(cluster, epochs=EPOCHS, ranks=2):
+    settings = {"spark.executor.cores": str(ranks // 2), "spark.cores.max": str(ranks)}
+    return cluster.submit(JOB, cluster.home, epochs, ranks, **settings)
+
+
+def result(cluster, job):
+    said = job.communicate(timeout=LIMIT)[0]
+    log = (cluster.home / "host-c.log").read_text()
+    assert job.returncode == 0, log
+    return json.loads(said.splitlines()[-1]), log
+
+
+def during_the_fit(cluster, job):
+    """Wait until a fit is in the middle of its epochs."""
+    harness.wait(lambda: job.poll() is not None or harness.trained(cluster.store, "m", 3))
+    assert job.poll() is None, (cluster.home / "host-c.log").read_text()
+
+
+def test_ranks_on_two_hosts(cluster):
+    before = cluster.bytes_to("host-b")
+    found, _ = result(cluster, start(cluster, epochs=8))
+    assert [host for _, host, _ in places(cluster)] in (["host-a", "host-b"], ["host-b", "host-a"])
+    assert {local for _, _, local in places(cluster)} == {0}
+    assert found["accuracy"] == found["right"] > 0.9
+    assert found["epochs"] == [9]
+    steps, gradients = 9 * 18, 4 * (784 * 128 + 128 + 128 * 10 + 10)
+    assert cluster.bytes_to("host-b") - before > steps * gradients / 2
+
+
+def test_two_ranks_on_each_of_two_hosts(cluster):
+    found, _ = result(cluster, start(cluster, epochs=8, ranks=4))
+    assert sorted((host, local) for _, host, local in places(cluster)) == [
+        ("host-a", 0), ("host-a", 1), ("host-b", 0), ("host-b", 1),
+    ]  # fmt: skip
+    assert found["accuracy"] > 0.9
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What a fit comes to with which nothing interferes."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    (home / "ranks").mkdir()
+    with hosts.Hosts(home) as running:
+        running.master()
+        time.sleep(4)
+        running.worker("host-a")
+        running.worker("host-b")
+        time.sleep(4)
+        return result(running, start(running))[0]
+
+
+def cable_out_for_a_moment(cluster):
+    cluster.plugged("host-b", into=False)
+    time.sleep(4)
+    cluster.plugged("host-b", into=True)
+
+
+def cable_out(cluster):
+    cluster.plugged("host-b", into=False)
+
+
+def host_dies_and_comes_back(cluster):
+    cluster.die("host-b")
+    time.sleep(4)
+    cluster.worker("host-b")
+
+
+@pytest.mark.parametrize(
+    ("harm", "restarts"),
+    [(cable_out_for_a_moment, False), (cable_out, True), (host_dies_and_comes_back, True)],
+)
+def test_a_network_that_fails(cluster, undisturbed, harm, restarts):
+    job = start(cluster)
+    during_the_fit(cluster, job)
+    harm(cluster)
+    found, log = result(cluster, job)
+    assert ("all ranks start again" in log) == restarts, log
+    assert found["losses"] == undisturbed["losses"]
+    assert harness.leftovers(str(cluster.store)) == []
+    more = found["seconds"] - undisturbed["seconds"]
+    sys.stderr.write(f"\n{harm.__name__}: {more:.0f} seconds more than undisturbed\n")

@@ -1,0 +1,105 @@
+"""The model store on S3: moto's server, over HTTP, through s3fs. Shards lie in a shared directory.
+
+That Spark itself writes to S3 needs Hadoop's own S3 files, which PySpark does not bring.
+"""
+
+import threading
+
+import boto3
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+import spark_mnist
+from spark_mnist import errors
+from spark_mnist import store as stores
+
+CACHE = "petastorm.spark.converter.parentCacheDirUrl"
+STORE = "s3://models/team"
+OPTIONS = {"batch_size": 16, "num_proc": 2, "store": STORE, "verbose": 0}
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    """An empty bucket, to which s3fs and boto3 find the way as in production: by environment."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    made = boto3.resource("s3").create_bucket(Bucket="models")
+    yield made
+    made.objects.all().delete()
+    made.delete()
+
+
+@pytest.fixture
+def shared(spark, tmp_path):
+    spark.conf.set(CACHE, f"file://{tmp_path}/shared")
+    yield tmp_path / "shared"
+    spark.conf.unset(CACHE)
+
+
+def test_two_ranks_train_continue_and_score(digits, bucket, shared):
+    spark_mnist.fit(digits, "m", epochs=6, **OPTIONS)
+    fit = spark_mnist.fit(digits, "m", epochs=6, continuous=True, **OPTIONS)
+    assert [record.epoch for record in fit.epochs] == list(range(7, 13))
+    assert stores.Store(STORE).versions("m") == [1, 2]
+    keys = {found.key for found in bucket.objects.all()}
+    assert {"team/m/v000001/manifest.json", "team/m/v000002/weights.npz"} <= keys
+    assert not any(".work-" in key for key in keys)
+    assert [path for path in shared.rglob("*") if path.is_file()] == []
+    found = spark_mnist.predict(digits, "m", interpret=True, store=STORE)
+    right = found.where("label = interpreted").count() / digits.count()
+    (row,) = spark_mnist.evaluate(digits, "m", rate=1, store=STORE).collect()
+    assert row["metrics"]["accuracy"] == right > 0.9
+
+
+def test_writers_that_meet_each_get_a_version_of_their_own(bucket):
+    store = stores.Store(STORE)
+    both = threading.Barrier(4)
+    numbers = []
+
+    def publish(number):
+        both.wait()
+        numbers.append((store.publish("m", {"weights": bytes([number])}, lambda _: {}), number))
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(version for version, _ in numbers) == [1, 2, 3, 4] == store.versions("m")
+    for version, number in numbers:
+        assert store.read("m", version)[1] == {"weights": bytes([number])}
+
+
+def test_what_a_killed_fit_left_is_swept_and_versions_are_deleted(bucket):
+    store = stores.Store(STORE)
+    store.publish("m", {"weights": b"1"}, lambda _: {})
+    store.publish("m", {"weights": b"2"}, lambda _: {})
+    store.remove("m", [1])
+    assert store.versions("m") == [2]
+    assert store.publish("m", {"weights": b"3"}, lambda _: {}) == 3
+    store.remove("m", [2, 3])
+    assert store.names() == []
+
+
+def test_a_file_that_was_changed_is_refused(bucket):
+    store = stores.Store(STORE)
+    store.publish("m", {"weights": b"1"}, lambda _: {})
+    bucket.put_object(Key="team/m/v000001/weights", Body=b"2")
+    with pytest.raises(errors.DamagedModel, match="differs from its sha256"):
+        store.read("m", 1)
