@@ -40,6 +40,8 @@ class Comparison:
     """Whether the ratio should be below the target, not above."""
     peers: bool = False
     """Whether it needs the peers' environment."""
+    warm_ups: int = 0
+    """Rounds that do not count, where the JVM would compile what it runs during the first ones."""
 
     def met(self, ratio: float) -> bool:
         """Whether a ratio is as it should be."""
@@ -109,7 +111,7 @@ COMPARISONS = {
     ),
     "write": Comparison(
         "shards: seconds against make_spark_converter on array<float>",
-        0.5, lambda s: s.writes()[0], Sides.writes_as_databricks, at_most=True,
+        0.5, lambda s: s.writes()[0], Sides.writes_as_databricks, at_most=True, warm_ups=4,
     ),
     "tenfold-prepare": Comparison(
         "600,000 rows against 60,000: seconds a row to prepare",
@@ -136,7 +138,8 @@ COMPARISONS = {
 def measured(name: str, sides: Sides, rounds: int) -> dict[str, object]:
     """Run one comparison."""
     comparison = COMPARISONS[name]
-    pairs = [(comparison.ours(sides), comparison.theirs(sides)) for _ in range(rounds)]
+    every = rounds + comparison.warm_ups
+    pairs = [(comparison.ours(sides), comparison.theirs(sides)) for _ in range(every)][-rounds:]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     ratio = statistics.median(ours) / statistics.median(theirs)
     return {
