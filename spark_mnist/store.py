@@ -134,7 +134,7 @@ class Store:
             why = f"its {MANIFEST} is not readable ({error!r})"
             raise self._damaged(name, version, why) from None
         if known != FORMAT:
-            why = f"it has format {known!r}; this release reads {FORMAT}"
+            why = f"it has format {known!r}; this release reads {FORMAT}: use a newer one"
             raise self._damaged(name, version, why)
         return manifest
 

@@ -74,3 +74,25 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(runs, name):
 
 def test_total_adds_over_the_ranks(runs):
     assert [[sums for _, sums in run] for run in runs] == [[[3.0, 1.0]] * 2, [[1.0, 0.5]]]
+
+
+@pytest.mark.parametrize("config", [{}, {"epsilon": 0.1, "beta_2": 0.9}, {"amsgrad": True}])
+def test_adam_in_one_pass_is_keras_adam(config):
+    import keras
+    import tensorflow as tf
+
+    from spark_mnist import averaging
+
+    theirs = keras.optimizers.Adam(learning_rate=0.01, **config)
+    ours = averaging.averaged(theirs, tf.Variable(0.0, dtype=tf.float64))
+    assert ("update_step" in vars(type(ours))) == ("amsgrad" not in config)
+    random, found = np.random.default_rng(0), []
+    gradients = random.normal(size=(5, 7, 3)).astype("float32")
+    for optimizer in (ours, theirs):
+        weights = keras.Variable(np.ones((7, 3), "float32"), name="kernel")
+        optimizer.build([weights])
+        for gradient in gradients:
+            keras.optimizers.Optimizer.apply(optimizer, [tf.constant(gradient)], [weights])
+        found.append([weights.numpy(), *(v.numpy() for v in optimizer.variables)])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
