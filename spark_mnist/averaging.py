@@ -19,13 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-CYCLE_TIME = "0.3"
-"""Milliseconds between two looks of Horovod for gradients that are ready; its own default is 1."""
+TUNED = {
+    "HOROVOD_CYCLE_TIME": "0.3",  # milliseconds between two looks for gradients; its own is 1
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",  # for a rank that starts late; its own is 30
+}
+"""Horovod's settings where the user's environment has none."""
 
 
 def start() -> None:
     """Start Horovod, tuned for short steps; what the user set in its environment stays."""
-    os.environ.setdefault("HOROVOD_CYCLE_TIME", CYCLE_TIME)
+    for name, value in TUNED.items():
+        os.environ.setdefault(name, value)
     with _threads_that_give_way():
         hvd.init()
 

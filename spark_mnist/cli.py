@@ -106,10 +106,11 @@ def _table() -> str:
 
 def _settings(arguments: argparse.Namespace) -> list[str]:
     """The flags that are another way to write an option."""
+    shows_progress = arguments.words[:1] in [[name] for name in options.users("verbose")]
     flags = {
         "store": arguments.store,
         "num_proc": arguments.num_proc,
-        "verbose": "0" if arguments.quiet else None,
+        "verbose": "0" if arguments.quiet and shows_progress else None,
     }
     return [f"{name}={value}" for name, value in flags.items() if value is not None]
 
@@ -212,6 +213,8 @@ def _format(path: str, given: str | None, flag: str) -> str:
 
 def _as_text(result: DataFrame) -> DataFrame:
     """CSV holds no arrays or maps: write them as the manual does, and as JSON."""
+    from pyspark.ml.functions import vector_to_array
+    from pyspark.ml.linalg import VectorUDT
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
@@ -223,12 +226,14 @@ def _as_text(result: DataFrame) -> DataFrame:
         ):
             return F.to_json(name).alias(field.name)
         if isinstance(field.dataType, T.ArrayType):
-            return F.array_join(name, ",").alias(field.name)
+            return F.array_join(name, ",", "").alias(field.name)  # a null keeps its place
+        if isinstance(field.dataType, VectorUDT):
+            return F.array_join(vector_to_array(F.col(name)), ",").alias(field.name)
         if isinstance(field.dataType, T.BinaryType):  # an image's bytes, as text that reads back
             byte = f"conv(hex(substring({name}, i, 1)), 16, 10) / 255"
             numbers = F.expr(f"transform(sequence(1, length({name})), i -> {byte})")
             return F.array_join(numbers, ",").alias(field.name)
-        if isinstance(field.dataType, T.MapType):
+        if isinstance(field.dataType, T.MapType | T.StructType):
             return F.to_json(name).alias(field.name)
         return F.col(name)
 

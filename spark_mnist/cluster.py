@@ -10,6 +10,7 @@ import time
 import psutil
 from pyspark import SparkConf, TaskContext
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from spark_mnist import errors, options
 
@@ -78,14 +79,15 @@ def settings(spark: SparkSession) -> dict[str, str]:
             "this session is Spark Connect's, as serverless and shared compute have it: it has no "
             "tasks for ranks to run in. Use classic compute, on Databricks with dedicated access"
         )
-    start = options.SETTING
-    for setting, _ in spark.sparkContext.getConf().getAll():
-        name = setting.removeprefix(start)
-        if setting.startswith(start) and name not in options.FIELDS:
+    rows = spark.sql("SET").where(F.col("key").startswith(options.SETTING)).collect()
+    found = {row["key"].removeprefix(options.SETTING): row["value"] for row in rows}
+    for name in found:
+        if name not in options.FIELDS:
             hint = errors.did_you_mean(name, options.FIELDS)
-            raise errors.UnknownOption(f"Spark's setting {setting}: no option {name!r}{hint}")
-    found = {name: spark.conf.get(f"{start}{name}", None) for name in options.FIELDS}
-    return {name: text for name, text in found.items() if text is not None}
+            raise errors.UnknownOption(
+                f"Spark's setting {options.SETTING}{name}: no option {name!r}{hint}"
+            )
+    return found
 
 
 def slots(spark: SparkSession) -> int:
@@ -168,12 +170,17 @@ def interfaces(spark: SparkSession) -> list[str] | None:
     return [name for name, given in found if address in {a.address for a in given}] or None
 
 
-def host_and_gpus() -> str:
-    """In a task: the name of its machine, and the GPUs that Spark gave it where it gives any."""
+def task_gpus() -> tuple[str, ...]:
+    """In a task: the addresses of the GPUs that Spark gave it, where it gives any."""
     context = TaskContext.get()
     gpus = context.resources().get("gpu") if context else None
-    name = socket.gethostname()
-    return f"{name} (GPU {', '.join(gpus.addresses)})" if gpus else name
+    return tuple(gpus.addresses) if gpus else ()
+
+
+def host_and_gpus() -> str:
+    """In a task: the name of its machine, and its GPUs."""
+    name, gpus = socket.gethostname(), task_gpus()
+    return f"{name} (GPU {', '.join(gpus)})" if gpus else name
 
 
 def rank_environment() -> dict[str, str]:

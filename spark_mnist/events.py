@@ -25,7 +25,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 4096
+MOST_BYTES = 16 << 10
 """Longest line that is read."""
 SEND_TIMEOUT = 5.0
 """Seconds that a rank waits for the driver to take a line."""

@@ -75,6 +75,7 @@ def _put(fs: fsspec.AbstractFileSystem, written: Path, target: str) -> None:
 def built(saved: manifests.Saved) -> Any:
     """The Keras model of a saved version, with its weights, standardisation and softmax in it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # ranks may need the rest
     from spark_mnist import checkpoint
 
     return checkpoint.built(saved.network, saved.files, saved.make)

@@ -55,7 +55,9 @@ def claim(addresses: Sequence[str], local_rank: int) -> str:
         tf.config.experimental.set_memory_growth(gpu, True)
     name = addresses[0] if addresses else str(local_rank) if found else ""
     _check_own(name)
-    return f"GPU {name}" if name else events.CPU
+    if not name:
+        return events.CPU
+    return f"GPU {name}" if found else f"CPU, not GPU {name}"
 
 
 def _check_own(name: str) -> None:

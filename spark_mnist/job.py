@@ -46,6 +46,8 @@ class Job(threading.Thread):
         """Whether Horovod listens to that yet."""
         self.reports: list[plan.RankReport] = []
         self.error: BaseException | None = None
+        self.cause: BaseException | None = None
+        """What ended Spark's job of the ranks, of which Horovod's error says nothing."""
         self._ended = threading.Event()
 
     @property
@@ -83,7 +85,7 @@ class Job(threading.Thread):
         threads = int(context.getConf().get("spark.task.cpus", "1"))
         kept = cluster.kept_names(self._spark, training.train.urls[0])
         _leave_signals_alone()
-        with _quiet_threads(), _tasks_that_end():
+        with self._quiet_threads(), _tasks_that_end():
             reports: list[plan.RankReport] = horovod.spark.run(
                 _rank,
                 args=(dataclasses.replace(training, threads=threads), kept),
@@ -98,6 +100,26 @@ class Job(threading.Thread):
                 executable=context.pythonExec,
             )
         return reports
+
+    @contextlib.contextmanager
+    def _quiet_threads(self) -> Iterator[None]:
+        """Keep what Horovod's threads raise, in place of printing it."""
+        before = threading.excepthook
+
+        def keep(raised: threading.ExceptHookArgs) -> None:
+            frames = traceback.walk_tb(raised.exc_traceback)
+            if any(frame.f_globals["__name__"].startswith("horovod.") for frame, _ in frames):
+                logger.debug("%s: %s", raised.thread, raised.exc_value)
+                self.cause = raised.exc_value
+            else:
+                before(raised)
+
+        threading.excepthook = keep
+        try:
+            yield
+        finally:
+            if threading.excepthook is keep:  # else a later job's is there, which puts back its own
+                threading.excepthook = before
 
     def _end_within(self, seconds: float, *, kindly: bool) -> None:
         """Tell Horovod to end its ranks, or Spark to end its tasks, until they do."""
@@ -174,26 +196,6 @@ def _task(*given: Any) -> Any:
         return runner._task_fn(*given)
     finally:
         runner.MINIMUM_COMMAND_LIFETIME_S = before
-
-
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Log what Horovod's threads raise, in place of printing it: ``run`` raises it again."""
-    before = threading.excepthook
-
-    def log(raised: threading.ExceptHookArgs) -> None:
-        frames = traceback.walk_tb(raised.exc_traceback)
-        if any(frame.f_globals["__name__"].startswith("horovod.") for frame, _ in frames):
-            logger.debug("%s: %s", raised.thread, raised.exc_value)
-        else:
-            before(raised)
-
-    threading.excepthook = log
-    try:
-        yield
-    finally:
-        if threading.excepthook is log:  # else a later job's is there, which puts back its own
-            threading.excepthook = before
 
 
 class _Output:

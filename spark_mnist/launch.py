@@ -61,10 +61,11 @@ def train(
     Raises:
         errors.RankError: A rank raised.
         errors.ShardsLost, errors.RowsLost: A rank could not read all its rows.
-        errors.RanksLost: Ranks went away, or hung, more often than they may start again.
+        errors.RanksLost: Ranks went away, hung or did not start, more often than they may start
+            again, or where Spark has no slots for them any more.
         errors.NotFinite: The loss is no number any more.
         errors.RanksDiverged: The ranks ended with different weights.
-        errors.TrainingError: The ranks could not start.
+        errors.TrainingError: A rank's Python ended with an error of its own.
     """
     shown = progress.Progress(
         title,
@@ -89,7 +90,10 @@ def train(
                 "%s; all ranks start again after epoch %d (restart %d of %d)",
                 *(lost.partition("\n")[0], done, restarts + 1, max_restarts),
             )
-            cluster.wait_for_slots(spark, training.world.size, SLOTS_BACK)
+            try:
+                cluster.wait_for_slots(spark, training.world.size, SLOTS_BACK)
+            except errors.TooFewSlots as error:
+                raise errors.RanksLost(f"{lost}\nNor could they start again: {error}") from error
     raise AssertionError("unreachable: the count has no end")
 
 
@@ -150,14 +154,18 @@ def _attempt(
     host, bind = cluster.driver_address(spark)
     with events.Inbox(host, bind, receive) as inbox:
         running = job.Job(spark, dataclasses.replace(training, inbox=inbox.address))
+        lost = None
         try:
             running.start()
-            while not running.wait(POLL):
-                if (verdict := watch.verdict()) and not running.wait(0):
-                    raise errors.RanksLost(f"{verdict}{running.tail}")
+            while not lost and not running.wait(POLL):
+                lost = watch.verdict()
+                if running.wait(0):
+                    lost = None
         finally:
             running.stop()
             _wait_for_the_end(watch)
+    if lost:  # told only now, since ranks print their last words when they end
+        raise errors.RanksLost(f"{lost}{running.tail}")
     if running.error:
         raise _failure(running, watch) from running.error
     check(running.reports)
@@ -204,7 +212,8 @@ def _failure(ended: job.Job, watch: watchdog.Watchdog) -> errors.TrainingError:
     """What to raise where Horovod came back without reports."""
     found = FAILED.search(str(ended.error))
     if not found:
-        return errors.RanksLost(f"the ranks did not start ({ended.error}){ended.tail}")
+        what = "Spark ended the ranks' job" if watch.begun() else "the ranks did not start"
+        return errors.RanksLost(f"{what} ({ended.cause or ended.error}){ended.tail}")
     rank, code = found.groups()
     # Python itself ends a process with 1, for what starting it again would not mend.
     kind = errors.TrainingError if code == "1" else errors.RanksLost

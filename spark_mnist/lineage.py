@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,10 +76,15 @@ def start(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
     """
     begin = _continued(store, name, chosen) if chosen.continuous else _afresh(chosen)
     last = begin.epochs + chosen.epochs
-    if begin.optimizer.rate(last - 1, 1) == 0:
+    try:
+        rate = begin.optimizer.rate(last - 1, 1)
+    except OverflowError:
+        rate = math.inf
+    if rate == 0 or math.isinf(rate):
         raise errors.OptionError(
             f"with lr_schedule={begin.optimizer.schedule} nothing is learned any more in epoch "
-            f"{last}: name another schedule, say constant, or fewer epochs"
+            f"{last}, whose learning rate is {rate}: name another schedule, say constant, or fewer "
+            "epochs"
         )
     return begin
 

@@ -133,7 +133,10 @@ class MnistClassifier(
         make = given.get("network")
         weights = files[plan.WEIGHTS]
         model = MnistClassifierModel(manifest, weights, make if callable(make) else None)
-        return self._copyValues(model)
+        self._copyValues(model)
+        if not isinstance(given.get("network", ""), str):
+            model.clear(model.getParam("network"))  # metadata is JSON, and the model has it already
+        return model
 
 
 class _ModelWriter(MLWriter):

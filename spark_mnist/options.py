@@ -236,6 +236,12 @@ def users(name: str) -> list[str]:
     ]
 
 
+SAVED = (
+    *("network", "features", "label", "standardize", "hidden", "dropout", "optimizer"),
+    *("learning_rate", "warmup_epochs", "lr_schedule", "seed"),
+)
+"""What a saved model has: a session's settings of these are for models that are trained afresh."""
+
 T = TypeVar("T", bound=Options)
 
 
@@ -263,7 +269,10 @@ def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | 
         for name, text in (settings or {}).items()
         if name in known and given.get(name) is None
     }
-    return kind(**{**given, **set_for_all})
+    goes_on = {**given, **set_for_all}.get("continuous")
+    of_model = SAVED if goes_on else () if kind is FitOptions else ("network",)
+    applied = {name: value for name, value in set_for_all.items() if name not in of_model}
+    return kind(**{**given, **applied})
 
 
 def _setting(name: str, text: str) -> Any:

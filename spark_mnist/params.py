@@ -86,7 +86,7 @@ class FitParams(
             for param, field in OPTIONS.items()
             if self.isSet(param)
         }
-        if self.getFeaturesCol() == plan.Input.features[0]:
+        if self.getFeaturesCol() == plan.Input.features[0] and found.get("network") != "dnn":
             found.pop("features", None)  # a picture's pixels, not any column's numbers
         return found
 

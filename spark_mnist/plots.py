@@ -74,7 +74,7 @@ def confusion(predictions: DataFrame, label: str = "label") -> Figure:
     make = _figure()
     truth, guess = _classes(predictions, label)
     pairs = predictions.select(truth.alias("truth"), guess.alias("guess"))
-    found = pairs.groupBy("truth", "guess").count().where("truth IS NOT NULL").collect()
+    found = pairs.groupBy("truth", "guess").count().dropna().collect()
     names = sorted({name for row in found for name in (row["truth"], row["guess"])})
     place = {name: number for number, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
@@ -149,10 +149,11 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
             truth, _ = schema.column(predictions, label)
             return F.trim(truth.cast("string")), found
     prediction, _ = schema.column(predictions, "prediction")
-    first = predictions.select(F.size(prediction).alias("classes")).first()
+    made = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
+    first = made.select(F.size(prediction).alias("classes")).first()
     reads = plan.Input(label=label, classes=first["classes"] if first else 1)
     truth = census.label(predictions, reads)
-    if predictions.where(truth.isNull() & schema.column(predictions, label)[0].isNotNull()).take(1):
+    if made.where(truth.isNull() & schema.column(predictions, label)[0].isNotNull()).take(1):
         raise errors.BadRows(
             f"column {label!r} has values that are no numbers of classes; if they are their names, "
             "predict with interpret=True"

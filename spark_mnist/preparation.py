@@ -159,6 +159,7 @@ class Preparation:
 
     def _try_store(self) -> str:
         shards.check_url(self.cache.url)
+        shards.check_writable(self._spark, self.cache.url)
         with _clear(self.store), self.store.work(self._name):
             pass
         with _clear(self.cache), self.cache.work(self._name) as url:

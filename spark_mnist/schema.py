@@ -114,7 +114,7 @@ def fault(source: Source) -> Column:
     rules = [(array.isNull(), F.lit(f"{name} is null")), (size != source.reads.width, sizes)]
     if not source.binary:
         no_number = F.exists(array, lambda p: p.isNull() | F.isnan(p))
-        infinite = F.exists(array, lambda p: F.abs(p) == float("inf"))
+        infinite = F.exists(array, _infinite)
         rules += [
             (no_number, F.lit(f"{name} has a {noun} that is no number")),
             (infinite, F.lit(f"{name} has a {noun} that is infinite")),
@@ -225,4 +225,9 @@ def _number(df: DataFrame, name: str) -> Column:
 
 
 def _not_finite(number: Column) -> Column:
-    return number.isNull() | F.isnan(number) | (F.abs(number) == float("inf"))
+    return number.isNull() | F.isnan(number) | _infinite(number)
+
+
+def _infinite(number: Column) -> Column:
+    # Not by abs, which overflows on the least of the integers.
+    return (number == float("inf")) | (number == float("-inf"))

@@ -23,7 +23,7 @@ from pyspark import Broadcast, cloudpickle
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_mnist import evaluation, manifests, options, plan, schema
+from spark_mnist import cluster, evaluation, manifests, options, plan, schema
 
 Model = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
@@ -175,6 +175,9 @@ class _Shipment:
 def _model(shipment: _Shipment, encoding: schema.Encoding) -> Model:
     """Build the model, once for each Python worker; Spark uses these again."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use it, too
+    if gpus := cluster.task_gpus():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", gpus[0])
     import tensorflow as tf
 
     from spark_mnist import checkpoint, networks

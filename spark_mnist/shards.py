@@ -23,6 +23,8 @@ from urllib import parse
 
 import fsspec
 import pyarrow.parquet as pq
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
@@ -57,6 +59,24 @@ def check_url(url: str) -> None:
             f"shards cannot lie in {url!r}: use a store, or a {CACHE_DIR}, without blanks and "
             "special characters in its path"
         )
+
+
+def check_writable(spark: SparkSession, url: str) -> None:
+    """Refuse a directory on a file system that Spark, which writes the shards, cannot open.
+
+    Raises:
+        errors.ClusterError: Spark lacks the classes for the URL's scheme, or may not use it.
+    """
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    assert spark._jvm is not None
+    try:
+        spark._jvm.org.apache.hadoop.fs.Path(url).getFileSystem(hadoop)
+    except (Py4JJavaError, PySparkException) as error:
+        why = getattr(error, "java_exception", error)
+        raise errors.ClusterError(
+            f"Spark cannot write shards to {url} ({why}): add Hadoop's classes for it to Spark, or "
+            f"set {CACHE_DIR} to a directory that all executors share"
+        ) from error
 
 
 def check_enough(counted: census.Census, ranks: int, ratio: float) -> None:
@@ -157,12 +177,14 @@ def _written(placed: DataFrame, url: str) -> Iterator[tuple[str, ...]]:
     # when the source has changed since; a directory of this fit alone has no earlier result.
     # It asks the first session of the process for that directory, whichever made the DataFrame.
     # Pictures are hardly ever the same, so that Parquet would build dictionaries in vain.
-    conf = {
-        CACHE_DIR: url,
-        "spark.sql.files.maxRecordsPerFile": "0",
-        "parquet.enable.dictionary": "false",
-    }
-    with _ONE_CONVERTER, _session_conf(SparkSession.builder.getOrCreate(), conf), _quiet():
+    first, cache = SparkSession.builder.getOrCreate(), {CACHE_DIR: url}
+    files = {"spark.sql.files.maxRecordsPerFile": "0", "parquet.enable.dictionary": "false"}
+    with (
+        _ONE_CONVERTER,
+        _session_conf(first, cache),
+        _session_conf(placed.sparkSession, files),
+        _quiet(),
+    ):
         from petastorm.spark import make_spark_converter
 
         converter = make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)

@@ -14,8 +14,10 @@ from typing import Any
 
 import tensorflow as tf
 
-STEPS_PER_CALL = 32
-"""Steps that TensorFlow takes without coming back to Python."""
+BLOCK = 32
+"""Most steps that TensorFlow takes without coming back to Python."""
+SECONDS = 1.0
+"""That a call should take at most: each one that returns is a sign of life."""
 
 
 class Loop:
@@ -29,6 +31,8 @@ class Loop:
         self._step = step
         # Without autograph, as Keras runs its steps: a user's layers are not rewritten.
         self._call = tf.function(self._take, reduce_retracing=True, autograph=False)
+        self._most = 1
+        """Steps of the next call, as the last one went."""
         self.seconds = 0.0
         """In all blocks of ``timed``."""
         self.waited = 0.0
@@ -49,13 +53,18 @@ class Loop:
             steps: How many of them.
 
         Yields:
-            The number of steps done, after each call of TensorFlow.
+            The number of steps done, after each call of TensorFlow; each multiple of ``BLOCK`` is
+            among them.
         """
-        batches = iter(data)
-        for done in range(0, steps, STEPS_PER_CALL):
-            count = min(STEPS_PER_CALL, steps - done)
+        batches, done = iter(data), 0
+        while done < steps:
+            count = min(self._most, BLOCK - done % BLOCK, steps - done)
+            begun = time.perf_counter()
             self.waited += float(self._call(batches, tf.constant(count)))
-            yield done + count
+            seconds = time.perf_counter() - begun
+            self._most = max(1, min(BLOCK, int(count * SECONDS / seconds)))
+            done += count
+            yield done
 
     def _take(self, batches: Any, count: tf.Tensor) -> tf.Tensor:
         """Take so many steps in the graph; returns the seconds of waiting."""

@@ -39,7 +39,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             tf.summary.graph(call.get_concrete_function(signature).graph)
 
     def epoch(self, record: plan.EpochRecord, learning_rate: float) -> None:
-        """Note an epoch's means, and the learning rate with which it ended."""
+        """Note an epoch's means, and the learning rate with which it began."""
         means = {**record.losses, **record.metrics, "learning_rate": learning_rate}
         for name, value in means.items():
             folder = "validation" if name.startswith("val_") else "train"

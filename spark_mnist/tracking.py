@@ -83,11 +83,12 @@ def _log(result: results.FitResult, chosen: options.FitOptions, store: stores.St
 
     info = results.info(store.manifest(result.model_name, result.version))
     mlflow.set_tags({MODEL: result.model_name, VERSION: result.version, STORE: store.url})
-    mlflow.log_params(_params(info, chosen))
     for record in result.epochs:
         mlflow.log_metrics({**record.losses, **record.metrics}, step=record.epoch)
     mlflow.log_metric("rows_per_second", result.timing.rows_per_second)
     _log_model(manifests.saved(store, result.model_name, result.version, chosen.network))
+    # Last, since it refuses a value other than one that the user has logged by that name.
+    mlflow.log_params(_params(info, chosen))
 
 
 def _params(info: results.ModelInfo, chosen: options.FitOptions) -> dict[str, Any]:

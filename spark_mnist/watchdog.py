@@ -82,7 +82,8 @@ class Watchdog:
             if event["moves"] != rank.moves:
                 rank.moves, rank.moved = event["moves"], now
             rank.heard, rank.hung_up, rank.begun = now, None, True
-            rank.ended, rank.cpu, rank.link = bool(event.get("ended")), event["cpu"], event["link"]
+            rank.ended = rank.ended or bool(event.get("ended"))  # a sign of life may come later
+            rank.cpu, rank.link = event["cpu"], event["link"]
             if "pid" in event:
                 rank.name = f"process {event['pid']} on {event['host']}"
             if "epoch" in event:
@@ -92,6 +93,11 @@ class Watchdog:
         """That a rank went away, and where it was."""
         rank = self._ranks[number]
         return f"rank {number} ({rank.name}) went away {rank.place}"
+
+    def begun(self) -> bool:
+        """Whether any rank was heard of."""
+        with self._lock:
+            return any(rank.begun for rank in self._ranks)
 
     def all_gone(self) -> bool:
         """Whether no process of a rank is connected any more."""
@@ -119,6 +125,8 @@ class Watchdog:
                 rank.heard += gap
                 rank.moved += gap
                 rank.worked += gap
+                if rank.hung_up is not None:
+                    rank.hung_up += gap
 
     def _first_gone(self) -> int | None:
         gone = [

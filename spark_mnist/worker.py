@@ -45,8 +45,10 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
     """
     tf.config.threading.set_intra_op_parallelism_threads(training.threads)
     tf.config.threading.set_inter_op_parallelism_threads(training.threads)
+    started = False
     try:
         averaging.start()
+        started = True
         device = gpus.claim(get_available_devices(), hvd.local_rank())
         outbox.send(host=socket.gethostname(), device=device)
         return _train(training, outbox)
@@ -56,7 +58,8 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
             message=str(error),
             traceback=traceback.format_exc(),
             time=time.time(),
-            collective="Horovod" in str(error) and isinstance(error, tf.errors.OpError),
+            collective=not started
+            or ("Horovod" in str(error) and isinstance(error, tf.errors.OpError)),
         )
         return plan.RankReport(rank=outbox.rank, failure=failure)
     finally:
@@ -112,7 +115,7 @@ class Learner:
         for done in self.train_loop.run(data, division.steps):
             means = {"loss": self.meters.loss_here()}
             self.outbox.send_seldom(epoch=epoch + 1, step=done, means=means)
-            if done < division.steps:
+            if done < division.steps and done % steps.BLOCK == 0:
                 self._set_rate(epoch + done / division.steps)
         averaging.average_statistics(self.model)
 
@@ -175,16 +178,19 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
     progress = training.resume or plan.Progress(epoch=training.first_epoch)
     begun = progress.epoch
     first = hvd.rank() == 0
+
+    def rate(record: plan.EpochRecord) -> float:
+        return training.optimizer.rate(record.epoch - 1, hvd.size())
+
     with tensorboard.Journal() if first else contextlib.nullcontext() as journal:
         if journal:
             journal.graph(learner.model)
             for record in progress.history:
-                journal.epoch(record, training.optimizer.rate(record.epoch, hvd.size()))
+                journal.epoch(record, rate(record))
         while not learner.ended(progress):
             progress = learner.epoch(progress)
             if journal:
-                rate = float(learner.model.optimizer.learning_rate)
-                journal.epoch(progress.history[-1], rate)
+                journal.epoch(progress.history[-1], rate(progress.history[-1]))
             if first and training.work:
                 files = checkpoint.save(learner.model)
                 state = dataclasses.replace(progress, files=files)

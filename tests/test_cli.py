@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyspark.ml.linalg import Vectors
 
 import spark_mnist
 from spark_mnist import cli, datasets, errors, grammar, options
@@ -243,3 +244,21 @@ def test_debug_lets_the_traceback_through(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(errors.CommandError):
         cli.main(["fit", "--debug"])
+
+
+def test_what_csv_cannot_hold_becomes_text(spark):
+    vectors = spark.createDataFrame([(Vectors.dense([0.0, 0.5]),)], ["vector"])
+    frame = vectors.selectExpr(
+        "vector", "array(0.25D, null) AS array", "named_struct('a', 1) AS struct",
+        "map('k', 2.0D) AS map",
+    )  # fmt: skip
+    (found,) = cli._as_text(frame).collect()
+    assert found.asDict() == {
+        "array": "0.25,", "struct": '{"a":1}', "map": '{"k":2.0}', "vector": "0.0,0.5",
+    }  # fmt: skip
+
+
+def test_quiet_is_no_option_of_what_shows_no_progress(tmp_path, capfd, monkeypatch, spark):
+    monkeypatch.setattr(cli, "_session", lambda _: spark)
+    assert cli.main(["models", "--quiet", "--store", str(tmp_path)]) == 0
+    assert "verbose" not in capfd.readouterr().err

@@ -147,11 +147,15 @@ def test_options_are_spark_settings_too(spark, digits, tmp_path):
             spark.conf.unset(name)
 
 
-def test_a_setting_that_is_none_is_refused():
-    with pytest.raises(
-        errors.UnknownOption, match=r"spark.mnist.numproc: .* did you mean 'num_proc'"
-    ):
-        cluster.settings(Session(spark_mnist_numproc="2"))
+def test_a_setting_that_is_none_is_refused(spark):
+    spark.conf.set("spark.mnist.numproc", "2")
+    try:
+        with pytest.raises(
+            errors.UnknownOption, match=r"spark.mnist.numproc: .* did you mean 'num_proc'"
+        ):
+            cluster.settings(spark)
+    finally:
+        spark.conf.unset("spark.mnist.numproc")
 
 
 def test_spark_connect_is_refused():

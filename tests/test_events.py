@@ -128,3 +128,12 @@ def test_the_inbox_ends_with_its_block():
         socket.create_connection(address).close()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(address)
+
+
+def test_a_long_warning_arrives_in_any_script():
+    found = []
+    with events.Inbox("127.0.0.1", "127.0.0.1", found.append) as inbox:
+        box = events.Outbox(inbox.address)
+        assert box.send(warning="\U0001f525" * events.MOST_TEXT)
+        assert box.send(epoch=1)
+        assert [list(event)[-2] for event in received(found, 2)] == ["warning", "epoch"]

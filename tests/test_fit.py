@@ -13,7 +13,7 @@ import pytest
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import errors, launch, plan, shards
+from spark_mnist import errors, job, launch, plan, shards
 from tests.conftest import arrays
 
 QUIET = {"verbose": 0, "num_proc": 2, "batch_size": 16}
@@ -304,3 +304,14 @@ def test_the_first_cause_is_told_and_not_its_effects():
     with pytest.raises(errors.RankError, match="rank 1 of 2 raised ValueError: bad row") as caught:
         launch.check([report(0, time=1.0, **effect), report(1, time=2.0, **cause)])
     assert (caught.value.rank, caught.value.rank_traceback) == (1, "line 1")
+
+
+def test_what_ended_sparks_job_of_the_ranks_is_told(digits, store, monkeypatch):
+    def broken(*_):
+        raise ModuleNotFoundError("No module named 'something'")
+
+    monkeypatch.setattr(job, "_task", broken)
+    message = r"(?s)the ranks did not start \(.*ModuleNotFoundError: No module named 'something'"
+    with pytest.raises(errors.RanksLost, match=message):
+        spark_mnist.fit(digits, "m", store=store, max_restarts=0, **QUIET)
+    assert spark_mnist.models(store) == []

@@ -162,3 +162,9 @@ def test_with_patience_what_was_best_before_there_were_no_numbers_is_kept(
     result = spark_mnist.fit(digits.limit(64), "m", epochs=9, patience=4, store=store, **QUIET)
     assert len(result.epochs) == 3
     assert manifest(store, "m")["epochs"] == 2
+
+
+def test_a_rate_that_grows_beyond_all_numbers_is_refused(digits, store, in_process):
+    message = r"exponential:10 .* epoch 400, whose learning rate is inf"
+    with pytest.raises(errors.OptionError, match=message):
+        spark_mnist.fit(digits, "m", epochs=400, lr_schedule="exponential:10", store=store)

@@ -162,3 +162,23 @@ def test_every_option_is_a_param():
 def test_wrong_params(params, error, message):
     with pytest.raises(error, match=message):
         MnistClassifier(**params)
+
+
+def network():
+    import keras
+
+    return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
+
+
+def test_the_model_of_a_users_function_is_saved(digits, tmp_path, in_process):
+    stage = MnistClassifier(network=network, epochs=1, verbose=0, store=str(tmp_path / "models"))
+    fitted = stage.fit(digits)
+    fitted.write().overwrite().save(str(tmp_path / "saved"))
+    loaded = MnistClassifierModel.load(str(tmp_path / "saved"))
+    assert classes(loaded.transform(digits)) == classes(fitted.transform(digits))
+
+
+def test_a_table_whose_column_is_called_image():
+    given = MnistClassifier(featuresCol="image", network="dnn").given()
+    assert given == {"features": "image", "network": "dnn"}
+    assert "features" not in MnistClassifier(featuresCol="image").given()

@@ -56,3 +56,15 @@ def test_every_network_and_optimizer_of_the_registries_can_be_named_and_built():
             begin = start.reading(plan.Input(classes=4))
             assert networks.build(begin.network).output_shape == (None, 4)
             assert float(networks.optimizer(begin.optimizer, 0.5).learning_rate) == 0.5
+
+
+def test_settings_are_not_for_what_a_saved_model_has():
+    settings = {"network": "cnn", "optimizer": "sgd", "seed": "3", "batch_size": "64"}
+    afresh = options.make(options.FitOptions, {}, settings)
+    assert (afresh.network, afresh.optimizer, afresh.seed) == ("cnn", "sgd", 3)
+    for given, more in (({"continuous": True}, {}), ({}, {"continuous": "true"})):
+        goes_on = options.make(options.FitOptions, given, {**settings, **more})
+        found = (goes_on.network, goes_on.optimizer, goes_on.seed, goes_on.batch_size)
+        assert found == (None, None, None, 64)
+    applied = options.make(options.EvaluateOptions, {}, settings)
+    assert (applied.network, applied.seed, applied.batch_size) == (None, 3, 64)

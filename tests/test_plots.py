@@ -155,3 +155,11 @@ def test_matplotlib_and_pyplot_come_late_or_never():
         "plots.png(plots.history(r)); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_that_have_no_prediction_are_in_no_picture(predictions):
+    bad = predictions.limit(1).withColumn("prediction", F.lit(None).cast("array<int>"))
+    mixed = bad.union(predictions)
+    counts = [text.get_text() for text in plots.confusion(mixed).axes[0].texts]
+    assert counts == [text.get_text() for text in plots.confusion(predictions).axes[0].texts]
+    assert len(plots.mistakes(mixed).axes) == len(plots.mistakes(predictions).axes)

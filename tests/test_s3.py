@@ -3,6 +3,7 @@
 That Spark itself writes to S3 needs Hadoop's own S3 files, which PySpark does not bring.
 """
 
+import json
 import threading
 
 import boto3
@@ -11,7 +12,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 import spark_mnist
-from spark_mnist import errors
+from spark_mnist import errors, files, owners
 from spark_mnist import store as stores
 
 CACHE = "petastorm.spark.converter.parentCacheDirUrl"
@@ -86,7 +87,23 @@ def test_writers_that_meet_each_get_a_version_of_their_own(bucket):
         assert store.read("m", version)[1] == {"weights": bytes([number])}
 
 
-def test_what_a_killed_fit_left_is_swept_and_versions_are_deleted(bucket):
+def test_what_a_killed_fit_left_is_swept(bucket):
+    store = stores.Store(STORE)
+    store.publish("m", {"weights": b"1"}, lambda _: {})
+    gone = json.dumps(json.loads(owners.note()) | {"started": 1})
+    left = [f"m/.work-{'0' * 32}", "m/v000002"]
+    for path, note in zip(left, (stores.OWNER, stores.CLAIM), strict=True):
+        bucket.put_object(Key=f"team/{path}/{note}", Body=gone)
+    with store.work("m") as mine:
+        files.Files(mine).write(stores.OWNER, owners.note())
+        assert store.sweep("m") == left
+        assert files.Files(mine).exist(stores.OWNER)
+    assert {found.key for found in bucket.objects.all()} == {
+        f"team/m/v000001/{name}" for name in ("weights", stores.MANIFEST, stores.CLAIM)
+    }
+
+
+def test_versions_are_deleted(bucket):
     store = stores.Store(STORE)
     store.publish("m", {"weights": b"1"}, lambda _: {})
     store.publish("m", {"weights": b"2"}, lambda _: {})

@@ -84,6 +84,8 @@ DOUBLES, INTEGERS, TEXT = FORMS["doubles"][0], FORMS["integers"][0], T.StringTyp
         (DOUBLES, changed(5, 255.0), "outside 0..1"),
         (INTEGERS, [256] + [0] * 783, "outside 0..255"),
         (INTEGERS, [-1] + [0] * 783, "outside 0..255"),
+        (INTEGERS, [-(2**31)] + [0] * 783, "outside 0..255"),
+        (T.ArrayType(T.ByteType()), [-128] + [0] * 783, "outside 0..255"),
         (T.ArrayType(T.LongType()), [10**12] + [0] * 783, "outside 0..255"),
         (T.BinaryType(), b"\0" * 783, "pixels, not 784"),
         (VectorUDT(), Vectors.dense([0.5]), "pixels, not 784"),

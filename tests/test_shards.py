@@ -160,12 +160,9 @@ def test_pixels_are_stored_as_bytes(digits, tmp_path):
 def test_a_session_of_its_own_and_a_limit_on_files(spark, digits, tmp_path):
     other = spark.newSession()
     digits.coalesce(1).write.parquet(str(tmp_path / "source"))
-    spark.conf.set("spark.sql.files.maxRecordsPerFile", "10")
-    try:
-        sizes, _ = written(other.read.parquet(str(tmp_path / "source")), tmp_path / "work", ranks=2)
-        assert spark.conf.get("spark.sql.files.maxRecordsPerFile") == "10"
-    finally:
-        spark.conf.unset("spark.sql.files.maxRecordsPerFile")
+    other.conf.set("spark.sql.files.maxRecordsPerFile", "10")
+    sizes, _ = written(other.read.parquet(str(tmp_path / "source")), tmp_path / "work", ranks=2)
+    assert other.conf.get("spark.sql.files.maxRecordsPerFile") == "10"
     assert sizes == [[103, 102], [26, 25]]
 
 
@@ -191,3 +188,10 @@ def test_a_directory_that_petastorm_cannot_read_is_refused(url):
     with pytest.raises(errors.OptionError, match="without blanks and special characters"):
         shards.check_url(url)
     shards.check_url("s3a://bucket/models_1.2-x/m")
+
+
+def test_a_file_system_that_spark_lacks_is_refused_before_it_writes(spark):
+    message = r'cannot write shards to s3://bucket/work .*No FileSystem for scheme "s3"'
+    with pytest.raises(errors.ClusterError, match=message):
+        shards.check_writable(spark, "s3://bucket/work")
+    shards.check_writable(spark, "file:///tmp")

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from spark_mnist import plan, timing
+from spark_mnist import plan, steps, timing
 from spark_mnist.world import World
 
 QUICK = timing.Timing(
@@ -81,3 +81,33 @@ def test_what_dominates_gets_a_hint(changed, words):
         assert found is not None
         assert re.search(words, found)
         assert str(dataclasses.replace(QUICK, hint=found)).endswith(found)
+
+
+class Clock:
+    """A clock on which each call of a step's graph takes its seconds."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.counts = seconds, 0.0, []
+
+    def call(self, _, count):
+        self.counts.append(int(count))
+        self.now += self.seconds * int(count)
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "counts"),
+    [
+        (0.001, [1, 31, 32, 6]),
+        (0.125, [1, 8, 8, 8, 7, 8, 8, 8, 8, 6]),
+        (3.0, [1] * 70),
+    ],
+)
+def test_calls_are_as_short_as_their_steps_are_long(monkeypatch, seconds, counts):
+    clock = Clock(seconds)
+    loop = steps.Loop(lambda _: None)
+    monkeypatch.setattr(loop, "_call", clock.call)
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: clock.now)
+    done = list(loop.run([], 70))
+    assert clock.counts == counts
+    assert {32, 64, 70} <= set(done)

@@ -150,3 +150,17 @@ def test_ended_ranks_may_take_their_time_but_not_for_ever():
         clock.hear(rank, moved=True, ended=True)
     assert clock.verdict(watchdog.SLACK) is None
     assert "no rank has taken a step" in clock.verdict(1)
+
+
+def test_a_sign_of_life_that_was_late_does_not_take_back_an_end(clock):
+    clock.hear(0, ended=True)
+    clock.hear(0)
+    hang_up(clock, 0)
+    assert clock.verdict(watchdog.REPORTING + 1) is None
+
+
+def test_a_rank_may_connect_again_after_the_driver_stood_still(clock):
+    hang_up(clock, 1)
+    clock.now += 20
+    assert clock.verdict() is None
+    assert clock.verdict(watchdog.REPORTING + 1).startswith("rank 1 ")

@@ -91,9 +91,9 @@ class Hosts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in HOSTS:
-            self.die(name)
-        self._stack.close()
+        with self._stack:
+            for name in HOSTS:
+                self.die(name)
 
     def _space(self, name: str) -> str:
         return f"{self._mark}-{name}"
@@ -144,12 +144,12 @@ class Hosts:
 
     def die(self, host: str) -> None:
         """End all that runs on a host, at once and without a word."""
-        pids = _ip(f"ip netns pids {self._space(host)}").stdout.split()
-        running = [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
-        for process in running:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(running, timeout=harness.PATIENCE)
+        killed = []
+        for pid in _ip(f"ip netns pids {self._space(host)}").stdout.split():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
+                killed.append(psutil.Process(int(pid)))
+                killed[-1].send_signal(signal.SIGKILL)
+        psutil.wait_procs(killed, timeout=harness.PATIENCE)
 
     def bytes_to(self, host: str) -> int:
         """How many bytes went over the bridge to a host so far."""

@@ -12,10 +12,7 @@ import pytest
 from tests.cluster import hosts
 from tests.faults import harness
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(hosts.missing()), reason=str(hosts.missing())),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allowed")]
 
 JOB = """
 import json, logging, os, socket, sys, time
@@ -58,6 +55,12 @@ spark.stop()
 EPOCHS = 60
 LIMIT = 300
 """Seconds for a job; far more than it needs."""
+
+
+@pytest.fixture(scope="module")
+def allowed():
+    if why := hosts.missing():
+        pytest.skip(why)
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def test_two_ranks_on_each_of_two_hosts(cluster):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(allowed, tmp_path_factory):
     """What a fit comes to with which nothing interferes."""
     home = tmp_path_factory.mktemp("undisturbed")
     (home / "ranks").mkdir()
