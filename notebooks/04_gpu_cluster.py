@@ -7,6 +7,7 @@
 # MAGIC | setting | value |
 # MAGIC |---|---|
 # MAGIC | `spark.task.resource.gpu.amount` | 1 |
+# MAGIC | `spark.mnist.store` | a path that all hosts have, `dbfs:/models` or one below `/Volumes/` |
 # MAGIC | `spark.dynamicAllocation.enabled` | false |
 # MAGIC | `spark.speculation` | false |
 # MAGIC

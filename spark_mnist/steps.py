@@ -72,7 +72,7 @@ class Loop:
         def one(done: tf.Tensor, waited: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             asked = tf.timestamp()
             with tf.control_dependencies([asked]):
-                batch = next(batches)
+                batch = _next(batches)
             with tf.control_dependencies(batch):
                 got = tf.timestamp()
             self._step(batch)
@@ -81,3 +81,15 @@ class Loop:
         start = tf.constant(0), tf.constant(0.0, tf.float64)
         _, waited = tf.while_loop(lambda done, _: done < count, one, start, parallel_iterations=1)
         return waited
+
+
+def _next(batches: Any) -> tuple[tf.Tensor, ...]:
+    """The next batch, taken on this thread: ``next`` wakes another one up to take it."""
+    (iterator,) = tf.nest.flatten(batches, expand_composites=True)
+    specs = tf.nest.flatten(batches.element_spec)
+    batch = tf.raw_ops.IteratorGetNextSync(
+        iterator=iterator,
+        output_types=[spec.dtype for spec in specs],
+        output_shapes=[spec.shape for spec in specs],
+    )
+    return tuple(batch)
