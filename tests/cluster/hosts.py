@@ -28,6 +28,7 @@ CONTAINERS = "172.17.0.1/16"
 ENTER = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
 QUICK = {  # Spark's own bounds for what is lost: else minutes
     "spark.network.timeout": "15s",
+    "spark.network.timeoutInterval": "5s",
     "spark.executor.heartbeatInterval": "3s",
 }
 PATIENT_MASTER = "-Dspark.worker.timeout=15"
