@@ -4,7 +4,7 @@ import pytest
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import errors, preparation
+from spark_mnist import errors, preparation, shards
 
 
 def found(preflight):
@@ -55,10 +55,16 @@ def test_without_rows_the_rest_is_looked_at(spark, store):
     assert "rows" not in found(told)
 
 
-def test_a_store_that_executors_do_not_share_is_told(digits):
+def test_a_store_that_spark_cannot_write_to_is_told(digits):
     checks = found(spark_mnist.preflight(digits, store="memory://preflight"))
     assert not checks["store"][0]
-    assert "give store= a directory or URL that driver and executors share" in checks["store"][1]
+    assert "Spark cannot write shards to memory://preflight" in checks["store"][1]
+    assert f"set {shards.CACHE_DIR} to a directory that all executors share" in checks["store"][1]
+
+
+def test_a_store_that_executors_do_not_share_is_told(spark):
+    with pytest.raises(errors.ClusterError, match="that driver and executors share"):
+        preparation._round_trip(spark, "memory://preflight")
 
 
 def test_a_wrong_echo_is_noticed(spark, monkeypatch, tmp_path):
