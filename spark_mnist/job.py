@@ -85,6 +85,7 @@ class Job(threading.Thread):
         threads = int(context.getConf().get("spark.task.cpus", "1"))
         kept = cluster.kept_names(self._spark, training.train.urls[0])
         _leave_signals_alone()
+        _hold_no_process_up()
         with self._quiet_threads(), _tasks_that_end():
             reports: list[plan.RankReport] = horovod.spark.run(
                 _rank,
@@ -167,6 +168,27 @@ def _leave_signals_alone() -> None:
         return job.abort
 
     gloo_run.register_shutdown_event = registered
+
+
+@functools.cache
+def _hold_no_process_up() -> None:
+    """Make the threads that Horovod starts for our jobs daemons.
+
+    Those that wait for a host that was cut off wait forever, and would keep the driver from ending.
+    """
+    from horovod.runner.util import threads
+    from horovod.spark import runner
+
+    in_thread = threads.in_thread
+
+    @functools.wraps(in_thread)
+    def started(*given: Any, **options: Any) -> threading.Thread:
+        if isinstance(threading.current_thread(), Job):
+            options["daemon"] = True
+        thread: threading.Thread = in_thread(*given, **options)
+        return thread
+
+    threads.in_thread = runner.in_thread = started
 
 
 @contextlib.contextmanager

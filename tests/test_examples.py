@@ -25,6 +25,7 @@ def run(name, *words, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_mechanics_101_ends_in_the_tutorials_words(tmp_path):
     out = run("mechanics_101.py", "digits", cwd=tmp_path)
     pattern = (

@@ -122,6 +122,7 @@ def test_models_lists_the_newest_versions(trained):
     assert listed[0].created > listed[1].created
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_the_same_after_three_resumes(digits, store):
     few = digits.limit(40)
     options = {**QUIET, "store": store, "epochs": 1, "network": "softmax"}

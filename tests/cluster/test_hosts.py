@@ -87,10 +87,10 @@ def start(cluster, epochs=EPOCHS, ranks=2):
 
 
 def result(cluster, job):
+    """What a job printed last, and all that it said: spark-submit joins its stdout and stderr."""
     said = job.communicate(timeout=LIMIT)[0]
-    log = (cluster.home / "host-c.log").read_text()
-    assert job.returncode == 0, log
-    return json.loads(said.splitlines()[-1]), log
+    assert job.returncode == 0, said + (cluster.home / "host-c.log").read_text()
+    return json.loads(said.splitlines()[-1]), said
 
 
 def during_the_fit(cluster, job):
