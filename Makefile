@@ -17,7 +17,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers notebooks pack test test-all coverage test-oldest faults lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers notebooks pack test test-all coverage test-oldest faults hosts soak lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -103,6 +103,12 @@ test-oldest: .venv-oldest/.synced ## Train on two ranks and score with the oldes
 
 faults: setup ## Break fits in every way that the tests know, and count (an hour)
 	$(BIN)/pytest tests/faults --all $(ARGS)
+
+hosts: setup ## Fit on three hosts made of network namespaces, and cut one off (needs root)
+	$(BIN)/pytest tests/cluster --all -s $(ARGS)
+
+soak: setup ## Fit, predict and evaluate fifty times in one session, and see what grows
+	$(BIN)/pytest tests/test_soak.py --all -s
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
