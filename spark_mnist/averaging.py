@@ -131,7 +131,7 @@ def broadcast(model: keras.Model) -> None:
     hvd.broadcast_variables([variable.value for variable in state(model)], root_rank=0)
 
 
-def seed_dropout(model: keras.Model, key: Sequence[int]) -> None:
+def seed_random_layers(model: keras.Model, key: Sequence[int]) -> None:
     """Set the states of the model's random layers from a key, say (seed, epoch, rank).
 
     They are no part of a checkpoint, so an epoch must not depend on how it was arrived at.
@@ -162,12 +162,14 @@ def moments(
     Returns:
         W numbers each. A feature that never varies gets a deviation of 1.
     """
-    sums = [(len(part), (part / scale).sum(axis=0, dtype=np.float64)) for part in parts()]
+    # As stored until the end: sums of whole numbers are exact, so one that never varies has no
+    # deviation at all.
+    sums = [(len(part), part.sum(axis=0, dtype=np.float64)) for part in parts()]
     count = total([sum(rows for rows, _ in sums)])[0]
     mean = np.asarray(total(sum(values for _, values in sums))) / count
-    squares = (((part / scale - mean) ** 2).sum(axis=0) for part in parts())
+    squares = (((part - mean) ** 2).sum(axis=0) for part in parts())
     variance = np.asarray(total(sum(squares))) / count
-    deviation = np.sqrt(variance)
+    mean, deviation = mean / scale, np.sqrt(variance) / scale
     return tuple(mean.tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())
 
 
@@ -177,12 +179,11 @@ def total(values: Sequence[float]) -> list[float]:
     return [float(value) for value in summed.numpy()]
 
 
-def gathered(pair: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """A pair of numbers of each rank, in rank order."""
-    first, second = [0.0] * hvd.size(), [0.0] * hvd.size()
-    first[hvd.rank()], second[hvd.rank()] = pair
-    summed = [int(value) for value in total([*first, *second])]
-    return tuple(zip(summed[: hvd.size()], summed[hvd.size() :], strict=True))
+def gathered(number: int) -> tuple[int, ...]:
+    """A whole number of each rank, in rank order."""
+    numbers = [0.0] * hvd.size()
+    numbers[hvd.rank()] = number
+    return tuple(int(value) for value in total(numbers))
 
 
 def finite(model: keras.Model) -> bool:

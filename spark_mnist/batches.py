@@ -24,7 +24,7 @@ CHUNK = 8192
 """Rows that are handled together, or read ahead, where nothing else says how many."""
 
 
-class Kept:
+class InMemory:
     """A shard in memory. Of what it gives, the last is to be used: all share one order of rows."""
 
     def __init__(self, shards: plan.Shards, rows: Part) -> None:
@@ -43,7 +43,7 @@ class Kept:
     @property
     def nbytes(self) -> int:
         """Size of the features."""
-        return int(np.dtype(self.shards.dtype).itemsize) * self.shards.width * len(self)
+        return self.shards.encoding.row_bytes * len(self)
 
     def parts(self) -> Iterator[Part]:
         """All rows in order, some at a time."""
@@ -88,14 +88,14 @@ class Kept:
         def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             part = slice(step * size, (step + 1) * size)
             index = self._order[part]
-            features = networks.numbers(tf.gather(self.features, index), self.shards.scale)
+            features = networks.numbers(tf.gather(self.features, index), self.shards.encoding.scale)
             return features, tf.gather(self.labels, index), self._weights[part]
 
         return tf.data.Dataset.range(count).map(batch).prefetch(4)
 
 
 class Streamed:
-    """A shard that is read anew in each epoch; as ``Kept`` but for the order.
+    """A shard that is read anew in each epoch; as ``InMemory`` but for the order.
 
     Args:
         files: Of this rank.
@@ -103,12 +103,12 @@ class Streamed:
             next part is read and joined while the one before is used.
     """
 
-    def __init__(self, files: rowgroups.Files, memory: int) -> None:
+    def __init__(self, files: rowgroups.RowGroups, memory: int) -> None:
         self.shards = files.shards
         self.error: Exception | None = None
         """What was raised while TensorFlow asked for rows, since it tells only its own errors."""
         self._files = files
-        self._part = memory // 4 // files.encoding.row_bytes
+        self._part = memory // 4 // files.shards.encoding.row_bytes
 
     def __len__(self) -> int:
         return self._files.rows
@@ -120,7 +120,7 @@ class Streamed:
     def training(
         self, division: world.World, *, rank: int, seed: int, epoch: int
     ) -> tf.data.Dataset:
-        """One epoch, as ``Kept.training``; the files in a new order, then the rows of a part."""
+        """One epoch, as ``InMemory.training``: files in a new order, then the rows of a part."""
         random = np.random.default_rng((seed, epoch, rank))
         urls = self._files.urls
         mixed = [urls[number] for number in random.permutation(len(urls))]
@@ -148,15 +148,16 @@ class Streamed:
                 self.error = error
                 raise
 
-        kinds = (self.shards.dtype, np.int32, np.float32)
-        shapes = ((None, self.shards.width), (None,), (None,))
+        encoding = self.shards.encoding
+        kinds = (encoding.dtype, np.int32, np.float32)
+        shapes = ((None, encoding.width), (None,), (None,))
         signature = tuple(map(tf.TensorSpec, shapes, kinds))
         read = tf.data.Dataset.from_generator(batches, output_signature=signature)
         ahead = read.prefetch(max(1, CHUNK // size))
-        return ahead.map(lambda x, y, w: (networks.numbers(x, self.shards.scale), y, w)).prefetch(4)
+        return ahead.map(lambda x, y, w: (networks.numbers(x, encoding.scale), y, w)).prefetch(4)
 
 
-Shard = Kept | Streamed
+Shard = InMemory | Streamed
 
 
 def read(
@@ -164,7 +165,7 @@ def read(
     *,
     rank: int,
     ranks: int,
-    memory: int | None = None,
+    memory: int,
     moved: Callable[[], None] = lambda: None,
 ) -> Shard:
     """Find the rows of one rank, and read them where they fit.
@@ -173,30 +174,30 @@ def read(
         shards: Of all ranks.
         rank: Whose rows.
         ranks: How many there are.
-        memory: Bytes of features that the rank may keep; None keeps them all.
+        memory: Bytes of features that the rank may keep.
         moved: Called after each row group that is read, as a sign of life.
 
     Raises:
         errors.ShardsLost: A file is not there, or not as it was written.
         errors.RowsLost: Petastorm gave other rows than the files' footers say.
     """
-    files = rowgroups.Files(shards, shards.urls[rank::ranks], rank, moved)
-    if memory is not None and files.rows * files.encoding.row_bytes > memory:
+    files = rowgroups.RowGroups(shards, shards.urls[rank::ranks], rank, moved)
+    if files.rows * files.shards.encoding.row_bytes > memory:
         return Streamed(files, memory)
-    features = np.empty((files.rows, shards.width), shards.dtype)
+    features = np.empty((files.rows, shards.encoding.width), shards.encoding.dtype)
     labels = np.empty(files.rows, np.int32)
     done = 0
     for some, of_some in files.parts(files.urls):
         rows = slice(done, done + len(of_some))
         features[rows], labels[rows] = some, of_some
         done = rows.stop
-    return Kept(shards, (features, labels))
+    return InMemory(shards, (features, labels))
 
 
 def order(
     rows: int, division: world.World, *, rank: int, seed: int, epoch: int
 ) -> npt.NDArray[np.int64]:
-    """Which rows of its shard a rank takes in an epoch; see ``Kept.training``.
+    """Which rows of its shard a rank takes in an epoch; see ``InMemory.training``.
 
     Args:
         rows: Of the shard.

@@ -1,4 +1,4 @@
-"""What is saved of a model and restored: plain arrays, as files of a version. Runs on ranks.
+"""What is saved of a model and restored: plain arrays, as files of a version.
 
     weights.npz    the weights, in the model's order
     optimizer.npz  the optimizer's variables, in its order, without the learning rate
@@ -95,7 +95,7 @@ def _arrays(content: bytes) -> list[npt.NDArray[np.generic]]:
         if packed:
             raise ValueError(f"{packed} are compressed, which this library never does")
         with np.load(io.BytesIO(content), allow_pickle=False) as saved:
-            arrays = [saved[name] for name in sorted(saved.files)]
+            arrays = [saved[name] for name in sorted(saved.files, key=int)]
         if not all(isinstance(array, np.ndarray) for array in arrays):
             raise ValueError("it has entries that are no arrays")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -220,21 +220,19 @@ def _as_text(result: DataFrame) -> DataFrame:
 
     def text(field: T.StructField) -> Any:
         name = f"`{field.name}`"
-        nested = T.ArrayType | T.StructType
-        if isinstance(field.dataType, T.ArrayType) and isinstance(
-            field.dataType.elementType, nested
-        ):
+        kind = field.dataType
+        array = isinstance(kind, T.ArrayType)
+        inner = kind.elementType if isinstance(kind, T.ArrayType) else kind
+        if isinstance(inner, T.ArrayType | T.MapType | T.StructType):
             return F.to_json(name).alias(field.name)
-        if isinstance(field.dataType, T.ArrayType):
+        if array:
             return F.array_join(name, ",", "").alias(field.name)  # a null keeps its place
-        if isinstance(field.dataType, VectorUDT):
+        if isinstance(kind, VectorUDT):
             return F.array_join(vector_to_array(F.col(name)), ",").alias(field.name)
-        if isinstance(field.dataType, T.BinaryType):  # an image's bytes, as text that reads back
+        if isinstance(kind, T.BinaryType):  # an image's bytes, as text that reads back
             byte = f"conv(hex(substring({name}, i, 1)), 16, 10) / 255"
             numbers = F.expr(f"transform(sequence(1, length({name})), i -> {byte})")
             return F.array_join(numbers, ",").alias(field.name)
-        if isinstance(field.dataType, T.MapType | T.StructType):
-            return F.to_json(name).alias(field.name)
         return F.col(name)
 
     return result.select(*(text(field) for field in result.schema))

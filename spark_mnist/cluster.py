@@ -8,7 +8,7 @@ import socket
 import time
 
 import psutil
-from pyspark import SparkConf, TaskContext
+from pyspark import SparkConf, SparkContext, TaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -22,7 +22,7 @@ TASK_GPUS = "spark.task.resource.gpu.amount"
 """GPUs that Spark gives a task."""
 RANK_ENVIRONMENT = (
     "PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|JAVA_HOME|CLASSPATH|"
-    "SSL_CERT_.*|REQUESTS_CA_BUNDLE|KRB5.*|ARROW_LIBHDFS_DIR|HADOOP_TOKEN_FILE_LOCATION|"
+    "SSL_CERT_.*|REQUESTS_CA_BUNDLE|(?i:(http|https|no|all)_proxy)|KRB5.*|ARROW_LIBHDFS_DIR|"
     "PYTHON.*|(SPARK|PYSPARK|HADOOP|HOROVOD|CUDA|NVIDIA|NCCL|GLOO|TF|KERAS|XLA|OMP|MKL)_.*"
 )
 """What a rank keeps of its executor's environment, where the name is not that of a secret."""
@@ -106,6 +106,11 @@ def free_slots(spark: SparkSession) -> int:
     return max(0, slots(spark) - left)
 
 
+def task_cpus(context: SparkContext) -> int:
+    """Cores that Spark gives a task."""
+    return int(context.getConf().get("spark.task.cpus", "1"))
+
+
 def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEOUT) -> None:
     """Wait until so many ranks could run.
 
@@ -132,9 +137,11 @@ def ranks(spark: SparkSession, num_proc: int | None) -> int:
 def _too_few(spark: SparkSession, ranks: int, free: int) -> str:
     have = slots(spark)
     busy = f", {free} of them free" if free < have else ""
+    wait = "wait for the jobs that use them, " if free < have else ""
+    lower = "lower num_proc, " if ranks > 1 else ""
     message = (
         f"num_proc={ranks} ranks must run at the same time, and Spark has {have} slots{busy}: "
-        "lower num_proc, or give the session more executors or cores"
+        f"{wait}{lower}or give the session more executors or cores"
     )
     gpus = spark.sparkContext.getConf().get(TASK_GPUS)
     if gpus:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +150,11 @@ def _frame(spark: SparkSession, images: Bytes, labels: Bytes) -> DataFrame:
 def _read(directory: Path, split: str) -> tuple[Bytes, Bytes]:
     archive = directory / "mnist.npz"
     if archive.exists():
-        with np.load(archive, allow_pickle=False) as arrays:
-            return arrays[f"x_{split}"], arrays[f"y_{split}"]
+        try:
+            with np.load(archive, allow_pickle=False) as arrays:
+                return arrays[f"x_{split}"], arrays[f"y_{split}"]
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise errors.DatasetError(f"{archive} is not Keras' mnist.npz: {error}") from error
     images, labels = (name for name in FILES if name.startswith(PREFIX[split]))
     return _idx(_existing(directory, images)), _idx(_existing(directory, labels))
 
@@ -166,11 +171,12 @@ def _idx(path: Path) -> Bytes:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise errors.DatasetError(f"{path} cannot be read: {error}") from error
     dimensions = content[3] if content[:3] == b"\0\0\x08" else 0
     header = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(content[4:header], ">i4")) if dimensions else ()
+    whole = dimensions and len(content) >= header
+    shape = tuple(np.frombuffer(content[4:header], ">i4")) if whole else ()
     if not shape or len(content) - header != math.prod(shape):
         raise errors.DatasetError(f"{path} is not an IDX file of bytes, or it is cut off")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -44,7 +44,7 @@ class Cell:
     """Sum over the rows."""
 
 
-def group_field(df: DataFrame, by: str) -> T.StructField:
+def group_field(df: DataFrame, by: str, *, details: bool) -> T.StructField:
     """The column whose values are measured apart.
 
     Raises:
@@ -58,7 +58,7 @@ def group_field(df: DataFrame, by: str) -> T.StructField:
         raise errors.UnreadableColumn(
             f"by={by}: column {by!r} is {kind.simpleString()}; use numbers, text, dates or booleans"
         )
-    result = table_schema(None, details=True)
+    result = table_schema(None, details=details)
     if by.lower() in result.names:
         raise errors.ColumnTaken(f"by={by}: the result has a column {by!r} already; rename it")
     return T.StructField(by, kind)

@@ -3,8 +3,8 @@
 Horovod forwards the ranks' output in blocks of 64 KiB, hence at the end of most fits, and under
 Gloo it does not notice a rank that hangs; so the ranks tell the driver themselves that they live
 and how far they are: a line of JSON behind its HMAC-SHA256. The key is this fit's alone and travels
-with the plan. Lines may get lost, since the next ones tell more; a rank that cannot reach its
-driver for long ends itself, since nobody waits for it any more.
+with the plan. A line may get lost, with a warning at most: the next ones tell the rest. A rank that
+cannot reach its driver for long ends itself, since nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ ORPHANED = 75
 """Exit code of a rank whose driver is gone: EX_TEMPFAIL."""
 
 Event = dict[str, Any]
+"""Each has ``rank``, ``pid``, ``host``; ``moves``, which grows with what the rank does; ``busy``,
+whether that may take long; ``cpu``, seconds of its process. The driver adds ``link``, the
+connection. Some have ``device``; ``epoch``, ``step`` and ``means`` of the metrics, and ``done`` at
+an epoch's end; ``warning``, a message; ``ended``: the rank leaves. ``hung_up`` is the driver's own.
+"""
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ class Outbox:
         self._address, self._patience = address, patience
         self.rank = rank
         """Who sends."""
+        self._host = socket.gethostname()
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._next = 0.0
@@ -147,7 +153,7 @@ class Outbox:
 
     def __enter__(self) -> Outbox:
         if self._address:
-            self.send(pid=os.getpid(), host=socket.gethostname())
+            self.send()
             threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -183,8 +189,9 @@ class Outbox:
         """Send one event; returns whether the driver's machine took it."""
         if not self._address:
             return False
-        signs = {"rank": self.rank, "moves": self._moves, "busy": self._busy}
-        body = json.dumps({**signs, "cpu": time.process_time(), **event}).encode()
+        who = {"rank": self.rank, "pid": os.getpid(), "host": self._host}
+        signs = {"moves": self._moves, "busy": self._busy, "cpu": time.process_time()}
+        body = json.dumps({**who, **signs, **event}).encode()
         line = _sign(self._address.key, body) + b" " + body + b"\n"
         with self._lock:
             try:

@@ -35,7 +35,8 @@ class Files:
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(_mounted(url))
+        # s3fs would keep what it once listed for as long as the process lives.
+        self._fs, self._root = fsspec.core.url_to_fs(_mounted(url), use_listings_cache=False)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._flat = not PUT.isdisjoint(_protocols(self._fs))
         self.url: str = f"file://{self._root}" if self._local else url.rstrip("/")
@@ -44,7 +45,7 @@ class Files:
     def entries(self, path: str = "") -> list[str]:
         """Names in a directory, sorted; none where there is no directory."""
         try:
-            listed = self._fs.ls(self._at(path), detail=False, refresh=True)
+            listed = self._fs.ls(self._at(path), detail=False)
         except FileNotFoundError:
             return []
         return sorted(os.path.basename(entry.rstrip("/")) for entry in listed)
@@ -121,11 +122,15 @@ class Files:
         raise FileNotFoundError(f"{os.path.dirname(at)} is removed again and again")
 
     def remove_file(self, path: str) -> None:
-        """Remove a file."""
+        """Remove a file.
+
+        Raises:
+            OSError: It cannot be.
+        """
         self._fs.rm(self._at(path))
 
     def remove(self, path: str) -> None:
-        """Remove a directory with all that is in it, or say that it cannot be."""
+        """Remove a file, or a directory with all that is in it; warn where it cannot be."""
         try:
             self._fs.rm(self._at(path), recursive=True)
         except FileNotFoundError:

@@ -40,14 +40,14 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
     ready = preparation.Preparation(spark, df, name, chosen)
     logger.debug("looking at the cluster, the store and the rows")
     with clock.of("prepare"):
-        ready.take()
+        ready.check()
     counted = ready.counted
     _sweep(ready, name)
-    with ready.cache.work(name) as work:
+    with ready.shard_store.work(name) as work:
         training, report = _trained(spark, ready, chosen, name, work, clock)
         assert report.progress is not None
         assert report.spent is not None
-        rows = receipts.write(training, report.progress, counted.given, counted.dropped)
+        rows = receipts.account(training, report.progress, counted.given, counted.dropped)
         with clock.of("publish"):
             version = _publish(ready.store, name, ready.begin, training, report, rows)
     _tell_of_others(ready, name, version)
@@ -59,7 +59,7 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
 
 def _sweep(ready: preparation.Preparation, name: str) -> None:
     """Remove what fits of this model left behind that were killed."""
-    for place in {store.url: store for store in (ready.store, ready.cache)}.values():
+    for place in {store.url: store for store in (ready.store, ready.shard_store)}.values():
         if left := place.sweep(name):
             logger.warning("removed what killed fits left behind: %s", ", ".join(left))
 
@@ -133,7 +133,7 @@ def _publish(
 
     def describe(number: int) -> dict[str, Any]:
         assert begin.reads is not None
-        return manifests.write(
+        return manifests.compose(
             name,
             number,
             parent=begin.version,

@@ -67,7 +67,7 @@ def _check_own(name: str) -> None:
         errors.ClusterError: There is one; on all ranks alike.
     """
     place = zlib.crc32(f"{socket.gethostname()} {name}".encode()) if name else 0
-    places = [place for place, _ in averaging.gathered((place, 0)) if place]
+    places = [place for place in averaging.gathered(place) if place]
     if len(set(places)) < len(places):
         raise errors.ClusterError(
             "two ranks would share a GPU: give each task one of its own with "

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyspark.sql import SparkSession
@@ -33,7 +33,7 @@ GRACE = 15.0
 
 
 class Job(threading.Thread):
-    """Horovod's run of all ranks, in a thread of its own, so that it can be ended."""
+    """The thread of one start of all ranks, and what came of it."""
 
     def __init__(self, spark: SparkSession, training: plan.TrainingPlan) -> None:
         super().__init__(name="spark_mnist ranks", daemon=True)
@@ -82,7 +82,7 @@ class Job(threading.Thread):
         import horovod.spark
 
         training, context = self._training, self._spark.sparkContext
-        threads = int(context.getConf().get("spark.task.cpus", "1"))
+        threads = cluster.task_cpus(context)
         kept = cluster.kept_names(self._spark, training.train.urls[0])
         _leave_signals_alone()
         _hold_no_process_up()
@@ -106,20 +106,13 @@ class Job(threading.Thread):
     def _quiet_threads(self) -> Iterator[None]:
         """Keep what Horovod's threads raise, in place of printing it."""
         before = threading.excepthook
-
-        def keep(raised: threading.ExceptHookArgs) -> None:
-            frames = traceback.walk_tb(raised.exc_traceback)
-            if any(frame.f_globals["__name__"].startswith("horovod.") for frame, _ in frames):
-                logger.debug("%s: %s", raised.thread, raised.exc_value)
-                self.cause = raised.exc_value
-            else:
-                before(raised)
-
-        threading.excepthook = keep
+        if isinstance(before, _Hook):  # of a job that could not be ended
+            before = before.before
+        hook = threading.excepthook = _Hook(self, before)
         try:
             yield
         finally:
-            if threading.excepthook is keep:  # else a later job's is there, which puts back its own
+            if threading.excepthook is hook:
                 threading.excepthook = before
 
     def _end_within(self, seconds: float, *, kindly: bool) -> None:
@@ -135,10 +128,27 @@ class Job(threading.Thread):
             self.wait(1.0)
 
 
-def _rank(training: plan.TrainingPlan, environment: str) -> plan.RankReport:
+@dataclasses.dataclass(frozen=True)
+class _Hook:
+    """Takes what Horovod's threads raise for a job, and leaves the rest to the hook before."""
+
+    job: Job
+    before: Callable[[threading.ExceptHookArgs], Any]
+
+    def __call__(self, raised: threading.ExceptHookArgs) -> None:
+        frames = traceback.walk_tb(raised.exc_traceback)
+        modules = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+        if any(module.startswith("horovod.") for module in modules):
+            logger.debug("%s: %s", raised.thread, raised.exc_value)
+            self.job.cause = raised.exc_value
+        else:
+            self.before(raised)
+
+
+def _rank(training: plan.TrainingPlan, kept: str) -> plan.RankReport:
     """Enter the worker. Its imports happen on the rank, so that the driver needs no TensorFlow."""
     rank = int(os.environ["HOROVOD_RANK"])
-    cluster.keep_environment(environment)
+    cluster.keep_environment(kept)
     with events.Outbox(training.inbox, rank, training.heartbeat_timeout) as outbox:
         warnings.simplefilter("ignore", FutureWarning)  # of the libraries' releases, not the user's
         logging.captureWarnings(True)
@@ -196,12 +206,21 @@ def _tasks_that_end() -> Iterator[None]:
     """Let Horovod's tasks in Spark end soon after their ranks have."""
     from horovod.spark import runner
 
-    before = runner._task_fn
+    horovods = _horovods_task()
     runner._task_fn = _task
     try:
         yield
     finally:
-        runner._task_fn = before
+        runner._task_fn = horovods
+
+
+@functools.cache
+def _horovods_task() -> Callable[..., Any]:
+    """Horovod's own task, also while a job that could not be ended still has ours in its place."""
+    from horovod.spark import runner
+
+    task: Callable[..., Any] = runner._task_fn
+    return task
 
 
 def _task(*given: Any) -> Any:

@@ -67,7 +67,7 @@ def train(
         errors.RanksDiverged: The ranks ended with different weights.
         errors.TrainingError: A rank's Python ended with an error of its own.
     """
-    shown = progress.Progress(
+    shown = progress.Bar(
         title,
         first=training.first_epoch,
         epochs=training.first_epoch + training.epochs,
@@ -124,7 +124,7 @@ def check(reports: Sequence[plan.RankReport]) -> None:
         )
     if ended[0].broken:
         logger.warning("%s; epoch %d, the best before, is what is saved", nothing, kept)
-    digests = {rank: progress.kept.digest for rank, progress in enumerate(ended)}
+    digests = {rank: end.kept.digest for rank, end in enumerate(ended)}
     if len(set(digests.values())) != 1:
         raise errors.RanksDiverged(
             f"the ranks ended with different weights, nothing was saved; sha256 by rank: {digests}"
@@ -133,12 +133,12 @@ def check(reports: Sequence[plan.RankReport]) -> None:
 
 def resumed(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
     """The plan for another start of the ranks, from the last checkpoint of those before."""
-    progress = recovery.newest(training.work) if training.work else None
-    return dataclasses.replace(training, resume=progress, attempt=attempt)
+    reached = recovery.newest(training.work) if training.work else None
+    return dataclasses.replace(training, resume=reached, attempt=attempt)
 
 
 def _attempt(
-    spark: SparkSession, training: plan.TrainingPlan, shown: progress.Progress
+    spark: SparkSession, training: plan.TrainingPlan, shown: progress.Bar
 ) -> list[plan.RankReport]:
     """Start all ranks and watch them to their end."""
     watch = watchdog.Watchdog(training.world.size, training.heartbeat_timeout)

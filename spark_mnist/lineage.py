@@ -14,7 +14,7 @@ from spark_mnist import store as stores
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a fit starts from: a saved version, or nothing but the options."""
+    """All that training begins with, and of what model it is."""
 
     network: plan.Network
     optimizer: plan.Optimizer
@@ -93,7 +93,8 @@ def _afresh(chosen: options.FitOptions) -> Start:
     """Start with nothing but the options."""
     network = _network(chosen)
     kind = chosen.optimizer or next(iter(networks.OPTIMIZERS))
-    standardize = _is_table(network.name) if chosen.standardize is None else chosen.standardize
+    table = networks.is_table(network.name)
+    standardize = table if chosen.standardize is None else chosen.standardize
     return Start(
         network=network,
         optimizer=plan.Optimizer(
@@ -153,7 +154,7 @@ def _network(chosen: options.FitOptions) -> plan.Network:
 def _pictures(network: str, chosen: options.FitOptions) -> plan.Input | None:
     """What a network of pictures reads; None for a table."""
     columns = kinds.columns(chosen.features) or ("image",)
-    table = _is_table(network)
+    table = networks.is_table(network)
     if table and not chosen.features:
         raise errors.OptionError(f"{network} reads a table: name its columns, features=a,b,c")
     if table or (network == plan.OWN and chosen.features):
@@ -164,10 +165,6 @@ def _pictures(network: str, chosen: options.FitOptions) -> plan.Input | None:
             f"network={networks.TABLE} reads a table"
         )
     return plan.Input(features=columns, label=chosen.label or "label")
-
-
-def _is_table(network: str) -> bool:
-    return network in networks.REGISTRY and networks.REGISTRY[network].table
 
 
 def _units(text: str) -> tuple[int, ...]:

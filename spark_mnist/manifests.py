@@ -61,7 +61,9 @@ def described(manifest: stores.Manifest) -> tuple[plan.Input, plan.Network, plan
         optimizer = plan.Optimizer(**manifest["optimizer"])
         if network.name not in (*networks.REGISTRY, plan.OWN):
             raise KeyError(f"there is no network {network.name!r} in this release")
-        for part, wrong in (("input", _wrong_input(reads)), ("network", _wrong_network(network))):
+        found = {"input": _wrong_input(reads), "network": _wrong_network(network)}
+        found["optimizer"] = _wrong_optimizer(optimizer)
+        for part, wrong in found.items():
             if wrong:
                 raise ValueError(f"{part} has no sound {', '.join(wrong)}")
         for field, kind in (("epochs", kinds.POSITIVE), ("seed", kinds.SEED)):
@@ -69,8 +71,6 @@ def described(manifest: stores.Manifest) -> tuple[plan.Input, plan.Network, plan
                 raise ValueError(f"it has no sound {field}")
         if (network.inputs, network.classes) != (reads.width, reads.classes):
             raise ValueError("its network is not for its input")
-        if wrong := _wrong_optimizer(optimizer):
-            raise ValueError(f"optimizer has no sound {', '.join(wrong)}")
         return reads, network, optimizer
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise errors.DamagedModel(
@@ -116,7 +116,7 @@ def _wrong_optimizer(optimizer: plan.Optimizer) -> list[str]:
     """Fields that no release writes so."""
     sound = {
         "name": optimizer.name in networks.OPTIMIZERS,
-        "learning_rate": kinds.RATE.allows(optimizer.learning_rate),
+        "learning_rate": kinds.AMOUNT.allows(optimizer.learning_rate),
         "warmup_epochs": kinds.COUNT.allows(optimizer.warmup_epochs),
         "schedule": kinds.SCHEDULE.allows(optimizer.schedule),
     }
@@ -127,7 +127,7 @@ def _are(kind: type, values: Any) -> bool:
     return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
 
-def write(
+def compose(
     name: str,
     version: int,
     *,

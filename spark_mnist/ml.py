@@ -26,7 +26,7 @@ from pyspark.ml.util import (
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_mnist import catalog, errors, manifests, options, plan, results, scoring, verbs
+from spark_mnist import catalog, errors, manifests, plan, results, scoring, verbs
 from spark_mnist import store as stores
 from spark_mnist.params import FitParams
 
@@ -83,8 +83,7 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
         if len(reads.features) == 1:
             reads = dataclasses.replace(reads, features=(self.getFeaturesCol(),))
         saved = manifests.Saved(reads, network, {plan.WEIGHTS: self._weights}, self._make)
-        mode = self.getOrDefault("mode") if self.isSet("mode") else options.FAILFAST
-        scores = scoring.probabilities(dataset, saved, BATCH, mode)
+        scores = scoring.probabilities(dataset, saved, BATCH, self.getOrDefault("mode"))
         return _added(dataset, scores, self._outputs(dataset))
 
     def _outputs(self, dataset: DataFrame) -> dict[str, Callable[[Column], Column]]:
@@ -129,10 +128,10 @@ class MnistClassifier(
         given = self.given()
         result = verbs.fit(dataset, self.getModelName(), **given)
         store = catalog.open_store(given.get("store"), dataset.sparkSession)
-        manifest, files = store.read(self.getModelName(), result.version, (plan.WEIGHTS,))
-        make = given.get("network")
-        weights = files[plan.WEIGHTS]
-        model = MnistClassifierModel(manifest, weights, make if callable(make) else None)
+        name = self.getModelName()
+        saved = manifests.saved(store, name, result.version, given.get("network"))
+        manifest = store.manifest(name, result.version)
+        model = MnistClassifierModel(manifest, saved.files[plan.WEIGHTS], saved.make)
         self._copyValues(model)
         if not isinstance(given.get("network", ""), str):
             model.clear(model.getParam("network"))  # metadata is JSON, and the model has it already

@@ -1,9 +1,8 @@
 """The networks that can be trained, and their optimizers: one registry of each.
 
-Whoever imports this module gets names and defaults; Keras is loaded when something is built, on
-ranks and executors. Every network takes float32 ``[B, inputs]`` and gives class probabilities
-``[B, classes]``. Layers are named, so that a saved model's arrays can be told apart. A new network
-is one entry in ``REGISTRY``.
+Whoever imports this module gets names and defaults; Keras is loaded when something is built. Every
+network takes float32 ``[B, inputs]`` and gives class probabilities ``[B, classes]``. Layers are
+named, so that a saved model's arrays can be told apart. A new network is one entry in ``REGISTRY``.
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ REGISTRY: Mapping[str, Architecture] = {
     "dnn": Architecture(_dense, hidden=(10, 20, 10), table=True),
 }
 """The networks, by the name in ``network=``."""
-FLOAT32, SCALED, BFLOAT16 = "float32", "mixed_float16", "mixed_bfloat16"
-"""Precisions; the gradients of ``SCALED`` would vanish if the loss were not scaled."""
+FLOAT32, MIXED_FLOAT16, MIXED_BFLOAT16 = "float32", "mixed_float16", "mixed_bfloat16"
+"""Precisions; the gradients of ``MIXED_FLOAT16`` would vanish if the loss were not scaled."""
 PICTURES, TABLE = "mlp", "dnn"
 """Those that are trained where none is named."""
 
@@ -80,6 +79,11 @@ OPTIMIZERS: Mapping[str, Rule] = {
     "momentum": Rule("SGD", 0.02, {"momentum": 0.9}),
 }
 """The optimizers, by the name in ``optimizer=``; the first where none is named."""
+
+
+def is_table(name: Any) -> bool:
+    """Whether what ``network=`` was given names a network for tables."""
+    return isinstance(name, str) and name in REGISTRY and REGISTRY[name].table
 
 
 def build(network: plan.Network, made: Any = None) -> Any:

@@ -110,7 +110,7 @@ class FitOptions(RowOptions):
         "adam, or the saved model's",
     )
     learning_rate: float | None = option(
-        None, kinds.RATE, "for one rank; scaled by the ranks while training", "the optimizer's"
+        None, kinds.AMOUNT, "for one rank; scaled by the ranks while training", "the optimizer's"
     )
     warmup_epochs: int | None = option(
         None,
@@ -144,7 +144,7 @@ class FitOptions(RowOptions):
     )
     precision: str = option(
         networks.FLOAT32,
-        kinds.one_of(networks.FLOAT32, networks.SCALED, networks.BFLOAT16),
+        kinds.one_of(networks.FLOAT32, networks.MIXED_FLOAT16, networks.MIXED_BFLOAT16),
         "in what ranks compute; weights, and a Keras model that is given, stay as they are",
     )
     compression: str = option(
@@ -155,7 +155,7 @@ class FitOptions(RowOptions):
         2, kinds.COUNT, "how often all ranks start again from the last epoch when one is lost"
     )
     heartbeat_timeout: float = option(
-        60.0, kinds.RATE, "seconds after which a rank that gives no sign of life is lost"
+        60.0, kinds.AMOUNT, "seconds after which a rank that gives no sign of life is lost"
     )
     secure: bool = option(
         False, kinds.BOOL, "start only where Spark authenticates and encrypts its connections"

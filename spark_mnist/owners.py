@@ -30,21 +30,20 @@ def left(content: bytes, age: float) -> bool:
     """
     try:
         process = json.loads(content)
-        machine, pid, started = process["machine"], process["pid"], process["started"]
+        machine, started = process["machine"], process["started"]
+        begun = _started(int(process["pid"]))
     except (ValueError, KeyError, TypeError):
         return age > MOST_AGE
-    if machine != _machine():
-        return age > MOST_AGE
-    return bool(_started(pid) != started)
+    return bool(begun != started) if machine == _machine() else age > MOST_AGE
 
 
 def _started(pid: int) -> int | None:
     """When a process began, in clock ticks since the machine did; None if it is not there."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return int(status.rpartition(")")[2].split()[19])  # the name before it may hold anything
+    return int(status.rpartition(b")")[2].split()[19])  # the name before it may hold anything
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from pyspark.ml.param.shared import (
     HasValidationIndicatorCol,
 )
 
-from spark_mnist import errors, options, plan
+from spark_mnist import errors, networks, options, plan
 
 COLUMNS = {
     "features": "featuresCol",
@@ -50,7 +50,7 @@ class FitParams(
 ):
     """The Params of estimator and model: Spark ML's own, and one for each other option of ``fit``.
 
-    Each has ``getX`` and ``setX``.
+    Each has ``getX``, an error where nothing is set and there is no default, and ``setX``.
     """
 
     modelName: Param[str] = Param(
@@ -59,7 +59,10 @@ class FitParams(
 
     def __init__(self) -> None:
         super().__init__()
-        self._setDefault(featuresCol=plan.Input.features[0], labelCol=plan.Input.label, seed=0)
+        defaults = {name: field.default for name, field in OPTIONS.items()}
+        known = {name: value for name, value in defaults.items() if value is not None}
+        columns = {"featuresCol": plan.Input.features[0], "labelCol": plan.Input.label}
+        self._setDefault(**{**known, **columns, "seed": 0})
 
     def setParams(self, **given: Any) -> Any:
         """Set Params by name.
@@ -86,7 +89,8 @@ class FitParams(
             for param, field in OPTIONS.items()
             if self.isSet(param)
         }
-        if self.getFeaturesCol() == plan.Input.features[0] and found.get("network") != "dnn":
+        table = networks.is_table(found.get("network"))
+        if self.getFeaturesCol() == plan.Input.features[0] and not table:
             found.pop("features", None)  # a picture's pixels, not any column's numbers
         return found
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from spark_mnist import events, world
 
 WEIGHTS = "weights.npz"
@@ -99,6 +101,23 @@ class Optimizer:
         return 1.0
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How the numbers of one row lie in bytes, and what makes them the network's."""
+
+    dtype: str
+    """``uint8``, or ``float32`` in little-endian order."""
+    scale: float
+    """What a stored number is divided by."""
+    width: int
+    """Numbers of a row."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a packed row."""
+        return self.width * int(np.dtype(self.dtype).itemsize)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shards:
     """Rows in Parquet: file ``i``, of one row group, belongs to rank ``i % ranks``."""
@@ -107,12 +126,8 @@ class Shards:
     """Files in order; none when there are no rows."""
     rows: int
     """Rows of all files, as their footers say."""
-    width: int
-    """Numbers of a row."""
-    dtype: str
-    """Type of a number in the packed features."""
-    scale: float
-    """What a number is divided by."""
+    encoding: Encoding
+    """Of the features of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +187,8 @@ class TrainingPlan:
     seed: int
     threads: int = 1
     """Cores that one rank may use."""
-    cache: int | None = None
-    """Bytes of features that one rank keeps in memory; None keeps them all."""
+    cache: int
+    """Bytes of features that one rank keeps in memory; more are read anew in every epoch."""
     precision: str = "float32"
     """Keras' dtype policy in which ranks compute."""
     compressed: bool = False

@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_mnist import census, errors, plan, schema
+from spark_mnist import errors, labels, plan, schema
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -152,7 +152,7 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
     made = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
     first = made.select(F.size(prediction).alias("classes")).first()
     reads = plan.Input(label=label, classes=first["classes"] if first else 1)
-    truth = census.label(predictions, reads)
+    truth = labels.column(predictions, reads)
     if made.where(truth.isNull() & schema.column(predictions, label)[0].isNotNull()).take(1):
         raise errors.BadRows(
             f"column {label!r} has values that are no numbers of classes; if they are their names, "

@@ -24,6 +24,7 @@ from spark_mnist import (
     cluster,
     errors,
     kinds,
+    labels,
     lineage,
     options,
     plan,
@@ -94,8 +95,8 @@ class Preparation:
         """Versions that the model has already."""
 
     @property
-    def steps(self) -> tuple[tuple[str, Callable[[], str]], ...]:
-        """Each step's name, and the function that takes it and tells what it found."""
+    def checks(self) -> tuple[tuple[str, Callable[[], str]], ...]:
+        """Each check's name, and the function that makes it and tells what it found."""
         rows = [("rows", self._look_at_rows)] if self._df is not None else []
         return (
             ("packages", self._check_packages),
@@ -106,14 +107,14 @@ class Preparation:
             *rows,
         )
 
-    def take(self) -> None:
-        """Take all steps.
+    def check(self) -> None:
+        """Make all checks.
 
         Raises:
             errors.SparkMnistError: The first of them that failed.
         """
-        for _, step in self.steps:
-            step()
+        for _, look in self.checks:
+            look()
 
     @property
     def begin(self) -> lineage.Start:
@@ -133,7 +134,7 @@ class Preparation:
         return catalog.open_store(self._chosen.store, self._spark)
 
     @functools.cached_property
-    def cache(self) -> stores.Store:
+    def shard_store(self) -> stores.Store:
         """Where the shards lie: Petastorm's cache directory where one is set."""
         directory = shards.cache_directory(self._spark)
         return stores.Store(directory) if directory else self.store
@@ -158,18 +159,18 @@ class Preparation:
         return f"{self.begin.network.name}, starting from {before}"
 
     def _try_store(self) -> str:
-        shards.check_url(self.cache.url)
-        shards.check_writable(self._spark, self.cache.url)
+        shards.check_url(self.shard_store.url)
+        shards.check_writable(self._spark, self.shard_store.url)
         with _clear(self.store), self.store.work(self._name):
             pass
-        with _clear(self.cache), self.cache.work(self._name) as url:
+        with _clear(self.shard_store), self.shard_store.work(self._name) as url:
             hosts = _round_trip(self._spark, url)
         return f"{self.store.url}; written and read on {', '.join(hosts)}"
 
     def _look_at_rows(self) -> str:
         assert self._df is not None
         df, chosen = self._df, self._chosen
-        reads = self.begin.reads or census.discover(
+        reads = self.begin.reads or labels.discover(
             df, kinds.columns(chosen.features), chosen.label or plan.Input.label
         )
         self._begin = self.begin.reading(reads)
@@ -209,10 +210,10 @@ class Preparation:
 def preflight(
     spark: SparkSession, df: DataFrame | None, name: str, chosen: options.FitOptions
 ) -> Preflight:
-    """Take all steps that can be taken; see ``verbs.preflight``."""
+    """Make all checks that can be made; see ``verbs.preflight``."""
     preparation = Preparation(spark, df, stores.checked_name(name), chosen)
     checks: list[Check] = []
-    for title, step in preparation.steps:
+    for title, step in preparation.checks:
         if title == "rows" and not all(check.ok for check in checks):
             checks.append(Check(title, False, "not looked at, since a fit could not start"))
             continue

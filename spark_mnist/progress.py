@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from spark_mnist import events
 
 
-class Progress(contextlib.AbstractContextManager["Progress"]):
+class Bar(contextlib.AbstractContextManager["Bar"]):
     """Follows rank 0 through the epochs.
 
     Args:

@@ -32,7 +32,7 @@ class Receipt:
     """What each rank read, in rank order."""
 
 
-def write(
+def account(
     training: plan.TrainingPlan, progress: plan.Progress, given: int, dropped: Mapping[str, int]
 ) -> Receipt:
     """Account for all rows.

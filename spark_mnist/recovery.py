@@ -36,8 +36,11 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
         _name(attempt, progress.epoch), {**progress.files, **kept}, lambda _: {"progress": state}
     )
     before = _name(attempt, progress.epoch - 1)
-    if versions := store.versions(before):
-        store.remove(before, versions)
+    try:
+        if versions := store.versions(before):
+            store.remove(before, versions)
+    except OSError as error:  # the new one is written, and all go when the fit ends
+        logger.warning("the checkpoint before could not be removed: %s", error)
 
 
 def newest(url: str) -> plan.Progress | None:

@@ -26,7 +26,7 @@ Part = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
 """Features [M, W], as stored, and labels [M]."""
 
 
-class Files:
+class RowGroups:
     """The files of one rank, each one row group.
 
     Args:
@@ -40,7 +40,6 @@ class Files:
         self, shards: plan.Shards, urls: Sequence[str], rank: int, moved: Callable[[], None]
     ) -> None:
         self.shards, self.urls, self._rank, self._moved = shards, urls, rank, moved
-        self.encoding = schema.Encoding(shards.dtype, shards.scale, shards.width)
         with self._named():
             self.rows: int = sum(_footer(url).num_rows for url in urls)
 
@@ -58,7 +57,8 @@ class Files:
             found += len(group.label)
             self._check(found, found <= self.rows)
             self._moved()
-            return schema.unpack(group.features, self.encoding), np.asarray(group.label, np.int32)
+            features = schema.unpack(group.features, self.shards.encoding)
+            return features, np.asarray(group.label, np.int32)
 
         with self._named():
             yield from _read(urls, part)

@@ -33,29 +33,12 @@ ARRAYS = "an array of numbers, a Vector or a string of comma-separated numbers"
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """How the numbers of one row lie in bytes, and what makes them the network's."""
-
-    dtype: str
-    """``uint8``, or ``float32`` in little-endian order."""
-    scale: float
-    """What a stored number is divided by."""
-    width: int
-    """Numbers of a row."""
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of a packed row."""
-        return self.width * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
 class Source:
     """The features of a DataFrame, brought into one of the few forms that cross to Python."""
 
     column: Column
     """Binary, an array of an integer type, or ``array<float>``."""
-    encoding: Encoding
+    encoding: plan.Encoding
     reads: plan.Input
     binary: bool = False
 
@@ -78,12 +61,12 @@ def features(df: DataFrame, reads: plan.Input) -> Source:
         errors.MissingColumn: A column is not there.
         errors.UnreadableColumn: A column's type has no tensor form.
     """
-    floats = Encoding("float32", 1.0, reads.width)
+    floats = plan.Encoding("float32", 1.0, reads.width)
     if len(reads.features) > 1:
         return Source(F.array(*(_number(df, name) for name in reads.features)), floats, reads)
     (name,) = reads.features
     found, kind = column(df, name)
-    in_bytes = Encoding("uint8", 255.0, reads.width)
+    in_bytes = plan.Encoding("uint8", 255.0, reads.width)
     if isinstance(kind, T.BinaryType) and reads.pixels:
         return Source(found, in_bytes, reads, binary=True)
     integers = isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.IntegralType)
@@ -142,7 +125,7 @@ def pack(source: Source) -> Column:
     return by_batch(packed, "binary")(source.column)
 
 
-def unpack(rows: Iterable[bytes], encoding: Encoding) -> npt.NDArray[np.generic]:
+def unpack(rows: Iterable[bytes], encoding: plan.Encoding) -> npt.NDArray[np.generic]:
     """Join packed rows to one array ``[B, W]`` of ``encoding.dtype``."""
     return np.frombuffer(b"".join(rows), encoding.dtype).reshape(-1, encoding.width)
 

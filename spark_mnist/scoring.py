@@ -78,7 +78,7 @@ def _scored(
     shipment = _Shipment(
         hashlib.sha256(repr(content).encode()).hexdigest(),
         context.broadcast(content),
-        int(context.getConf().get("spark.task.cpus", "1")),
+        cluster.task_cpus(context),
     )
 
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
@@ -172,7 +172,7 @@ class _Shipment:
 
 
 @functools.lru_cache(maxsize=2)
-def _model(shipment: _Shipment, encoding: schema.Encoding) -> Model:
+def _model(shipment: _Shipment, encoding: plan.Encoding) -> Model:
     """Build the model, once for each Python worker; Spark uses these again."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use it, too

@@ -12,7 +12,6 @@ take one; the footers are read back to prove it. A rank then opens its own files
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 import math
@@ -85,13 +84,9 @@ def check_enough(counted: census.Census, ranks: int, ratio: float) -> None:
     Raises:
         errors.TooFewRows: Fewer rows would train than there are ranks.
     """
-    training = counted.training(ratio)
+    training, by_column = counted.training(ratio), counted.validates is not None
     if training < ranks:
-        how = (
-            "the validation column"
-            if counted.validates is not None
-            else (f"train_validation_ratio={ratio}")
-        )
+        how = "the validation column" if by_column else f"train_validation_ratio={ratio}"
         raise errors.TooFewRows(
             f"{counted.rows} rows with {how} leave {training} to train: fewer than the {ranks} "
             "ranks; use more rows, let fewer of them validate, or use fewer num_proc"
@@ -143,7 +138,7 @@ def materialized(
         )
 
 
-def _files(rows: int, encoding: schema.Encoding, ranks: int) -> int:
+def _files(rows: int, encoding: plan.Encoding, ranks: int) -> int:
     """In how many files, of one row group each, to write so many rows."""
     return min(rows, ranks * math.ceil(rows * encoding.row_bytes / ranks / GROUP_BYTES))
 
@@ -194,8 +189,8 @@ def _written(placed: DataFrame, url: str) -> Iterator[tuple[str, ...]]:
         converter.delete()
 
 
-def _shards(urls: tuple[str, ...], rows: int, encoding: schema.Encoding) -> plan.Shards:
-    return plan.Shards(urls=urls, rows=rows, **dataclasses.asdict(encoding))
+def _shards(urls: tuple[str, ...], rows: int, encoding: plan.Encoding) -> plan.Shards:
+    return plan.Shards(urls=urls, rows=rows, encoding=encoding)
 
 
 def _partition_keys(spark: SparkSession, partitions: int) -> Column:

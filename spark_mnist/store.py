@@ -1,4 +1,4 @@
-"""Where named models live: each path of a model, how a version comes to be. Runs on the driver.
+"""Where named models live: each path of a model, how a version comes to be. Driver and rank 0.
 
     <store>/<model_name>/v000001/          a published version, never changed again
                          manifest.json     written last: no manifest, no version
@@ -7,10 +7,10 @@
     <store>/<model_name>/.work-<uuid>/     what an unfinished fit needs, removed at its end
     .../.claim, .../.owner                 which process works there
 
-A version's number is claimed first, by an operation that only one of several writers can win (on
-local disks and on object stores with conditional writes); then its files are written, and last the
-manifest, in one step. So a reader sees whole versions only, two fits on one name both keep their
-work, and a fit that is killed leaves the version before untouched; the next one sweeps up after it.
+A version's number is claimed first, which only one of several writers can do (on local disks and on
+object stores with conditional writes); then its files are written, and last the manifest. So a
+reader sees whole versions only, two fits on one name both keep their work, and one that is killed
+leaves the version before untouched; the next sweeps up.
 """
 
 from __future__ import annotations
@@ -100,12 +100,14 @@ class Store:
             errors.DamagedModel: It has no manifest.
         """
         self._check(name)
-        versions, stopped = self.versions(name), self._stopped(name)
+        versions = self.versions(name)
+        stopped = self._stopped(name, versions)
         if version in stopped:
             raise self._damaged(name, version, NO_MANIFEST)
         if not versions:
-            known = ", ".join(self.names()) or "none yet; fit one first"
-            hint = errors.did_you_mean(name, self.names())
+            names = self.names()
+            known = ", ".join(names) or "none yet; fit one first"
+            hint = errors.did_you_mean(name, names)
             part = f"; its version {stopped[-1]} cannot be used: {NO_MANIFEST}" if stopped else ""
             raise errors.ModelNotFound(
                 f"no model {name!r} in {self.url}: there is {known}{hint}{part}"
@@ -198,7 +200,7 @@ class Store:
         """Delete versions: of each its manifest first, so that no reader sees a part of it.
 
         Their numbers stay taken while the model has other versions, so that none is used twice.
-        What a fit under way has in the model's folder stays, too.
+        What a fit under way has in the model's folder stays, too: its claim is not ``DELETED``.
         """
         self._check(name)
         for version in versions:
@@ -210,10 +212,9 @@ class Store:
                     self._files.remove(f"{path}/{entry}")
         if self.versions(name):
             return
-        # Not beyond: a number may have been taken by a fit that is about to write.
-        for version in range(1, max(versions) + 1):
-            path = _path(name, version)
-            if self._files.entries(path) in ([CLAIM], []):
+        for path in (_path(name, number) for number in self._numbers(name)):
+            claim = f"{path}/{CLAIM}"
+            if self._files.entries(path) == [CLAIM] and self._files.read(claim) == DELETED:
                 self._files.remove(path)
         self._files.remove_empty(name)
 
@@ -231,23 +232,19 @@ class Store:
             self._files.remove_empty(name)
 
     def sweep(self, name: str) -> list[str]:
-        """Remove what fits left behind that were killed.
-
-        Returns:
-            What was removed.
-        """
+        """Remove what killed fits left behind; returns what that was."""
         self._check(name)
         left = [f"{name}/{entry}" for entry in self._files.entries(name) if WORK.fullmatch(entry)]
         left = [path for path in left if self._is_left(path, OWNER)]
-        left += [_path(name, number) for number in self._stopped(name)]
+        left += [_path(name, number) for number in self._stopped(name, self.versions(name))]
         for path in left:
             self._files.remove(path)
         return left
 
-    def _stopped(self, name: str) -> list[int]:
+    def _stopped(self, name: str, published: Collection[int]) -> list[int]:
         """Numbers of versions without a manifest that nobody writes any more."""
-        taken = set(self._numbers(name)) - set(self.versions(name))
-        return [n for n in sorted(taken) if self._is_left(_path(name, n), CLAIM)]
+        taken = (n for n in self._numbers(name) if n not in published)
+        return [n for n in taken if self._is_left(_path(name, n), CLAIM)]
 
     def _is_left(self, path: str, note: str) -> bool:
         """Whether a directory has something in it whose owner is gone."""
@@ -258,6 +255,8 @@ class Store:
             content = self._files.read(f"{path}/{note}")
         except FileNotFoundError:
             content = b""
+        except PermissionError:  # another user's, who alone can tell and remove it
+            return False
         left = content != DELETED and owners.left(content, age)
         # Its owner may have finished and gone between the first look and this one.
         return left and not self._files.exist(f"{path}/{MANIFEST}")

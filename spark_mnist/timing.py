@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from spark_mnist import plan, world
 
+PARTS = ("prepare", "start", "train", "validate", "publish")
+"""Of a fit, in their order."""
 MUCH = 0.3
 """Share of a step from which waiting is worth a hint."""
 MOST = 0.5
@@ -44,9 +46,13 @@ class Timing:
     hint: str | None
     """What would make the next fit faster, where something stands out."""
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each part of the fit, by its name."""
+        return {name: getattr(self, name) for name in PARTS}
+
     def __str__(self) -> str:
-        parts = ("prepare", "start", "train", "validate", "publish")
-        seconds = ", ".join(f"{name} {getattr(self, name):.1f}" for name in parts)
+        seconds = ", ".join(f"{name} {spent:.1f}" for name, spent in self.seconds.items())
         text = (
             f"{self.rows_per_second:,.0f} rows/s; seconds: {seconds}; of a step "
             f"{self.input_share:.0%} waited for rows and {self.allreduce_share:.0%} for other ranks"
@@ -105,8 +111,7 @@ def hint(timing: Timing, division: world.World) -> str | None:
         return f"{found}: steps are too small for what ranks must tell each other; {batch}"
     if timing.input_share >= MUCH:
         return "steps wait for rows: raise cache where they do not fit, or give ranks more cores"
-    spent = {"prepare": timing.prepare, "start": timing.start}
-    spent |= {"train": timing.train, "validate": timing.validate, "publish": timing.publish}
+    spent = timing.seconds
     most = max(spent, key=lambda name: spent[name])
     if spent[most] > MOST * sum(spent.values()) and most in SLOW:
         return SLOW[most]

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from spark_mnist import errors, exports, manifests, options, results, versions
@@ -65,7 +66,7 @@ def log(result: results.FitResult, chosen: options.FitOptions, store: stores.Sto
 
 
 @contextlib.contextmanager
-def _run(result: results.FitResult) -> Any:
+def _run(result: results.FitResult) -> Iterator[None]:
     """The active run if no fit is in it yet, or a new one, below the active one if there is one."""
     import mlflow
 

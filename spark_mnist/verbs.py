@@ -1,6 +1,6 @@
 """``fit``, ``preflight``, ``predict``, ``evaluate``, ``command``. Runs on the driver.
 
-Each body reads as the way of the data. The session is the DataFrame's; none is made or stopped.
+Each body reads as the way of the data. The session is the DataFrame's, and none is stopped.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def preflight(
     Raises:
         errors.OptionError, errors.UnknownOption: The options are not understood.
     """
-    spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
+    spark = _session(df)
     chosen = options.make(options.FitOptions, given, cluster.settings(spark))
     return preparation.preflight(spark, df, model_name, chosen)
 
@@ -159,7 +159,7 @@ def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     """
     versions.check()
     chosen = options.make(options.EvaluateOptions, given, cluster.settings(df.sparkSession))
-    group = evaluation.group_field(df, chosen.by) if chosen.by else None
+    group = evaluation.group_field(df, chosen.by, details=chosen.details) if chosen.by else None
     saved = _saved(df, model_name, chosen)
     reads, scores = saved.reads, scoring.probabilities(df, saved, chosen.batch_size, chosen.mode)
     counted = census.take(df, reads, chosen.mode)
@@ -187,7 +187,7 @@ def command(text: str, df: DataFrame | None = None) -> DataFrame:
     Returns:
         The operation's table: of ``fit`` the history, of ``predict`` and ``eval`` their result, of
         ``delete`` and ``rollback`` the numbers of the versions that are gone, or new, of ``doctor``
-        each check.
+        each check, of ``models`` and ``describe`` what is told of each version.
 
     Raises:
         errors.CommandError: The text is not understood.
@@ -199,19 +199,22 @@ def command(text: str, df: DataFrame | None = None) -> DataFrame:
 def run(parsed: grammar.Command, df: DataFrame | None) -> DataFrame:
     """Carry out a command that was parsed; see ``command``."""
     if parsed.operation in grammar.WITHOUT_ROWS:
-        spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
-        return _manage(spark, parsed)
+        return _manage(_session(df), parsed)
     if parsed.operation == "doctor":
         found = preflight(df, parsed.model_name or "preflight", **parsed.options)
-        spark = df.sparkSession if df is not None else SparkSession.builder.getOrCreate()
         rows = [(check.name, check.ok, check.detail) for check in found.checks]
-        return spark.createDataFrame(rows, PREFLIGHT_RESULT)
+        return _session(df).createDataFrame(rows, PREFLIGHT_RESULT)
     if df is None:
         raise errors.CommandError(f"{parsed.operation} needs a DataFrame to work on")
     if parsed.operation == "fit":
         return fit(df, parsed.model_name, **parsed.options).history
     verb = {"predict": predict, "eval": evaluate}[parsed.operation]
     return verb(df, parsed.model_name, **parsed.options)
+
+
+def _session(df: DataFrame | None) -> SparkSession:
+    """The DataFrame's session; without one the process's, made where there is none."""
+    return SparkSession.builder.getOrCreate() if df is None else df.sparkSession
 
 
 def _manage(spark: SparkSession, parsed: grammar.Command) -> DataFrame:

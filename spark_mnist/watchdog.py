@@ -61,7 +61,7 @@ class Watchdog:
     ) -> None:
         self._timeout, self._clock = timeout, clock
         self._lock = threading.Lock()
-        self._begun = self._looked = clock()
+        self._started = self._looked = clock()
         self._ranks = [_Rank(clock(), clock(), clock()) for _ in range(ranks)]
 
     def hear(self, event: events.Event) -> None:
@@ -73,7 +73,7 @@ class Watchdog:
                 if event.get("link") == rank.link:  # else it has connected again
                     rank.hung_up = now
                 return
-            if not any(other.begun for other in self._ranks):
+            if not self._any_begun():
                 for other in self._ranks:  # until now they waited for Horovod
                     other.heard = other.moved = other.worked = now
             share = (event["cpu"] - rank.cpu) / max(now - rank.heard, 0.1) if rank.begun else 1.0
@@ -84,8 +84,7 @@ class Watchdog:
             rank.heard, rank.hung_up, rank.begun = now, None, True
             rank.ended = rank.ended or bool(event.get("ended"))  # a sign of life may come later
             rank.cpu, rank.link = event["cpu"], event["link"]
-            if "pid" in event:
-                rank.name = f"process {event['pid']} on {event['host']}"
+            rank.name = f"process {event['pid']} on {event['host']}"
             if "epoch" in event:
                 rank.place = f"in epoch {event['epoch']}, step {event['step']}"
 
@@ -97,7 +96,7 @@ class Watchdog:
     def begun(self) -> bool:
         """Whether any rank was heard of."""
         with self._lock:
-            return any(rank.begun for rank in self._ranks)
+            return self._any_begun()
 
     def all_gone(self) -> bool:
         """Whether no process of a rank is connected any more."""
@@ -116,11 +115,14 @@ class Watchdog:
                 return self.gone(gone)  # what the others do, or do not, follows from that
             return reason
 
+    def _any_begun(self) -> bool:
+        return any(rank.begun for rank in self._ranks)
+
     def _forgive(self, now: float) -> None:
         """Leave out of account the time in which the driver itself was stopped."""
         gap, self._looked = now - self._looked, now
         if gap > PAUSE:
-            self._begun += gap
+            self._started += gap
             for rank in self._ranks:
                 rank.heard += gap
                 rank.moved += gap
@@ -137,8 +139,8 @@ class Watchdog:
         return min(gone)[1] if gone else None
 
     def _silence(self, now: float) -> str | None:
-        if not any(rank.begun for rank in self._ranks):
-            waited = now - self._begun
+        if not self._any_begun():
+            waited = now - self._started
             return f"no rank was heard of for {waited:.0f} seconds" if waited > START else None
         for number, rank in enumerate(self._ranks):
             silent = now - rank.heard
@@ -151,7 +153,7 @@ class Watchdog:
         return None
 
     def _standstill(self, now: float) -> str | None:
-        if not any(rank.begun for rank in self._ranks):
+        if not self._any_begun():
             return None
         still = now - max(rank.moved for rank in self._ranks)
         idle = now - max(max(rank.moved, rank.worked) for rank in self._ranks)

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import math
 import resource
-import socket
 import time
 import traceback
 from collections.abc import Iterator
@@ -43,14 +42,14 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
     Returns:
         How the fit ended, or the failure of this rank.
     """
-    tf.config.threading.set_intra_op_parallelism_threads(training.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(training.threads)
     started = False
     try:
+        tf.config.threading.set_intra_op_parallelism_threads(training.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(training.threads)
         averaging.start()
         started = True
         device = gpus.claim(get_available_devices(), hvd.local_rank())
-        outbox.send(host=socket.gethostname(), device=device)
+        outbox.send(device=device)
         return _train(training, outbox)
     except Exception as error:
         failure = plan.Failure(
@@ -94,6 +93,7 @@ class Learner:
             means |= self.meters.means("val_")
             validated = self.meters.rows()
         self.outbox.move()
+        read = zip(averaging.gathered(trained), averaging.gathered(validated), strict=True)
         done = self.training.world.steps
         self.outbox.send(epoch=epoch + 1, step=done, done=True, means=means)
         record = meters.record(epoch + 1, means)
@@ -101,7 +101,7 @@ class Learner:
         return plan.Progress(
             epoch=epoch + 1,
             history=(*before.history, record),
-            read=(*before.read, averaging.gathered((trained, validated))),
+            read=(*before.read, tuple(read)),
             kept=self._kept(before.kept, record) if sound else before.kept,
             broken=not sound,
         )
@@ -109,7 +109,7 @@ class Learner:
     def _train(self, epoch: int) -> None:
         division, seed, rank = self.training.world, self.training.seed, hvd.rank()
         self.model.reset_metrics()
-        averaging.seed_dropout(self.model, (seed, epoch, rank))
+        averaging.seed_random_layers(self.model, (seed, epoch, rank))
         data = self.rows.training(division, rank=rank, seed=seed, epoch=epoch)
         self._set_rate(epoch)
         for done in self.train_loop.run(data, division.steps):
@@ -145,8 +145,10 @@ class Learner:
 
     def ended(self, progress: plan.Progress) -> bool:
         """Whether nothing more is to be learned."""
-        patience, last = self.training.patience, self.training.first_epoch + self.training.epochs
-        waited = patience is not None and progress.epoch - progress.kept.epoch >= patience
+        patience, begun = self.training.patience, self.training.first_epoch
+        last = begun + self.training.epochs
+        best = max(progress.kept.epoch, begun)
+        waited = patience is not None and progress.epoch - best >= patience
         return progress.epoch >= last or waited or progress.broken
 
     def spent(self, epochs: int) -> plan.Spent:
@@ -156,7 +158,7 @@ class Learner:
         means = (value / hvd.size() for value in averaging.total(seconds))
         names = ("train", "input", "allreduce", "validate")
         kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        most, _ = max(averaging.gathered((kibibytes, 0)))
+        most = max(averaging.gathered(kibibytes))
         times = dict(zip(names, means, strict=True))
         attempt = self.training.attempt
         return plan.Spent(attempt=attempt, epochs=epochs, memory=most * 1024, **times)
@@ -192,7 +194,9 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
             if journal:
                 journal.epoch(progress.history[-1], rate(progress.history[-1]))
             if first and training.work:
-                files = checkpoint.save(learner.model)
+                kept = progress.kept
+                now = kept.epoch == progress.epoch
+                files = kept.files if now else checkpoint.save(learner.model)
                 state = dataclasses.replace(progress, files=files)
                 with outbox.busy():
                     recovery.save(training.work, training.attempt, state)
@@ -217,11 +221,9 @@ def _precision(policy: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _left(memory: int | None, rows: batches.Shard) -> int | None:
+def _left(memory: int, rows: batches.Shard) -> int:
     """What the training rows leave of the memory for rows."""
-    if memory is None:
-        return None
-    return memory - rows.nbytes if isinstance(rows, batches.Kept) else 0
+    return memory - rows.nbytes if isinstance(rows, batches.InMemory) else 0
 
 
 def _described(training: plan.TrainingPlan, made: keras.Model | None) -> plan.Network:
@@ -257,7 +259,7 @@ def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
     if training.standardize and not network.mean:
         with outbox.busy():
             mean, deviation = averaging.moments(
-                lambda: (part for part, _ in rows.parts()), training.train.scale
+                lambda: (part for part, _ in rows.parts()), training.train.encoding.scale
             )
         network = dataclasses.replace(network, mean=mean, deviation=deviation)
     with outbox.busy(), _precision(training.precision):
@@ -265,7 +267,7 @@ def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
     measured, allreduce = meters.Meters(), tf.Variable(0.0, dtype=tf.float64)
     spec = training.optimizer
     optimizer = networks.optimizer(spec, spec.rate(training.first_epoch, ranks))
-    if training.precision == networks.SCALED:
+    if training.precision == networks.MIXED_FLOAT16:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
         optimizer=averaging.averaged(optimizer, allreduce, compressed=training.compressed),

@@ -52,10 +52,6 @@ class World:
         padding = self.size * self.padded_rows - self.rows
         return slots / (slots - padding)
 
-    def rows_of(self, rank: int) -> int:
-        """Real rows in one rank's shard."""
-        return share(self.rows, rank, self.size)
-
 
 def share(rows: int, index: int, count: int) -> int:
     """How many of ``rows`` go to receiver ``index`` when they are dealt in turn to ``count``."""

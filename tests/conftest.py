@@ -114,7 +114,7 @@ def arrays(store: str, name: str, version: int, file: str = "weights.npz") -> li
     """The arrays of a published version, straight from its file."""
     path = Path(store) / name / f"v{version:06d}" / file
     with np.load(path, allow_pickle=False) as saved:
-        return [saved[key] for key in sorted(saved.files)]
+        return [saved[key] for key in sorted(saved.files, key=int)]
 
 
 @pytest.fixture

@@ -2,16 +2,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from spark_mnist import batches, census, errors, plan, rowgroups, schema, shards
-from spark_mnist.world import World
+from spark_mnist import batches, census, errors, plan, rowgroups, shards
+from spark_mnist.world import World, share
 
-SHARDS = plan.Shards(urls=(), rows=0, width=784, dtype="uint8", scale=255.0)
+PLENTY = 1 << 30
+SHARDS = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("uint8", 255.0, 784))
 
 
 def kept(rows):
     """Rows whose pixels are all their number."""
     images = np.repeat(np.arange(rows, dtype=np.uint8)[:, None], 784, axis=1)
-    return batches.Kept(SHARDS, (images, np.arange(rows, dtype=np.int32)))
+    return batches.InMemory(SHARDS, (images, np.arange(rows, dtype=np.int32)))
 
 
 class Streamed(batches.Streamed):
@@ -21,15 +22,15 @@ class Streamed(batches.Streamed):
         everything = kept(rows)
         features, labels = everything.features.numpy(), everything.labels.numpy()
 
-        class Files:
-            shards, encoding = SHARDS, schema.Encoding("uint8", 255.0, 784)
+        class RowGroups:
+            shards = SHARDS
             urls = tuple(range(0, rows, 3))
 
             def parts(self, urls):
                 return ((features[u : u + 3], labels[u : u + 3]) for u in urls)
 
-        Files.rows = rows
-        super().__init__(Files(), 4 * part * 784)
+        RowGroups.rows = rows
+        super().__init__(RowGroups(), 4 * part * 784)
 
 
 def streamed(rows):
@@ -37,7 +38,7 @@ def streamed(rows):
 
 
 def epoch(make, world, rank, number, seed=0):
-    shard = make(world.rows_of(rank))
+    shard = make(share(world.rows, rank, world.size))
     data = shard.training(world, rank=rank, seed=seed, epoch=number)
     return [tuple(t.numpy() for t in batch) for batch in data]
 
@@ -53,7 +54,7 @@ def test_every_row_once_in_equal_steps(make, size, rows, batch_size):
         found = epoch(make, world, rank, 0)
         assert len(found) == world.steps
         labels = np.concatenate([labels[weights > 0] for _, labels, weights in found])
-        assert sorted(labels) == list(range(world.rows_of(rank)))
+        assert sorted(labels) == list(range(share(world.rows, rank, world.size)))
         for features, labels, _ in found:
             np.testing.assert_allclose(features[:, 0], labels / 255, rtol=1e-6)
         assert all(len(labels) == batch_size for _, labels, _ in found[:-1])
@@ -89,7 +90,10 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
         ranks=2,
         ratio=1.0,
     ) as (train, _):
-        assert [len(batches.read(train, rank=r, ranks=2)) for r in (0, 1)] == [128, 128]
+        assert [len(batches.read(train, rank=r, ranks=2, memory=PLENTY)) for r in (0, 1)] == [
+            128,
+            128,
+        ]
         real = rowgroups.make_batch_reader
         monkeypatch.setattr(
             rowgroups,
@@ -98,7 +102,7 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
         )
         words = "rank 0 read 256 rows of its shard; its files' footers say 128"
         with pytest.raises(errors.RowsLost, match=words):
-            batches.read(train, rank=0, ranks=2)
+            batches.read(train, rank=0, ranks=2, memory=PLENTY)
         stream = batches.read(train, rank=0, ranks=2, memory=0)
         world = World(size=2, rows=256, batch_size=64)
         data = stream.training(world, rank=0, seed=0, epoch=0)
@@ -116,7 +120,7 @@ def test_a_shard_that_does_not_fit_is_streamed(digits, tmp_path):
         kept, streamed = (
             batches.read(train, rank=1, ranks=2, memory=memory) for memory in (size, size - 1)
         )
-        assert isinstance(kept, batches.Kept)
+        assert isinstance(kept, batches.InMemory)
         assert isinstance(streamed, batches.Streamed)
         rows = [
             {row.tobytes() for part, _ in shard.parts() for row in part}
@@ -130,8 +134,8 @@ def test_a_shard_that_does_not_fit_is_streamed(digits, tmp_path):
 
 
 def test_no_rows_are_no_rows():
-    nothing = plan.Shards(urls=(), rows=0, width=784, dtype="float32", scale=1.0)
-    found = batches.read(nothing, rank=1, ranks=2)
+    nothing = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("float32", 1.0, 784))
+    found = batches.read(nothing, rank=1, ranks=2, memory=PLENTY)
     assert len(found) == 0
     assert found.features.shape == (0, 784)
-    assert found.shards.scale == 1.0
+    assert found.shards.encoding.scale == 1.0

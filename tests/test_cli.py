@@ -250,11 +250,11 @@ def test_what_csv_cannot_hold_becomes_text(spark):
     vectors = spark.createDataFrame([(Vectors.dense([0.0, 0.5]),)], ["vector"])
     frame = vectors.selectExpr(
         "vector", "array(0.25D, null) AS array", "named_struct('a', 1) AS struct",
-        "map('k', 2.0D) AS map",
+        "map('k', 2.0D) AS map", "array(map('k', 1)) AS maps",
     )  # fmt: skip
     (found,) = cli._as_text(frame).collect()
     assert found.asDict() == {
-        "array": "0.25,", "struct": '{"a":1}', "map": '{"k":2.0}', "vector": "0.0,0.5",
+        "array": "0.25,", "struct": '{"a":1}', "map": '{"k":2.0}', "maps": '[{"k":1}]', "vector": "0.0,0.5",
     }  # fmt: skip
 
 

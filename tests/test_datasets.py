@@ -80,6 +80,9 @@ def test_keras_archive(spark, tmp_path):
         ("train-images-idx3-ubyte", idx(IMAGES[:, 1:]), "images of shape"),
         ("train-labels-idx1-ubyte.gz", b"not gzip", "cannot be read"),
         ("train-labels-idx1-ubyte.gz", gzip.compress(idx(LABELS))[:-9], "cannot be read"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(LABELS))[:10] + b"\xff" * 20, "cannot be"),
+        ("train-images-idx3-ubyte", idx(IMAGES)[:6], "not an IDX file of bytes, or it is cut off"),
+        ("mnist.npz", b"<html>not found</html>", "mnist.npz is not Keras' mnist.npz"),
     ],
 )
 def test_files_that_are_not_mnists(spark, directory, name, content, message):

@@ -74,6 +74,13 @@ def test_figures_by_class_as_a_table(root, held_out):
     assert table.count() == 10
 
 
+def test_a_column_of_details_parts_rows_where_none_are_asked_for(root, held_out):
+    df = held_out.withColumn("classes", F.lit(1))
+    assert spark_mnist.evaluate(df, "m", by="classes", store=root).columns[1] == "classes"
+    with pytest.raises(errors.ColumnTaken, match="the result has a column 'classes'"):
+        spark_mnist.evaluate(df, "m", by="classes", details=True, store=root)
+
+
 @pytest.mark.parametrize(
     ("by", "error", "message"),
     [

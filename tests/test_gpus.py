@@ -8,8 +8,8 @@ from tests.conftest import arrays
 
 
 def test_two_ranks_on_one_gpu_are_an_error(monkeypatch):
-    def both(pair):
-        return (pair, pair)
+    def both(place):
+        return (place, place)
 
     monkeypatch.setattr(gpus.averaging, "gathered", both)
     monkeypatch.delenv(gpus.VISIBLE, raising=False)
@@ -28,7 +28,7 @@ def test_more_ranks_than_gpus_are_an_error(monkeypatch):
     monkeypatch.setattr(
         gpus.tf.config.experimental, "set_memory_growth", lambda gpu, on: claimed.append((gpu, on))
     )
-    monkeypatch.setattr(gpus.averaging, "gathered", lambda pair: (pair, (0, 0)))
+    monkeypatch.setattr(gpus.averaging, "gathered", lambda place: (place, 0))
     assert gpus.claim([], 1) == "GPU 1"
     assert claimed == [["second"], ("second", True)]
     with pytest.raises(errors.ClusterError, match=r"has 2 GPUs for more ranks: lower num_proc"):

@@ -130,7 +130,9 @@ def test_patience_stops_and_keeps_the_best_epoch(digits, store, in_process):
         np.testing.assert_array_equal(a, b)
     info = spark_mnist.describe("m", store=store)
     assert info.losses["val_loss"] == min(losses)
-    more = spark_mnist.fit(digits.limit(80), "m", continuous=True, epochs=1, store=store, **QUIET)
+    more = spark_mnist.fit(
+        digits.limit(80), "m", continuous=True, epochs=2, patience=1, store=store, **QUIET
+    )
     assert more.epochs[0].epoch == best + 1
 
 

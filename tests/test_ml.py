@@ -178,6 +178,18 @@ def test_the_model_of_a_users_function_is_saved(digits, tmp_path, in_process):
     assert classes(loaded.transform(digits)) == classes(fitted.transform(digits))
 
 
+def test_a_users_model_trains_on_and_is_applied(digits, tmp_path, in_process):
+    stage = MnistClassifier(network=network(), epochs=1, verbose=0, store=str(tmp_path / "models"))
+    assert stage.fit(digits).transform(digits).select("prediction").distinct().count() > 1
+
+
+def test_what_is_not_set_has_fits_default():
+    stage = MnistClassifier()
+    assert (stage.getBatchSize(), stage.getMode(), stage.getSeed()) == (32, "FAILFAST", 0)
+    assert "default: 32" in stage.explainParam("batchSize")
+    assert stage.given() == {}
+
+
 def test_a_table_whose_column_is_called_image():
     given = MnistClassifier(featuresCol="image", network="dnn").given()
     assert given == {"features": "image", "network": "dnn"}

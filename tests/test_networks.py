@@ -1,5 +1,7 @@
 """The networks by their shapes, and those with random layers trained on two ranks."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def test_dropout_follows_its_key():
     ones = np.ones((1, 50), "float32")
 
     def mask(*key):
-        averaging.seed_dropout(model, key)
+        averaging.seed_random_layers(model, key)
         return model(ones, training=True).numpy()
 
     np.testing.assert_array_equal(mask(0, 1, 0), mask(0, 1, 0))
@@ -77,3 +79,11 @@ def test_a_cnn_with_dropout_continues_as_if_it_had_never_stopped(digits, tmp_pat
     for change in ({"hidden": "32"}, {"dropout": 0.1}):
         with pytest.raises(errors.ModelMismatch, match=r"(hidden=16|dropout=0\.5), and"):
             spark_mnist.fit(few, "parts", continuous=True, **{**rest, **change})
+
+
+def test_bytes_that_never_vary_have_no_deviation(monkeypatch):
+    monkeypatch.setattr(averaging, "total", list)  # one rank
+    parts = [np.array([[7, 0], [7, 255]], np.uint8), np.array([[7, 255]], np.uint8)] * 100
+    mean, deviation = averaging.moments(lambda: iter(parts), 255.0)
+    assert mean == pytest.approx((7 / 255, 2 / 3))
+    assert deviation == (1.0, pytest.approx(math.sqrt(2) / 3))

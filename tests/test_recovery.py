@@ -54,6 +54,18 @@ def test_a_damaged_checkpoint_is_left_out(url, tmp_path, caplog):
     assert "a checkpoint of this fit is left out" in caplog.text
 
 
+def test_one_that_cannot_be_removed_ends_no_fit(url, caplog, monkeypatch):
+    recovery.save(url, 0, progress(1))
+
+    def fail(*_):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(recovery.stores.Store, "remove", fail)
+    recovery.save(url, 0, progress(2))
+    assert recovery.newest(url) == progress(2)
+    assert "the checkpoint before could not be removed: no" in caplog.text
+
+
 def test_only_the_last_is_kept(url, tmp_path):
     for epoch in (1, 2, 3):
         recovery.save(url, 0, progress(epoch))

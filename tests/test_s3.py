@@ -87,6 +87,16 @@ def test_writers_that_meet_each_get_a_version_of_their_own(bucket):
         assert store.read("m", version)[1] == {"weights": bytes([number])}
 
 
+def test_a_version_is_seen_though_its_directory_was_listed_before(bucket):
+    store = stores.Store(STORE)
+    store.publish("m", {"weights": b"1"}, lambda _: {})
+    bucket.put_object(Key=f"team/m/v000002/{stores.CLAIM}", Body=owners.note())  # another host's
+    assert store.newest("m") == 1
+    body = json.dumps({"format": stores.FORMAT, "files": {}})
+    bucket.put_object(Key=f"team/m/v000002/{stores.MANIFEST}", Body=body)
+    assert store.newest("m") == stores.Store(STORE).newest("m") == 2
+
+
 def test_what_a_killed_fit_left_is_swept(bucket):
     store = stores.Store(STORE)
     store.publish("m", {"weights": b"1"}, lambda _: {})

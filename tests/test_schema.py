@@ -5,7 +5,7 @@ from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_mnist import census, errors, networks, plan, schema
+from spark_mnist import census, errors, labels, networks, plan, schema
 
 PICTURES = plan.Input()
 PICTURE = np.random.default_rng(0).integers(0, 256, 784)
@@ -57,7 +57,7 @@ def test_every_representation_gives_the_same_tensor(spark, form):
 @pytest.mark.parametrize("form", LABELS)
 def test_every_label_form_gives_the_same_class(spark, form):
     df = frame(spark, FORMS["binary"], LABELS[form])
-    assert df.select(census.label(df, PICTURES).alias("label")).first()[0] == 3
+    assert df.select(labels.column(df, PICTURES).alias("label")).first()[0] == 3
     assert census.take(df, PICTURES).rows == 1
 
 
@@ -136,7 +136,7 @@ def test_no_rows(spark):
 def test_a_missing_column_is_a_key_error_with_the_nearest_name(spark):
     df = frame(spark, FORMS["binary"], LABELS["int"]).withColumnRenamed("label", "lable")
     with pytest.raises(KeyError, match=r"no column 'label' among .*did you mean 'lable'"):
-        census.label(df, PICTURES)
+        labels.column(df, PICTURES)
 
 
 @pytest.mark.parametrize("column", ["image", "label"])

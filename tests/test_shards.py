@@ -32,7 +32,8 @@ def written(df, tmp_path, *, ranks, ratio=0.8, seed=0):
                 for shard in ranked
             ]
             for ranked in (
-                [batches.read(part, rank=r, ranks=ranks) for r in range(ranks)] for part in parts
+                [batches.read(part, rank=r, ranks=ranks, memory=1 << 30) for r in range(ranks)]
+                for part in parts
             )
         ]
     return sizes, rows
@@ -153,8 +154,8 @@ def test_pixels_are_stored_as_bytes(digits, tmp_path):
         train,
         _,
     ):
-        assert (train.dtype, train.scale) == ("uint8", 255.0)
-        assert batches.read(train, rank=0, ranks=1).features.dtype == np.uint8
+        assert (train.encoding.dtype, train.encoding.scale) == ("uint8", 255.0)
+        assert batches.read(train, rank=0, ranks=1, memory=1 << 30).features.dtype == np.uint8
 
 
 def test_a_session_of_its_own_and_a_limit_on_files(spark, digits, tmp_path):

@@ -21,7 +21,10 @@ NOISE = {"driver": 40.0, "jvm heap": 20.0, "python workers": 60.0, "spark storag
 
 
 def megabytes(process):
-    return process.memory_full_info().uss / 2**20
+    try:
+        return process.memory_full_info().uss / 2**20
+    except psutil.Error:  # it has just ended
+        return 0.0
 
 
 def state(spark):
@@ -34,7 +37,7 @@ def state(spark):
     runtime, storage = jvm.Runtime.getRuntime(), jvm.org.apache.spark.SparkEnv.get().blockManager()
     me = psutil.Process()
     children = me.children(recursive=True)
-    workers = [child for child in children if "pyspark" in " ".join(child.cmdline())]
+    workers = [child for child in children if child.name().startswith("python")]
     return {
         "driver": megabytes(me),
         "jvm heap": (runtime.totalMemory() - runtime.freeMemory()) / 2**20,

@@ -305,6 +305,8 @@ def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeyp
         ({}, 0, False),
         ({"started": 1}, 0, True),
         ({"pid": 2**30}, 0, True),
+        ({"pid": "../.."}, 0, False),
+        ({"pid": None}, 0, False),
         ({"machine": "another"}, 0, False),
         ({"machine": "another"}, owners.MOST_AGE + 1, True),
         (None, 0, False),
@@ -314,6 +316,40 @@ def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeyp
 def test_a_note_tells_whether_its_process_is_gone(note, age, left):
     content = b"torn" if note is None else json.dumps(json.loads(owners.note()) | note).encode()
     assert owners.left(content, age) is left
+
+
+def test_a_process_may_have_any_name():
+    comm = Path("/proc/self/comm")
+    before = comm.read_bytes()
+    comm.write_bytes(b"12345) 1 a\xc3")
+    try:
+        assert not owners.left(owners.note(), 0)
+    finally:
+        comm.write_bytes(before)
+
+
+def test_what_another_user_is_at_is_left_alone(tmp_path, monkeypatch):
+    models = Store(str(tmp_path))
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with models.work("m"):
+        monkeypatch.setattr("spark_mnist.files.Files.read", refuse)
+        assert models.sweep("m") == []
+
+
+def test_deleting_a_model_leaves_the_number_that_a_fit_has_taken(tmp_path):
+    models = Store(str(tmp_path))
+    models.publish("m", FILES, describe)
+
+    def meanwhile(number):
+        models.remove("m", [models.publish("m", FILES, describe), 1])
+        return describe(number)
+
+    assert models.publish("m", FILES, meanwhile) == 2
+    assert models.versions("m") == [2]
+    assert models.publish("m", FILES, describe) == 3
 
 
 @pytest.mark.parametrize("link", ["m", "m/v000001"])

@@ -7,7 +7,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import census, datasets, errors, schema
+from spark_mnist import census, datasets, errors, labels, schema
 from tests.conftest import arrays
 from tests.test_fit import manifest
 
@@ -44,7 +44,7 @@ def as_forms(iris):
 def test_every_form_of_features_gives_the_same_tensor(iris):
     tensors = {}
     for form, (df, names) in as_forms(iris).items():
-        reads = census.discover(df, names, "label")
+        reads = labels.discover(df, names, "label")
         assert (reads.width, reads.classes, reads.names) == (4, 3, ())
         source = schema.features(df, reads)
         rows = df.select(source.column.alias("x")).toPandas()["x"]
@@ -55,11 +55,11 @@ def test_every_form_of_features_gives_the_same_tensor(iris):
 
 
 def test_one_number_a_row_and_bytes_of_any_width(iris):
-    reads = census.discover(iris, ("petal_width",), "label")
+    reads = labels.discover(iris, ("petal_width",), "label")
     assert (reads.width, reads.pixels) == (1, False)
     assert census.take(iris, reads).rows == 150
     pictures = iris.withColumn("x", F.encode(F.lit("abcdef"), "utf-8"))
-    reads = census.discover(pictures, ("x",), "label")
+    reads = labels.discover(pictures, ("x",), "label")
     assert (reads.width, reads.pixels) == (6, True)
     assert census.take(pictures, reads).rows == 150
 
@@ -80,9 +80,9 @@ def test_one_number_a_row_and_bytes_of_any_width(iris):
 )
 def test_every_form_of_label_gives_its_classes(iris, label, classes, names):
     df = iris.withColumn("y", F.expr(label))
-    reads = census.discover(df, tuple(COLUMNS), "y")
+    reads = labels.discover(df, tuple(COLUMNS), "y")
     assert (reads.classes, reads.names) == (classes, names)
-    found = df.select(census.label(df, reads).alias("found"), "label").collect()
+    found = df.select(labels.column(df, reads).alias("found"), "label").collect()
     assert all(row["found"] == min(row["label"], classes - 1) for row in found)
 
 
@@ -98,7 +98,7 @@ def test_every_form_of_label_gives_its_classes(iris, label, classes, names):
     ],
 )
 def test_bad_rows_of_a_table_are_counted_with_the_column(spark, iris, change, message):
-    reads = census.discover(iris, tuple(COLUMNS), "species")
+    reads = labels.discover(iris, tuple(COLUMNS), "species")
     bad = spark.createDataFrame([{**iris.first().asDict(), **change}], iris.schema)
     with pytest.raises(errors.BadRows, match=f"1 of 151 rows cannot be used: {message}"):
         census.take(iris.union(bad), reads)
@@ -107,7 +107,7 @@ def test_bad_rows_of_a_table_are_counted_with_the_column(spark, iris, change, me
 def test_bad_rows_of_one_column_of_arrays(spark):
     rows = [([1.0, 2.0], 0), ([1.0], 1), ([1.0, None], 1), ([1.0, float("inf")], 0), (None, 1)]
     df = spark.createDataFrame(rows, "x array<double>, label int")
-    reads = census.discover(df, ("x",), "label")
+    reads = labels.discover(df, ("x",), "label")
     with pytest.raises(errors.BadRows) as caught:
         census.take(df, reads)
     assert caught.value.counts == {

@@ -11,7 +11,7 @@ QUICK = timing.Timing(
     input_share=0.01, allreduce_share=0.2, memory=1 << 29, hint=None,
 )  # fmt: skip
 TWO = World(size=2, rows=48000, batch_size=32)
-SHARDS = plan.Shards(urls=("a",), rows=48000, width=784, dtype="uint8", scale=255.0)
+SHARDS = plan.Shards(urls=("a",), rows=48000, encoding=plan.Encoding("uint8", 255.0, 784))
 TRAINING = plan.TrainingPlan(
     network=plan.Network(name="mlp", inputs=784, classes=10),
     optimizer=plan.Optimizer(name="adam", learning_rate=0.001),
@@ -21,6 +21,7 @@ TRAINING = plan.TrainingPlan(
     first_epoch=0,
     epochs=5,
     seed=0,
+    cache=1 << 30,
 )
 
 

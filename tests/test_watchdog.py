@@ -16,7 +16,7 @@ class Clock:
         self.cpu[rank] += cpu
         self.moves[rank] += moved
         signs = {"rank": rank, "moves": self.moves[rank], "cpu": self.cpu[rank], "link": 1}
-        self.watch.hear({**signs, **event})
+        self.watch.hear({**signs, "pid": 40 + rank, "host": "node", **event})
 
     def verdict(self, seconds=0.0):
         """Look each second, as the driver does; returns the last verdict."""
@@ -31,7 +31,7 @@ class Clock:
 def clock():
     clock = Clock()
     for rank in range(2):
-        clock.hear(rank, pid=40 + rank, host="node", moved=True, epoch=2, step=5)
+        clock.hear(rank, moved=True, epoch=2, step=5)
     return clock
 
 

@@ -19,13 +19,13 @@ def test_the_manuals_example():
 
 def test_the_worked_example():
     world = World(size=2, rows=1001, batch_size=100)
-    assert [world.rows_of(rank) for rank in (0, 1)] == [501, 500]
+    assert [share(world.rows, rank, world.size) for rank in (0, 1)] == [501, 500]
     assert (world.steps, world.last_batch, world.last_weight) == (6, 1, 2.0)
 
 
 @given(worlds)
 def test_every_row_has_one_rank_and_shards_differ_by_one_at_most(world):
-    shards = [world.rows_of(rank) for rank in range(world.size)]
+    shards = [share(world.rows, rank, world.size) for rank in range(world.size)]
     assert sum(shards) == world.rows
     assert max(shards) - min(shards) <= 1
     assert max(shards) == world.padded_rows
@@ -40,7 +40,7 @@ def test_steps_hold_the_longest_shard_and_no_step_is_empty(world):
 @given(worlds)
 def test_the_weights_of_the_last_step_make_the_averaged_gradient_a_mean_over_rows(world):
     before = (world.steps - 1) * world.batch_size
-    real = sum(world.rows_of(rank) - before for rank in range(world.size))
+    real = sum(share(world.rows, rank, world.size) - before for rank in range(world.size))
     # each rank divides by its batch, the average divides by the ranks
     weight_of_a_row = world.last_weight / world.last_batch / world.size
     assert math.isclose(weight_of_a_row, 1 / real)

@@ -96,7 +96,7 @@ def test_a_name_stays_in_the_store_or_is_refused(name):
 def example_manifest():
     """A manifest as ``fit`` writes it."""
     reads = plan.Input()
-    shards = plan.Shards(urls=("a", "b"), rows=8, width=784, dtype="uint8", scale=255.0)
+    shards = plan.Shards(urls=("a", "b"), rows=8, encoding=plan.Encoding("uint8", 255.0, 784))
     training = plan.TrainingPlan(
         network=plan.Network(name="mlp", inputs=784, classes=10, hidden=(128, 32)),
         optimizer=plan.Optimizer(name="adam", learning_rate=0.001),
@@ -106,16 +106,17 @@ def example_manifest():
         first_epoch=0,
         epochs=1,
         seed=0,
+        cache=1 << 30,
     )
     record = plan.EpochRecord(epoch=1, losses={"loss": 1.0}, metrics={"accuracy": 0.5})
     progress = plan.Progress(
         epoch=1, history=(record,), read=(((4, 0), (4, 0)),), kept=plan.Kept(epoch=1)
     )
     report = plan.RankReport(rank=0, progress=progress, network=training.network)
-    rows = receipts.write(training, progress, 8, {})
+    rows = receipts.account(training, progress, 8, {})
     return {
         "format": stores.FORMAT,
-        **manifests.write(
+        **manifests.compose(
             "m", 1, parent=None, reads=reads, training=training, report=report, rows=rows
         ),
         "files": {"weights.npz": {"sha256": "0" * 64, "bytes": 1}},
@@ -206,7 +207,7 @@ def test_any_layout_of_shards_gives_equal_steps_and_every_row_once(size, rows, f
     files = size * files
     division = worlds.World(size=size, rows=rows, batch_size=batch)
     urls = tuple(str(number) for number in range(min(files, rows)))
-    shards = plan.Shards(urls=urls, rows=rows, width=1, dtype="float32", scale=1.0)
+    shards = plan.Shards(urls=urls, rows=rows, encoding=plan.Encoding("float32", 1.0, 1))
     of_ranks = [receipts.rows_of(shards, rank, size) for rank in range(size)]
     assert sum(of_ranks) == rows
     assert max(of_ranks) <= division.padded_rows

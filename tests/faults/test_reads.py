@@ -28,11 +28,11 @@ def test_every_read_has_every_row(digits, tmp_path, load):
     source = census.take(digits, plan.Input(), seed=0)
     options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 0.8}
     with shards.materialized(source, **options) as (train, _):
-        first = [batches.read(train, rank=rank, ranks=2) for rank in range(2)]
+        first = [batches.read(train, rank=rank, ranks=2, memory=1 << 30) for rank in range(2)]
         assert sum(map(len, first)) == train.rows == 205
         for number in range(1000 if counted.full else 100):
             rank = number % 2
-            shard = batches.read(train, rank=rank, ranks=2)
+            shard = batches.read(train, rank=rank, ranks=2, memory=1 << 30)
             np.testing.assert_array_equal(shard.labels, first[rank].labels)
             np.testing.assert_array_equal(shard.features, first[rank].features)
             counted.one()
