@@ -111,7 +111,7 @@ COMPARISONS = {
     ),
     "write": Comparison(
         "shards: seconds against make_spark_converter on array<float>",
-        0.5, lambda s: s.writes()[0], Sides.writes_as_databricks, at_most=True, warm_ups=4,
+        0.5, lambda s: s.writes()[0], Sides.writes_as_databricks, at_most=True, warm_ups=6,
     ),
     "tenfold-prepare": Comparison(
         "600,000 rows against 60,000: seconds a row to prepare",

@@ -12,6 +12,7 @@ take one; the footers are read back to prove it. A rank then opens its own files
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -118,7 +119,7 @@ def materialized(
     position = F.col("position")
     later = files[0] + (position - training) % max(1, files[1])
     file = F.when(position < training, position % files[0]).otherwise(later)
-    keys = _partition_keys(counted.usable.sparkSession, sum(files))
+    keys = _numbers(_partition_keys(sum(files)))
     placed = (
         _ordered(counted)
         .repartition(sum(files), F.get(keys, file.cast("int")))
@@ -193,8 +194,9 @@ def _shards(urls: tuple[str, ...], rows: int, encoding: plan.Encoding) -> plan.S
     return plan.Shards(urls=urls, rows=rows, encoding=encoding)
 
 
-def _partition_keys(spark: SparkSession, partitions: int) -> Column:
-    """An array whose element ``i`` is an integer that ``repartition`` puts in partition ``i``.
+@functools.cache
+def _partition_keys(partitions: int) -> tuple[int, ...]:
+    """Of each partition an integer that ``repartition`` puts there.
 
     Spark's hash partitioning is ``pmod(hash(key), partitions)``, which sends several consecutive
     integers to one partition and none to another; with these keys every partition gets its own.
@@ -202,13 +204,13 @@ def _partition_keys(spark: SparkSession, partitions: int) -> Column:
     last = 64 * partitions + 1024
     numbers = F.sequence(F.lit(0).cast("long"), F.lit(last).cast("long"))
     hashed = F.transform(numbers, lambda number: F.pmod(F.hash(number), F.lit(partitions)))
-    row = spark.range(1).select(hashed).first()
+    row = SparkSession.builder.getOrCreate().range(1).select(hashed).first()
     assert row is not None
     found = {partition: key for key, partition in reversed([*enumerate(row[0])])}
     assert len(found) == partitions, (
         f"{partitions - len(found)} of {partitions} partitions lack a key"
     )
-    return _numbers([found[partition] for partition in range(partitions)])
+    return tuple(found[partition] for partition in range(partitions))
 
 
 def _numbers(values: Sequence[int]) -> Column:

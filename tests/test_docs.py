@@ -2,6 +2,7 @@
 
 import email
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -26,17 +27,19 @@ def test_the_table_of_options_is_the_codes():
         assert row in README.splitlines()
 
 
+def commands():
+    lines = "\n".join(blocks("sh")).splitlines()
+    return [line for line in lines if line.startswith("mymnist ")]
+
+
 def test_the_commands_are_understood():
-    lines = [
-        line for block in blocks("sh") for line in block.splitlines() if line.startswith("mymnist ")
-    ]
-    assert len(lines) >= 8
-    for line in lines:
+    assert len(commands()) >= 8
+    for line in commands():
         command, *flags = line.removeprefix("mymnist ").split(" --")
         parsed = grammar.parse(command)
         assert parsed == grammar.parse_words(command.split())
         assert (parsed.operation in grammar.WITHOUT_ROWS) == (not flags)
-    assert {line.strip() for line in cli.EXAMPLES.splitlines()[1:]} <= set(lines)
+    assert {line.strip() for line in cli.EXAMPLES.splitlines()[1:]} <= set(commands())
 
 
 def test_the_make_targets_are_there():
@@ -60,6 +63,22 @@ def test_the_pictures_of_the_readme_are_there_and_made_by_the_demo():
 def test_links_to_files_lead_somewhere():
     for target in re.findall(r"\]\(([^):#]+)\)", README):
         assert (REPOSITORY / target).exists(), target
+
+
+def test_the_commands_of_the_readme_run(spark, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_session", lambda _: spark)
+    for line in commands():
+        assert cli.main(line.split()[1:]) == 0, capfd.readouterr().err
+    assert "species" in capfd.readouterr().out  # of the last but one model that is described
+    assert spark.read.parquet(str(tmp_path / "out.parquet")).count() == 364
+    assert [(model.name, model.version) for model in spark_mnist.models()] == [
+        ("flowers", 1),
+        ("test_model", 1),
+    ]
+    shown = [shutil.which("tensorboard"), "--inspect", "--logdir", "models/test_model"]
+    said = subprocess.run(shown, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert "epoch_loss" in said
 
 
 def test_the_python_of_the_readme_runs(spark, tmp_path, monkeypatch, capsys):
