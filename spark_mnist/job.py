@@ -9,8 +9,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import gc
 import logging
 import os
+import socketserver
 import threading
 import time
 import traceback
@@ -48,6 +50,8 @@ class Job(threading.Thread):
         self.error: BaseException | None = None
         self.cause: BaseException | None = None
         """What ended Spark's job of the ranks, of which Horovod's error says nothing."""
+        self.servers: list[socketserver.BaseServer] = []
+        """Those that Horovod would leave behind."""
         self._ended = threading.Event()
 
     @property
@@ -63,6 +67,9 @@ class Job(threading.Thread):
             self.error = error
         finally:
             self._ended.set()
+            for server in self.servers:
+                server.shutdown()
+                server.server_close()
 
     def wait(self, seconds: float) -> bool:
         """Wait so long at most; returns whether no ranks run.
@@ -85,7 +92,7 @@ class Job(threading.Thread):
         threads = cluster.task_cpus(context)
         kept = cluster.kept_names(self._spark, training.train.urls[0])
         _leave_signals_alone()
-        _hold_no_process_up()
+        _keep_track_of_threads()
         with self._quiet_threads(), _tasks_that_end():
             reports: list[plan.RankReport] = horovod.spark.run(
                 _rank,
@@ -181,24 +188,30 @@ def _leave_signals_alone() -> None:
 
 
 @functools.cache
-def _hold_no_process_up() -> None:
-    """Make the threads that Horovod starts for our jobs daemons.
+def _keep_track_of_threads() -> None:
+    """Know what Horovod starts for our jobs, in threads that keep no driver from ending.
 
-    Those that wait for a host that was cut off wait forever, and would keep the driver from ending.
+    Those that wait for a host that was cut off wait forever. Its rendezvous server would listen for
+    as long as the driver lives, and its thread hold all that the job has.
     """
+    from horovod.runner.http import http_server
     from horovod.runner.util import threads
     from horovod.spark import runner
 
     in_thread = threads.in_thread
 
     @functools.wraps(in_thread)
-    def started(*given: Any, **options: Any) -> threading.Thread:
-        if isinstance(threading.current_thread(), Job):
+    def started(target: Callable[..., Any], *given: Any, **options: Any) -> threading.Thread:
+        job = threading.current_thread()
+        if isinstance(job, Job):
             options["daemon"] = True
-        thread: threading.Thread = in_thread(*given, **options)
+            server = getattr(target, "__self__", None)
+            if isinstance(server, socketserver.BaseServer):
+                job.servers.append(server)
+        thread: threading.Thread = in_thread(target, *given, **options)
         return thread
 
-    threads.in_thread = runner.in_thread = started
+    threads.in_thread = runner.in_thread = http_server.in_thread = started
 
 
 @contextlib.contextmanager
@@ -237,6 +250,7 @@ def _task(*given: Any) -> Any:
         return runner._task_fn(*given)
     finally:
         runner.MINIMUM_COMMAND_LIFETIME_S = before
+        gc.collect()  # its semaphores, of which Python would warn when Spark ends this process
 
 
 class _Output:

@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 import spark_mnist
 from spark_mnist import errors, job, launch, plan, shards
 from tests.conftest import arrays
+from tests.faults import harness
 
 QUIET = {"verbose": 0, "num_proc": 2, "batch_size": 16}
 
@@ -316,3 +317,11 @@ def test_what_ended_sparks_job_of_the_ranks_is_told(digits, store, monkeypatch):
     with pytest.raises(errors.RanksLost, match=message):
         spark_mnist.fit(digits, "m", store=store, max_restarts=0, **QUIET)
     assert spark_mnist.models(store) == []
+
+
+def test_no_server_of_horovods_is_left(digits, store):
+    before = set(threading.enumerate())
+    spark_mnist.fit(digits.limit(64), "m", epochs=1, num_proc=1, store=store, verbose=0)
+    harness.wait(
+        lambda: not any("serve_forever" in t.name for t in {*threading.enumerate()} - before)
+    )
