@@ -23,7 +23,7 @@ read = getattr(spark_mnist.datasets, data)
 # One step takes batch_size rows on each rank, and the learning rate is multiplied by the ranks:
 # divided here, both are the tutorial's.
 spark_mnist.fit(
-    read(spark, "train").limit(TRAINING_ROWS[data]),
+    read(spark, "train").limit(TRAINING_ROWS[data]).cache(),  # a limit may take others each time
     "softmax_tutorial",
     network="softmax",
     optimizer="sgd",

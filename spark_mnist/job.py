@@ -255,16 +255,22 @@ def _task(*given: Any) -> Any:
     """Horovod's own task, without its sleep of three seconds after the rank has ended.
 
     The driver needs a moment in which to ask for the exit code. Horovod means to give it from the
-    start of the rank's process, and counts from the end.
+    start of the rank's process, and counts from the end. That process gets this one's environment,
+    and would not find what ``--py-files`` sent, which Spark puts on this one's path alone.
     """
     from horovod.spark import runner
+    from pyspark import SparkFiles
 
+    sent = [path for path in sys.path if path.startswith(SparkFiles.getRootDirectory())]
+    known = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sent, *filter(None, [known])])
     before = runner.MINIMUM_COMMAND_LIFETIME_S
     runner.MINIMUM_COMMAND_LIFETIME_S = LINGER
     try:
         return runner._task_fn(*given)
     finally:
         runner.MINIMUM_COMMAND_LIFETIME_S = before
+        os.environ["PYTHONPATH"] = known
         gc.collect()  # its semaphores, of which Python would warn when Spark ends this process
 
 

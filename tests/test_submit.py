@@ -128,7 +128,7 @@ def network():
     return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
 
 spark = SparkSession.builder.getOrCreate()
-digits = spark_mnist.datasets.digits(spark, "train").limit(256)
+digits = spark_mnist.datasets.digits(spark, "train")
 spark_mnist.fit(digits, "m", network=network, epochs=2, num_proc=2, store=sys.argv[1])
 print("predicted", spark_mnist.predict(digits, "m", store=sys.argv[1]).count())
 """
@@ -143,7 +143,7 @@ def test_an_environment_that_is_packed_and_sent_along(cluster):
     flags += ["--archives", f"{dist}/environment.tar.gz#environment"]
     python = {"PYSPARK_DRIVER_PYTHON": sys.executable, "PYSPARK_PYTHON": "./environment/bin/python"}
     out = cluster.submit("spark-defaults.conf", *flags, job, cluster.home / "packed", **python)
-    assert "predicted 256" in out
+    assert "predicted 1433" in out
 
 
 @pytest.mark.parametrize("name", [path.name for path in CONF.iterdir()])
