@@ -58,7 +58,7 @@ def column(df: DataFrame, reads: plan.Input) -> Column:
     if reads.names:
         names = F.array(*map(F.lit, reads.names))
         place = F.call_function("array_position", names, F.trim(found.cast("string")))
-        return F.nullif(place, F.lit(0)).cast("int") - 1
+        return F.when(place > 0, place).cast("int") - 1
     if isinstance(kind, T.NumericType | T.BooleanType):
         return _whole(found.cast("double"), reads.classes)
     array = _array(df, reads.label)

@@ -29,7 +29,7 @@ NONE, FP16 = "none", "fp16"
 """The values of ``compression``."""
 FAILFAST, DROPMALFORMED = "FAILFAST", "DROPMALFORMED"
 """The values of ``mode``, named as Spark names its own."""
-VERSION = "which version of the model", "the newest; of delete, all"
+VERSION = "which version of the model", "the newest; of delete, all; rollback needs one"
 
 
 @dataclass(frozen=True, kw_only=True)
