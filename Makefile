@@ -3,21 +3,23 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
-  $$p -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2> /dev/null && { command -v $$p; break; }; done)
+# The newest Python of those that setup.cfg allows, on the path or among pyenv's.
+FIND_PYTHON = $(shell for v in $(1); do for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v*/bin/python$$v; do \
+  "$$p" -c 'import ensurepip' 2> /dev/null && { command -v "$$p"; exit; }; done; done)
+PYTHON ?= $(call FIND_PYTHON,3.13 3.12 3.11)
 BIN := .venv/bin
 SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra plots --extra mlflow
 DATA ?= digits
 DEMO := $(BIN)/python -m spark_mnist
 DEMO_STORE := demo-output/models
-ON_TWO_RANKS := $(patsubst %,tests/test_%.py,versions schema fit score tables own ml cluster)
+ON_TWO_RANKS := $(patsubst %,tests/test_%.py,versions petastorm executors schema shards batches fit score tables own ml s3 upgrade cluster)
 DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 
 # Spark's machine-local parts need an address; laptops and containers often have no usable host name.
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers notebooks pack test test-all coverage test-oldest faults hosts soak lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers notebooks pack test test-all coverage test-oldest test-spark faults hosts soak lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -26,12 +28,12 @@ setup: check-tools .venv/.synced ## Make .venv and install all that is locked
 
 .venv/.synced: uv.lock setup.cfg pyproject.toml
 	@test -x $(BIN)/uv || { "$(PYTHON)" -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check uv==0.13.8; }
-	@echo "Installing into .venv; the first time Horovod is compiled, about 5 minutes"
+	@echo "Installing into .venv; the first time Horovod is compiled, some minutes"
 	@$(SYNC)
 	@touch $@
 
 check-tools:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with its venv module is missing: install python3.11 and python3.11-venv"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with its venv module is missing: install python3.11 and python3.11-venv"; exit 1; }
 	@command -v g++ > /dev/null || { echo "A C++ compiler is missing: install g++ (Debian: build-essential)"; exit 1; }
 	@version=$$(java -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' || true); \
 	  test "$${version:-0}" -ge 17 || { echo "Java 17 or newer is missing (found: $${version:-none}): install openjdk-17-jre-headless"; exit 1; }
@@ -85,20 +87,20 @@ coverage: setup ## Count the lines that the tests run, on ranks and executors to
 	$(BIN)/coverage report --fail-under 90
 
 test-oldest: .venv-oldest/.synced ## Train on two ranks and score with the oldest packages that setup.cfg allows
-	.venv-oldest/bin/pytest $(ON_TWO_RANKS) $(ARGS)
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" .venv-oldest/bin/python -m pytest $(ON_TWO_RANKS) $(ARGS)
 
-# What it allows is found anew, so that a lower bound that does not hold any more is seen.
-.venv-oldest/.synced: setup.cfg pyproject.toml
+.venv-oldest/.synced: setup.cfg pyproject.toml tests/environment.py
 	$(MAKE) --no-print-directory setup
-	rm -rf .venv-oldest && "$(PYTHON)" -m venv .venv-oldest
-	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra cpu --extra datasets --extra plots \
-	  --python .venv-oldest/bin/python setup.cfg --output-file .venv-oldest/requirements.txt
-	grep -v ^horovod .venv-oldest/requirements.txt > .venv-oldest/others.txt
-	$(BIN)/uv pip install --quiet --python .venv-oldest -r .venv-oldest/others.txt pytest wheel "cmake<4"
-	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
-	  HOROVOD_WITHOUT_MPI=1 HOROVOD_WITH_GLOO=1 .venv-oldest/bin/pip install --quiet --disable-pip-version-check \
-	  --no-build-isolation --no-deps --no-cache-dir horovod==0.28.1
-	$(BIN)/uv pip install --quiet --python .venv-oldest --no-deps --no-build-isolation --editable .
+	"$(call FIND_PYTHON,3.11)" tests/environment.py .venv-oldest --oldest
+	@touch $@
+
+test-spark: .venv-spark-$(VERSION)/.synced ## The same with the newest packages beside one PySpark (VERSION=4.1)
+	PATH="$(CURDIR)/.venv-spark-$(VERSION)/bin:$$PATH" .venv-spark-$(VERSION)/bin/python -m pytest $(ON_TWO_RANKS) $(ARGS)
+
+.venv-spark-%/.synced: setup.cfg pyproject.toml tests/environment.py
+	@test -n "$*" || { echo "VERSION is missing: make test-spark VERSION=4.1"; exit 1; }
+	$(MAKE) --no-print-directory setup
+	"$(PYTHON)" tests/environment.py .venv-spark-$* --with "pyspark==$*.*"
 	@touch $@
 
 faults: setup ## Break fits in every way that the tests know, and count (an hour)
@@ -116,4 +118,4 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-oldest .venv-peers demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-peers .venv-spark-* demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

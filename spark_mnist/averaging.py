@@ -166,14 +166,14 @@ def moments(
     # deviation at all.
     sums = [(len(part), part.sum(axis=0, dtype=np.float64)) for part in parts()]
     count = total([sum(rows for rows, _ in sums)])[0]
-    mean = np.asarray(total(sum(values for _, values in sums))) / count
-    squares = (((part - mean) ** 2).sum(axis=0) for part in parts())
-    variance = np.asarray(total(sum(squares))) / count
+    mean = np.asarray(total(np.sum([values for _, values in sums], axis=0))) / count
+    squares = [((part - mean) ** 2).sum(axis=0) for part in parts()]
+    variance = np.asarray(total(np.sum(squares, axis=0))) / count
     mean, deviation = mean / scale, np.sqrt(variance) / scale
     return tuple(mean.tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())
 
 
-def total(values: Sequence[float]) -> list[float]:
+def total(values: npt.ArrayLike) -> list[float]:
     """Sum each value over the ranks."""
     summed = hvd.allreduce(tf.constant(values, tf.float64), op=hvd.Sum)
     return [float(value) for value in summed.numpy()]

@@ -20,13 +20,15 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from spark_mnist import errors, grammar, interrupts, options
+from spark_mnist import errors, grammar, interrupts, options, versions
 from spark_mnist._version import __version__
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 DATASETS = ("digits", "iris", "mnist")
+SHOWN_ROWS = 20
+"""Rows of a prediction that are shown on stdout."""
 FORMATS = ("parquet", "csv", "json", "orc")
 EXAMPLES = """\
 examples:
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     level = "DEBUG" if arguments.verbose else "WARNING" if arguments.quiet else "INFO"
     logging.getLogger("spark_mnist").setLevel(level)
+    versions.ignore_new_pandas()
     try:
         command = grammar.parse_words([*arguments.words, *_settings(arguments)])
         with interrupts.unwound(), _only_results_on_stdout() as stdout:
@@ -145,18 +148,27 @@ def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO
 
     spark = _session(arguments)
     with interrupts.unwound():  # once more: with its session Spark has put its own handler
-        result = verbs.run(command, reader(spark) if reader else None)
+        rows = reader(spark) if reader else None
+        if rows is not None and command.operation == "predict" and not (write or arguments.json):
+            rows = rows.limit(SHOWN_ROWS + 1)  # one more tells that there are more
+        result = verbs.run(command, rows)
         if write:
             write(result)
         elif arguments.json:
             for line in result.toJSON().toLocalIterator():
                 stdout.write(f"{line}\n")
         else:
-            whole = command.operation != "predict"
-            with contextlib.redirect_stdout(stdout):
-                wide = "confusion" in result.columns
-                result.show(result.count() if whole else 20, truncate=not whole, vertical=wide)
+            _show(result, stdout, whole=command.operation != "predict")
         return int(doctor and result.where("NOT ok").count() > 0)
+
+
+def _show(result: DataFrame, stdout: TextIO, *, whole: bool) -> None:
+    """Print a result as a table, all of it or its first rows."""
+    # Read to its end: a worker of PySpark 4.3 prints a traceback when somebody stops before.
+    rows = result.sparkSession.createDataFrame(result.collect(), result.schema)
+    count = rows.count() if whole else SHOWN_ROWS
+    with contextlib.redirect_stdout(stdout):
+        rows.show(count, truncate=not whole, vertical="confusion" in result.columns)
 
 
 def _session(arguments: argparse.Namespace) -> SparkSession:

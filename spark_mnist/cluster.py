@@ -98,6 +98,12 @@ def slots(spark: SparkSession) -> int:
     return found
 
 
+def executors(spark: SparkSession) -> list[str]:
+    """The address of each executor that the session has now, in order."""
+    infos = spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
+    return sorted(f"{info.host()}:{info.port()}" for info in infos)
+
+
 def free_slots(spark: SparkSession) -> int:
     """How many of the slots no task runs in, or waits for."""
     tracker = spark.sparkContext.statusTracker()

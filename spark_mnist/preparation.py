@@ -23,6 +23,7 @@ from spark_mnist import (
     census,
     cluster,
     errors,
+    executors,
     kinds,
     labels,
     lineage,
@@ -102,6 +103,7 @@ class Preparation:
             ("packages", self._check_packages),
             ("settings", self._check_settings),
             ("slots", self._find_slots),
+            ("workers", self._check_workers),
             ("model", self._find_model),
             ("store", self._try_store),
             *rows,
@@ -150,6 +152,11 @@ class Preparation:
     def _find_slots(self) -> str:
         self.ranks = cluster.ranks(self._spark, self._chosen.num_proc)
         return f"{cluster.free_slots(self._spark)} free, for {self.ranks} ranks"
+
+    def _check_workers(self) -> str:
+        workers = executors.check(self._spark)
+        places = {f"Python {worker.python} on {worker.host}" for worker in workers}
+        return f"{', '.join(sorted(places))}; all that ranks need is there"
 
     def _find_model(self) -> str:
         with _clear(self.store):
@@ -214,7 +221,8 @@ def preflight(
     preparation = Preparation(spark, df, stores.checked_name(name), chosen)
     checks: list[Check] = []
     for title, step in preparation.checks:
-        if title == "rows" and not all(check.ok for check in checks):
+        failed = {check.name for check in checks if not check.ok}
+        if (title == "rows" and failed) or (title == "store" and "workers" in failed):
             checks.append(Check(title, False, "not looked at, since a fit could not start"))
             continue
         try:

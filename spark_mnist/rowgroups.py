@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from petastorm import make_batch_reader
-from petastorm.errors import NoDataAvailableError
 
 from spark_mnist import errors, plan, schema
+from spark_mnist.compat import petastorm
 
 Part = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
 """Features [M, W], as stored, and labels [M]."""
@@ -75,8 +74,14 @@ class RowGroups:
     def _named(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowException, NoDataAvailableError) as error:
+        except (OSError, pa.ArrowException, _no_data()) as error:
             raise errors.ShardsLost(f"rank {self._rank} cannot read its shard: {error}") from error
+
+
+def _no_data() -> type[Exception]:
+    """Return the error by which Petastorm says that there is nothing to read."""
+    error: type[Exception] = petastorm.module("petastorm.errors").NoDataAvailableError
+    return error
 
 
 def _footer(url: str) -> pq.FileMetaData:
@@ -91,7 +96,7 @@ def _read(urls: Sequence[str], part: Callable[[Any], Part]) -> Iterator[Part]:
     # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
     options = {"reader_pool_type": "dummy", "shuffle_row_groups": False, "num_epochs": 1}
     with _quiet():
-        opened = make_batch_reader(list(urls), **options)
+        opened = petastorm.module().make_batch_reader(list(urls), **options)
     with opened as reader:
 
         def following() -> Part | None:

@@ -12,6 +12,7 @@ Shape letters: B = rows of a batch, W = numbers of a row. Nothing here imports T
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.functions import pandas_udf
 
-from spark_mnist import errors, plan
+from spark_mnist import errors, plan, versions
 
 FIT_RESULT = "epoch int, losses map<string,double>, metrics map<string,double>"
 ARRAYS = "an array of numbers, a Vector or a string of comma-separated numbers"
@@ -163,7 +164,9 @@ def by_batch(function: Callable[..., Any], returns: str) -> Callable[[Column], C
         returns: Spark type of what it gives.
     """
     # The stubs want functionType=, with which Spark would warn that annotations took its place.
-    made: Callable[[Column], Column] = pandas_udf(function, returns)  # type: ignore[call-overload]
+    with warnings.catch_warnings():
+        versions.ignore_new_pandas()
+        made: Callable[[Column], Column] = pandas_udf(function, returns)  # type: ignore[call-overload]
     return made
 
 

@@ -12,6 +12,8 @@ import contextlib
 import functools
 import hashlib
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,6 +173,27 @@ class _Shipment:
     threads: int = field(compare=False)
 
 
+@contextlib.contextmanager
+def _native_stderr_held_back() -> Iterator[None]:
+    """Hold back what native code prints, and print it where an error follows.
+
+    TensorFlow 2.21 greets with lines that no setting turns off, on the terminal of a local session.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held_back:
+        os.dup2(held_back.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held_back.seek(0)
+            os.write(stderr, held_back.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
 @functools.lru_cache(maxsize=2)
 def _model(shipment: _Shipment, encoding: plan.Encoding) -> Model:
     """Build the model, once for each Python worker; Spark uses these again."""
@@ -178,7 +201,8 @@ def _model(shipment: _Shipment, encoding: plan.Encoding) -> Model:
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use it, too
     if gpus := cluster.task_gpus():
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", gpus[0])
-    import tensorflow as tf
+    with _native_stderr_held_back():
+        import tensorflow as tf
 
     from spark_mnist import checkpoint, networks
 

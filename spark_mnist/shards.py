@@ -181,9 +181,10 @@ def _written(placed: DataFrame, url: str) -> Iterator[tuple[str, ...]]:
         _session_conf(placed.sparkSession, files),
         _quiet(),
     ):
-        from petastorm.spark import make_spark_converter
+        from spark_mnist.compat import petastorm
 
-        converter = make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)
+        spark = petastorm.module("petastorm.spark")
+        converter = spark.make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)
     try:
         yield tuple(sorted(converter.file_urls))
     finally:

@@ -1,6 +1,8 @@
 """What TensorBoard shows of a fit: curves by epoch, and the graph. Runs on rank 0.
 
 Names and folders are those of Keras's own callback, so that its users find what they know.
+TensorBoard itself need not be installed: TensorFlow writes the events, and since 2.21 comes without
+it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import keras
 import tensorflow as tf
 
 from spark_mnist import plan
+
+SCALARS = "scalars"
+"""The plugin of TensorBoard that draws curves."""
 
 
 class Journal(contextlib.AbstractContextManager["Journal"]):
@@ -44,7 +49,12 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         for name, value in means.items():
             folder = "validation" if name.startswith("val_") else "train"
             with self._writer(folder).as_default():
-                tf.summary.scalar(f"epoch_{name.removeprefix('val_')}", value, record.epoch)
+                tf.summary.write(
+                    f"epoch_{name.removeprefix('val_')}",
+                    tf.constant(value, tf.float32),
+                    step=record.epoch,
+                    metadata=_scalar_metadata(),
+                )
 
     def files(self) -> dict[str, bytes]:
         """Contents of all files so far, by name below the version."""
@@ -61,3 +71,10 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         if folder not in self._writers:
             self._writers[folder] = tf.summary.create_file_writer(f"{self._root}/{folder}")
         return self._writers[folder]
+
+
+def _scalar_metadata() -> Any:
+    """Return what ``tf.summary.scalar`` notes of a value, for which it needs TensorBoard."""
+    metadata = tf.compat.v1.SummaryMetadata()
+    metadata.plugin_data.plugin_name = SCALARS
+    return metadata

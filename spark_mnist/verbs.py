@@ -19,6 +19,7 @@ from spark_mnist import (
     cluster,
     errors,
     evaluation,
+    executors,
     fitting,
     grammar,
     interrupts,
@@ -236,4 +237,5 @@ def _saved(
     df: DataFrame, name: str, chosen: options.PredictOptions | options.EvaluateOptions
 ) -> manifests.Saved:
     store = catalog.open_store(chosen.store, df.sparkSession)
+    executors.check(df.sparkSession, executors.SCORING)
     return manifests.saved(store, name, chosen.version, chosen.network)

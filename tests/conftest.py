@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +23,13 @@ os.environ["UNRELATED_TOKEN"] = "ranks must not see it"
 from pyspark.sql import DataFrame, SparkSession
 
 REPOSITORY = Path(__file__).parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join(  # Spark's workers, which run elsewhere, find the tests
+    [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+CACHES = re.compile(
+    r"^!! (build|dist)/|__pycache__|\.(pytest|mypy|ruff)_cache|\.hypothesis|\.coverage|\.venv|\.cache|egg-info"
+)
+"""Ignored paths that tools write, not tests."""
 
 
 class Counted:
@@ -55,8 +64,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in slow]
 
 
+def checkout_status() -> str:
+    """What git says of the checkout, ignored files included; empty outside of a repository."""
+    status = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all"]
+    done = subprocess.run(status, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    return "\n".join(sorted(line for line in lines if not CACHES.search(line)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_checkout_stays_as_it_is() -> Iterator[None]:
+    """No test, and nothing that the README shows, writes into the checkout."""
+    before = checkout_status()
+    yield
+    assert checkout_status() == before
+
+
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    with contextlib.chdir(tmp_path_factory.mktemp("jvm")):  # where Spark puts relative paths
+        session = _session(tmp_path_factory)
+    yield session
+    session.stop()
+
+
+def _session(tmp_path_factory: pytest.TempPathFactory) -> SparkSession:
     session = (
         SparkSession.builder.master("local[2]")
         .appName("spark_mnist tests")
@@ -67,8 +99,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("OFF")
-    yield session
-    session.stop()
+    return session
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from spark_mnist import batches, census, errors, plan, rowgroups, shards
+from spark_mnist import batches, census, errors, plan, shards
+from spark_mnist.compat import petastorm
 from spark_mnist.world import World, share
 
 PLENTY = 1 << 30
@@ -94,9 +95,9 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
             128,
             128,
         ]
-        real = rowgroups.make_batch_reader
+        real = petastorm.module().make_batch_reader
         monkeypatch.setattr(
-            rowgroups,
+            petastorm.module(),
             "make_batch_reader",
             lambda urls, **rest: real(urls, **{**rest, "num_epochs": 2}),
         )

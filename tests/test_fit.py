@@ -272,7 +272,7 @@ def test_the_rank_that_failed_is_named(digits, store):
     ) as caught:
         spark_mnist.fit(digits.limit(50), "m", store=store, network=broken, **QUIET)
     assert caught.value.rank == 1
-    assert 'raise LookupError("no such units")' in caught.value.rank_traceback
+    assert "in broken" in caught.value.rank_traceback
     assert not list(Path(store).glob("*"))
 
 

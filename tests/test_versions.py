@@ -32,12 +32,16 @@ def test_extras_may_be_missing(installed):
     versions.check()
 
 
+PYSPARK = metadata.version("pyspark")
+
+
 @pytest.mark.parametrize(
     ("name", "version", "message"),
     [
-        ("pyarrow", "15.0.0", r"pyarrow 15.0.0 is installed, (<15,>=14.0.1|>=14.0.1,<15) works"),
-        ("tensorflow-cpu", "2.19.1", "tensorflow-cpu 2.19.1 is installed"),
+        ("pyarrow", "13.0.0", r"pyarrow 13.0.0 is installed, \S*>=14.0.1\S* works"),
+        ("tensorflow-cpu", "2.22.0", r"tensorflow-cpu 2.22.0 is installed, \S*<2.22\S* works"),
         ("horovod", None, "horovod is missing"),
+        ("pyspark", "4.4.0", "pyspark 4.4.0 is installed"),
     ],
 )
 def test_what_does_not_fit_is_named_with_what_does(installed, name, version, message):
@@ -47,7 +51,35 @@ def test_what_does_not_fit_is_named_with_what_does(installed, name, version, mes
     assert isinstance(caught.value, errors.VersionError)
 
 
+def test_what_pyspark_itself_asks_for_is_known(installed, monkeypatch):
+    real = metadata.requires
+    asked = ["pyarrow>=18.0.0; extra == 'sql'", "grpcio>=99; extra == 'connect'"]
+    monkeypatch.setattr(
+        versions.metadata, "requires", lambda name: asked if name == "pyspark" else real(name)
+    )
+    installed["pyarrow"] = "18.0.0"
+    versions.check()
+    versions.check.cache_clear()
+    installed["pyarrow"] = "17.0.0"
+    message = (
+        f"pyspark {PYSPARK} needs pyarrow>=18.0.0 and 17.0.0 is installed: change one of the two"
+    )
+    with pytest.raises(errors.VersionError, match=message):
+        versions.check()
+
+
 def test_a_horovod_without_tensorflow_is_named(installed, monkeypatch):
-    monkeypatch.setattr(versions.metadata, "files", lambda _: ["horovod/runner/launch.py"])
+    monkeypatch.setattr(versions, "built_for", lambda: None)
     with pytest.raises(errors.VersionError, match="horovod was built without TensorFlow"):
         versions.check()
+
+
+def test_a_horovod_for_another_tensorflow_is_named(installed, monkeypatch):
+    there = versions.tensorflow_version()
+    assert versions.built_for() == there
+    monkeypatch.setattr(versions, "built_for", lambda: "2.15.1")
+    message = f"horovod was built for TensorFlow 2.15.1 and {there} is installed"
+    with pytest.raises(errors.VersionError, match=message):
+        versions.check()
+    assert [*versions.horovod_faults("2.18.0", "2.18.1")] == []
+    assert versions.horovod_target('{\n"dummy": "none"\n}') is None

@@ -1,0 +1,1 @@
+"""What older packages ask of current ones. Runs on: driver and rank."""
