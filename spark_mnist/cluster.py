@@ -6,9 +6,9 @@ import os
 import re
 import socket
 import time
+from typing import TypeVar
 
-import psutil
-from pyspark import SparkConf, SparkContext, TaskContext
+from pyspark import RDD, SparkConf, SparkContext, TaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -16,6 +16,9 @@ from spark_mnist import errors, options
 
 SLOTS_TIMEOUT = 4.0
 """Seconds that executors which are still starting get to offer their slots."""
+RANK_WORKERS = "SPARK_MNIST_RANK_WORKERS"
+"""A variable that tells the Python workers of ranks from others."""
+T = TypeVar("T")
 SECURE = ("spark.authenticate", "spark.network.crypto.enabled")
 """Settings without which others on the network may read, or send, what driver and executors do."""
 TASK_GPUS = "spark.task.resource.gpu.amount"
@@ -112,6 +115,21 @@ def free_slots(spark: SparkSession) -> int:
     return max(0, slots(spark) - left)
 
 
+def in_rank_workers(rdd: RDD[T]) -> RDD[T]:
+    """Let the tasks of an RDD run in Python workers that run nothing else but ranks' tasks.
+
+    Spark uses workers again for tasks of equal environment, the longest unused first. Among those
+    of all jobs a worker with a warm server would rarely be met again, and others would start one.
+    """
+    environment = rdd.context.environment
+    environment[RANK_WORKERS] = "1"
+    try:
+        rdd.id()  # Spark notes the environment here
+    finally:
+        environment.pop(RANK_WORKERS, None)
+    return rdd
+
+
 def task_cpus(context: SparkContext) -> int:
     """Cores that Spark gives a task."""
     return int(context.getConf().get("spark.task.cpus", "1"))
@@ -172,17 +190,6 @@ def driver_address(spark: SparkSession) -> tuple[str, str]:
     return host, str(conf.get("spark.driver.bindAddress", host))
 
 
-def interfaces(spark: SparkSession) -> list[str] | None:
-    """The driver's network interface for Spark, which Horovod then uses alone; None if unknown."""
-    host, _ = driver_address(spark)
-    try:
-        address = socket.gethostbyname(host)
-    except OSError:  # no such name, or an IPv6 address, over which Horovod does not talk
-        return None
-    found = psutil.net_if_addrs().items()
-    return [name for name, given in found if address in {a.address for a in given}] or None
-
-
 def task_gpus() -> tuple[str, ...]:
     """In a task: the addresses of the GPUs that Spark gave it, where it gives any."""
     context = TaskContext.get()
@@ -214,10 +221,3 @@ def kept_names(spark: SparkSession, url: str) -> str:
     prefix = CREDENTIALS.get(url.partition(":")[0])
     named = [*map(re.escape, given), *([f"{prefix}.*"] if prefix else [])]
     return "|".join([f"(?!{SECRET})({RANK_ENVIRONMENT})", *named])
-
-
-def keep_environment(names: str) -> None:
-    """Forget, on a rank, all of its environment whose names do not match a pattern."""
-    for name in list(os.environ):
-        if not re.fullmatch(names, name):
-            del os.environ[name]

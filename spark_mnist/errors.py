@@ -20,6 +20,7 @@ SparkMnistError
 └── TrainingError (RuntimeError)       the ranks failed
     ├── RankError                      one rank raised: which one, what, and where
     ├── RanksLost                      ranks went away or hung, again and again
+    ├── FitCancelled                   somebody cancelled the job of the ranks in Spark
     ├── NotFinite                      the loss, or a weight, is no number any more
     ├── ShardsLost                     a shard was deleted or damaged before it was read
     ├── RowsLost                       a rank did not use each of its rows once an epoch
@@ -123,6 +124,10 @@ class RankError(TrainingError):
 
 class RanksLost(TrainingError):
     """Ranks went away or hung, and as often again as they may start again."""
+
+
+class FitCancelled(TrainingError):
+    """Somebody cancelled the job of the ranks in Spark."""
 
 
 class NotFinite(TrainingError):

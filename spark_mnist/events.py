@@ -1,10 +1,10 @@
-"""Messages from the ranks to the driver while they run: small, signed, never pickled.
+"""Messages between the ranks, their agents and the driver: small, signed, never pickled.
 
-Horovod forwards the ranks' output in blocks of 64 KiB, hence at the end of most fits, and under
-Gloo it does not notice a rank that hangs; so the ranks tell the driver themselves that they live
-and how far they are: a line of JSON behind its HMAC-SHA256. The key is this fit's alone and travels
-with the plan. A line may get lost, with a warning at most: the next ones tell the rest. A rank that
-cannot reach its driver for long ends itself, since nobody waits for it any more.
+A line is JSON behind its HMAC-SHA256. The key is this fit's alone and travels with the plan. The
+signature covers a number that the driver drew for the connection, and the line's place on it: a
+captured line is worth nothing on another connection, or a second time. A rank's line may get lost,
+with a warning at most: the next ones tell the rest. A rank that cannot reach its driver for long
+ends itself, since nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import json
 import logging
 import os
 import secrets
+import selectors
 import socket
-import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +27,12 @@ logger = logging.getLogger(__name__)
 
 MOST_BYTES = 16 << 10
 """Longest line that is read."""
+POLL_S = 0.1
+"""Seconds after which the driver's thread looks whether it is to end."""
+STRANGER_S = 10.0
+"""Seconds that a connection may be silent before its first signed line."""
+MOST_STRANGERS = 256
+"""Connections without a signed line that are kept open."""
 SEND_TIMEOUT = 5.0
 """Seconds that a rank waits for the driver to take a line."""
 SELDOM = 0.2
@@ -57,77 +63,196 @@ class Address:
     key: bytes
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
+class _Peer:
+    """One connection, as the driver sees it."""
 
-    def __init__(self, address: tuple[str, int], handler: type) -> None:
-        super().__init__(address, handler)
-        self._open: set[Any] = set()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._open.discard(request)
-        super().shutdown_request(request)
-
-    def hang_up(self) -> None:
-        """Close all connections, so that ranks that still live learn that nobody listens."""
-        for request in list(self._open):
-            with contextlib.suppress(OSError):  # it has ended by itself
-                request.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.debug("an event was lost", exc_info=True)
+    def __init__(self, connection: socket.socket, number: int) -> None:
+        self.connection, self.number = connection, number
+        self.nonce = secrets.token_hex(16).encode()
+        self.since = time.monotonic()
+        self.buffer = b""
+        self.lines = self.told = 0
+        """How many lines came, and went."""
+        self.who: dict[str, int] = {}
+        """``rank`` or ``agent``, once it has signed a line."""
 
 
 class Inbox:
-    """The driver's side: a context manager that hands each event to a function, in threads.
+    """The driver's side: a context manager that hands each event to a function, in its thread.
 
     Args:
         host: Name or address of this machine, as executors reach it.
         bind: The address to listen on, where it is another.
-        receive: Called with each event; calls may overlap when several ranks send. When a rank's
-            connection ends it gets ``{"rank": ..., "hung_up": True}``. ``link`` tells connections
-            apart.
+        receive: Called with each event, one after the other. When the connection of a rank ends it
+            gets ``{"rank": ..., "hung_up": True}``, of an agent the same with ``agent``. ``link``
+            tells connections apart.
     """
 
     def __init__(self, host: str, bind: str, receive: Callable[[Event], None]) -> None:
-        key = secrets.token_bytes(32)
-
-        class Reader(socketserver.StreamRequestHandler):
-            def handle(self) -> None:
-                rank = None
-                while line := self._line():
-                    signature, _, body = line.rstrip(b"\n").partition(b" ")
-                    if not hmac.compare_digest(signature, _sign(key, body)):
-                        break  # a stranger: hang up
-                    event = json.loads(body)
-                    rank = event["rank"]
-                    receive({**event, "link": id(self)})
-                if rank is not None:
-                    receive({"rank": rank, "hung_up": True, "link": id(self)})
-
-            def _line(self) -> bytes:
-                try:
-                    return self.rfile.readline(MOST_BYTES)
-                except OSError:  # a rank that was killed resets its connection
-                    return b""
-
-        self._server = _Server((bind, 0), Reader)
-        self.address = Address(host, self._server.server_address[1], key)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
+        self._receive = receive
+        self._server = socket.create_server((bind, 0), backlog=1024)
+        self._server.setblocking(False)
+        self.address = Address(host, self._server.getsockname()[1], secrets.token_bytes(32))
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._server, selectors.EVENT_READ)
+        self._peers: dict[int, _Peer] = {}
+        self._count = 0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> Inbox:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._server.hang_up()
+        self._ended.set()
         self._thread.join()
+        for peer in [*self._peers.values()]:
+            self._close(peer)
+        self._server.close()
+        self._selector.close()
+
+    def tell(self, link: int, **message: Any) -> bool:
+        """Send a message over a connection; returns whether it could be sent."""
+        with self._lock:
+            if not (peer := self._peers.get(link)):
+                return False
+            body = json.dumps(message).encode()
+            signature = _sign(self.address.key, b"driver", peer.nonce, peer.told, body)
+            peer.told += 1
+            try:
+                peer.connection.sendall(signature + b" " + body + b"\n")
+            except OSError:  # its end shows when it is read
+                return False
+            return True
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            for key, _ in self._selector.select(POLL_S):
+                if key.data is None:
+                    self._accept()
+                else:
+                    self._read(key.data)
+            self._drop_strangers()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._server.accept()
+        except OSError:  # it has gone again
+            return
+        connection.setblocking(False)
+        self._count += 1
+        peer = _Peer(connection, self._count)
+        with self._lock:
+            self._peers[peer.number] = peer
+        self._selector.register(connection, selectors.EVENT_READ, peer)
+        try:
+            connection.sendall(peer.nonce + b"\n")
+        except OSError:
+            self._close(peer)
+
+    def _read(self, peer: _Peer) -> None:
+        try:
+            content = peer.connection.recv(MOST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:  # a rank that was killed resets its connection
+            content = b""
+        *lines, peer.buffer = (peer.buffer + content).split(b"\n")
+        for line in lines:
+            signature, _, body = line.partition(b" ")
+            good = _sign(self.address.key, b"rank", peer.nonce, peer.lines, body)
+            if not hmac.compare_digest(signature, good):
+                content = b""  # a stranger: hang up
+                break
+            peer.lines += 1
+            self._hear(peer, json.loads(body))
+        if not content or len(peer.buffer) > MOST_BYTES:
+            self._close(peer)
+
+    def _hear(self, peer: _Peer, event: Event) -> None:
+        peer.who = {key: event[key] for key in ("rank", "agent") if key in event}
+        try:
+            self._receive({**event, "link": peer.number})
+        except Exception:
+            logger.debug("an event was lost", exc_info=True)
+
+    def _close(self, peer: _Peer) -> None:
+        with self._lock:
+            if self._peers.pop(peer.number, None) is None:
+                return
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+        if peer.who:
+            self._receive({**peer.who, "hung_up": True, "link": peer.number})
+
+    def _drop_strangers(self) -> None:
+        """Close connections over which nobody has signed a line for long."""
+        now = time.monotonic()
+        strangers = [peer for peer in self._peers.values() if not peer.who]
+        for number, peer in enumerate(strangers):
+            if now - peer.since > STRANGER_S or number < len(strangers) - MOST_STRANGERS:
+                self._close(peer)
+
+
+class Link:
+    """A connection to the driver, over which lines go both ways.
+
+    Args:
+        address: Of the driver's ``Inbox``.
+
+    Raises:
+        OSError: The driver does not answer.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._key = address.key
+        target = (address.host, address.port)
+        self.socket = socket.create_connection(target, timeout=SEND_TIMEOUT)
+        self._buffer = b""
+        self._sent = self._heard = 0
+        try:
+            while b"\n" not in self._buffer:
+                if not (content := self.socket.recv(4096)):
+                    raise ConnectionError("the driver has hung up")
+                self._buffer += content
+        except OSError:
+            self.socket.close()
+            raise
+        self._nonce, _, self._buffer = self._buffer.partition(b"\n")
+
+    def send(self, event: Event) -> None:
+        """Send one event; raises OSError where the connection has ended."""
+        body = json.dumps(event).encode()
+        line = _sign(self._key, b"rank", self._nonce, self._sent, body) + b" " + body + b"\n"
+        self._sent += 1
+        self.socket.sendall(line)
+
+    def read(self) -> list[Event] | None:
+        """Return the driver's next messages, once there are bytes to read; None at its end."""
+        try:
+            content = self.socket.recv(MOST_BYTES)
+        except TimeoutError:
+            return []
+        except OSError:
+            return None
+        if not content:
+            return None
+        *lines, self._buffer = (self._buffer + content).split(b"\n")
+        messages = []
+        for line in lines:
+            signature, _, body = line.partition(b" ")
+            good = _sign(self._key, b"driver", self._nonce, self._heard, body)
+            if not hmac.compare_digest(signature, good):
+                return None
+            self._heard += 1
+            messages.append(json.loads(body))
+        return messages
+
+    def close(self) -> None:
+        """End the connection."""
+        self.socket.close()
 
 
 class Outbox:
@@ -145,7 +270,7 @@ class Outbox:
         """Who sends."""
         self._host = socket.gethostname()
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._link: Link | None = None
         self._next = 0.0
         self._moves = 0
         self._busy = False
@@ -161,8 +286,8 @@ class Outbox:
         self._ended.set()
         any(self.send(ended=True) for _ in range(3))  # until it arrives
         with self._lock:
-            if self._socket:
-                self._socket.close()
+            if self._link:
+                self._link.close()
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
@@ -191,18 +316,15 @@ class Outbox:
             return False
         who = {"rank": self.rank, "pid": os.getpid(), "host": self._host}
         signs = {"moves": self._moves, "busy": self._busy, "cpu": time.process_time()}
-        body = json.dumps({**who, **signs, **event}).encode()
-        line = _sign(self._address.key, body) + b" " + body + b"\n"
         with self._lock:
             try:
-                if self._socket is None:
-                    target = (self._address.host, self._address.port)
-                    self._socket = socket.create_connection(target, timeout=SEND_TIMEOUT)
-                self._socket.sendall(line)
+                if self._link is None:
+                    self._link = Link(self._address)
+                self._link.send({**who, **signs, **event})
             except OSError:
-                if self._socket:
-                    self._socket.close()
-                self._socket = None
+                if self._link:
+                    self._link.close()
+                self._link = None
                 return False
         return True
 
@@ -233,5 +355,7 @@ class Warnings(logging.Handler):
             self._outbox.send(warning=record.getMessage()[:MOST_TEXT])
 
 
-def _sign(key: bytes, body: bytes) -> bytes:
-    return hmac.digest(key, body, "sha256").hex().encode()
+def _sign(key: bytes, side: bytes, nonce: bytes, place: int, body: bytes) -> bytes:
+    """Sign a line for its place on its connection, and for its direction."""
+    signed = b"%b %b %d %b" % (side, nonce, place, body)
+    return hmac.digest(key, signed, "sha256").hex().encode()

@@ -109,7 +109,8 @@ def _look(spark: SparkSession, libraries: Sequence[str]) -> Iterable[Worker]:
     probe = _probe((*libraries, *versions.TENSORFLOW_PACKAGES), LINGER_S)
     tasks = max(1, cluster.slots(spark))
     try:
-        rows = spark.sparkContext.parallelize(range(tasks), tasks).mapPartitions(probe).collect()
+        probes = spark.sparkContext.parallelize(range(tasks), tasks).mapPartitions(probe)
+        rows = cluster.in_rank_workers(probes).collect()
     except Exception as error:  # Java's or PySpark's, by release
         raise errors.ClusterError(_worker_error(error)) from error
     return [Worker(*row) for row in rows]

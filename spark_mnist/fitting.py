@@ -22,6 +22,7 @@ from spark_mnist import (
     plan,
     preparation,
     receipts,
+    recovery,
     results,
     schema,
     shards,
@@ -97,6 +98,7 @@ def _trained(
         with contextlib.ExitStack() as stack:
             with clock.of("prepare"):
                 parts = stack.enter_context(written())
+            recovery.save_start(work, ready.begin.files)
             logger.debug("starting %d ranks", ready.ranks)
             training = _training_plan(ready.begin, chosen, ready.ranks, *parts, work)
             if not again:
@@ -127,9 +129,14 @@ def _publish(
     rows: receipts.Receipt,
 ) -> int:
     """Publish what a fit learned; returns the number of the new version."""
+    reached = recovery.newest(training.work)
     assert report.progress is not None
+    if reached is None or reached.kept.epoch != report.progress.kept.epoch:
+        raise errors.DamagedModel(
+            f"the last checkpoint of the fit is not in {training.work} any more"
+        )
     logger.debug("publishing")
-    files = {**report.progress.kept.files, **report.logs}
+    files = {**reached.kept.files, **report.logs}
 
     def describe(number: int) -> dict[str, Any]:
         assert begin.reads is not None
@@ -168,10 +175,11 @@ def _training_plan(
         compressed=chosen.compression == options.FP16,
         standardize=begin.standardize,
         patience=chosen.patience,
-        files=begin.files,
         make=begin.make,
         heartbeat_timeout=chosen.heartbeat_timeout,
-        work=work if chosen.max_restarts else None,
+        work=work,
+        checkpoints=chosen.max_restarts > 0,
+        starts_from_files=bool(begin.files),
     )
 
 

@@ -1,39 +1,47 @@
-"""Runs the worker on N Spark tasks through Horovod, again where a rank is lost. On the driver.
+"""Runs the worker on N Spark tasks, again where a rank is lost. On the driver.
 
 Leaves the caller as it found him: signal handlers untouched, session alive, no rank running.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
-import re
 import threading
 import time
 from collections.abc import Sequence
 
+import cloudpickle
 from pyspark.sql import SparkSession
 
-from spark_mnist import cluster, errors, events, job, plan, progress, recovery, watchdog
+from spark_mnist import (
+    agent,
+    agents,
+    cluster,
+    errors,
+    events,
+    job,
+    plan,
+    progress,
+    recovery,
+    rendezvous,
+    watchdog,
+)
 
 logger = logging.getLogger(__name__)
 
-POLL = 0.2
+GRACE_S = 15.0
+"""Seconds that ranks get to end once their job has."""
+POLL = 0.05
 """Seconds between two looks at the ranks."""
 SLOTS_BACK = 180.0
 """Seconds in which Spark may replace an executor: one that froze it gives up after 120."""
-FAILED = re.compile(r"Process name: (\d+)\s+Exit code: (-?\w+)")
-"""The words in which Horovod tells which process ended first, and how."""
-CODES = {
-    "137": ", as of a process that was killed, often for lack of memory",
-    str(events.ORPHANED): ": it could not reach the driver",
-}
-"""What some exit codes tell."""
 OURS = {kind.__name__: kind for kind in (errors.ShardsLost, errors.RowsLost)}
 """What ranks raise that is not the user's to mend."""
 ONE_FIT = threading.Lock()
-"""Held while a fit runs: ranks need all their slots, and what Horovod needs replaced is global."""
+"""Held while a fit runs: ranks need all their slots."""
 
 
 def train(
@@ -64,6 +72,7 @@ def train(
         errors.RanksLost: Ranks went away, hung or did not start, more often than they may start
             again, or where Spark has no slots for them any more.
         errors.NotFinite: The loss is no number any more.
+        errors.FitCancelled: Somebody cancelled the ranks' job in Spark.
         errors.RanksDiverged: The ranks ended with different weights.
         errors.TrainingError: A rank's Python ended with an error of its own.
     """
@@ -133,7 +142,10 @@ def check(reports: Sequence[plan.RankReport]) -> None:
 
 def resumed(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
     """The plan for another start of the ranks, from the last checkpoint of those before."""
-    reached = recovery.newest(training.work) if training.work else None
+    reached = recovery.newest(training.work) if training.checkpoints else None
+    if reached:  # rank 0 reads the files
+        kept = dataclasses.replace(reached.kept, files={})
+        reached = dataclasses.replace(reached, kept=kept, files={})
     return dataclasses.replace(training, resume=reached, attempt=attempt)
 
 
@@ -151,25 +163,85 @@ def _attempt(
         if event["rank"] == 0 and "epoch" in event:
             shown.update(event)
 
+    ranks = training.world.size
     host, bind = cluster.driver_address(spark)
-    with events.Inbox(host, bind, receive) as inbox:
-        running = job.Job(spark, dataclasses.replace(training, inbox=inbox.address))
+    with contextlib.ExitStack() as stack:
+        inbox = stack.enter_context(events.Inbox(host, bind, lambda event: receive(event)))
+        port = stack.enter_context(rendezvous.Rendezvous(bind)).port
+        there = agents.Agents(ranks, inbox.tell, _horovod_settings(host, port))
+
+        def receive(event: events.Event) -> None:
+            if "agent" in event:
+                there.hear(event)
+                return
+            watch.hear(event)
+            told.hear(event)
+            if event["rank"] == 0 and "epoch" in event:
+                shown.update(event)
+
+        running = job.Job(spark, ranks, _instructions(spark, training, inbox.address))
         lost = None
         try:
             running.start()
-            while not lost and not running.wait(POLL):
-                lost = watch.verdict()
+            while not lost and not there.exit and not running.wait(POLL):
+                lost = _lost(there, watch)
                 if running.wait(0):
                     lost = None
         finally:
-            running.stop()
+            running.stop(there.end)
             _wait_for_the_end(watch)
+    if there.exit:
+        raise _exit_failure(there, watch)
     if lost:  # told only now, since ranks print their last words when they end
-        raise errors.RanksLost(f"{lost}{running.tail}")
-    if running.error:
-        raise _failure(running, watch) from running.error
+        raise errors.RanksLost(f"{lost}{there.tail}")
+    if running.cancelled:
+        raise errors.FitCancelled(
+            "the job of the ranks was cancelled in Spark; nothing was published"
+        ) from running.error
+    if running.error or len(running.reports) < ranks:
+        what = "Spark ended the ranks' job" if watch.begun() else "the ranks did not start"
+        why = running.error or f"{len(running.reports)} of {ranks} ranks gave a report"
+        raise errors.RanksLost(f"{what} ({why}){there.tail}") from running.error
     check(running.reports)
     return running.reports
+
+
+def _horovod_settings(host: str, port: int) -> dict[str, str]:
+    """What Horovod's core reads from the environment, alike on all ranks."""
+    return {
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": host,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+    }
+
+
+def _instructions(
+    spark: SparkSession, training: plan.TrainingPlan, inbox: events.Address
+) -> agent.Instructions:
+    threads = cluster.task_cpus(spark.sparkContext)
+    complete = dataclasses.replace(training, inbox=inbox, threads=threads)
+    return agent.Instructions(
+        inbox=inbox,
+        training=cloudpickle.dumps(complete),
+        environment=cluster.kept_names(spark, training.train.urls[0]),
+        settings=cluster.rank_environment(),
+        patience=training.heartbeat_timeout,
+    )
+
+
+def _lost(there: agents.Agents, watch: watchdog.Watchdog) -> str | None:
+    """Why the attempt must end, or None while there is hope."""
+    rank = there.lost()
+    return watch.gone(rank) if rank is not None else watch.verdict()
+
+
+def _exit_failure(there: agents.Agents, watch: watchdog.Watchdog) -> errors.TrainingError:
+    """What to raise where the process of a rank ended without a report."""
+    assert there.exit is not None
+    # Python itself ends a process with 1, for what starting it again would not mend.
+    kind = errors.TrainingError if there.exit.code == 1 else errors.RanksLost
+    return kind(f"{watch.gone(there.exit.rank)} ({there.exit}){there.tail}")
 
 
 class _Told:
@@ -202,19 +274,7 @@ class _Told:
 
 
 def _wait_for_the_end(watch: watchdog.Watchdog) -> None:
-    """Let the last rank go before its files do: Horovod comes back a little earlier."""
-    deadline = time.monotonic() + job.GRACE
+    """Let the last rank go before its files do."""
+    deadline = time.monotonic() + GRACE_S
     while not watch.all_gone() and time.monotonic() < deadline:
-        time.sleep(POLL / 4)
-
-
-def _failure(ended: job.Job, watch: watchdog.Watchdog) -> errors.TrainingError:
-    """What to raise where Horovod came back without reports."""
-    found = FAILED.search(str(ended.error))
-    if not found:
-        what = "Spark ended the ranks' job" if watch.begun() else "the ranks did not start"
-        return errors.RanksLost(f"{what} ({ended.cause or ended.error}){ended.tail}")
-    rank, code = found.groups()
-    # Python itself ends a process with 1, for what starting it again would not mend.
-    kind = errors.TrainingError if code == "1" else errors.RanksLost
-    return kind(f"{watch.gone(int(rank))} (exit code {code}{CODES.get(code, '')}){ended.tail}")
+        time.sleep(POLL)

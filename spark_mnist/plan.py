@@ -172,6 +172,17 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slot:
+    """What is decided for a rank once the agents of all ranks are there."""
+
+    rank: int
+    environment: Mapping[str, str]
+    """Horovod's settings: rank, size, the rendezvous, the network interface."""
+    gpus: tuple[str, ...] = ()
+    """Addresses of the GPUs that Spark gave the rank's task."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """All that a rank needs to know."""
 
@@ -201,14 +212,17 @@ class TrainingPlan:
     """Where the driver hears of progress."""
     heartbeat_timeout: float = 60.0
     """Seconds without the driver after which a rank ends itself."""
-    work: str | None = None
-    """URL of the store that takes a checkpoint after each epoch; None takes none."""
+    work: str
+    """URL of the store that takes checkpoints, and has the one to start from."""
+    checkpoints: bool = True
+    """Whether to write one after each epoch, and not at the end alone."""
     attempt: int = 0
     """Which start of the ranks in this fit this is, from 0."""
     resume: Progress | None = None
-    """Where an earlier attempt of this fit was; None where there was none."""
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """The checkpoint to go on from; empty when training starts afresh."""
+    """Where an earlier attempt of this fit was; None where there was none. Its files lie in
+    ``work``."""
+    starts_from_files: bool = False
+    """Whether ``work`` has a saved model's checkpoint to start from."""
     make: Maker | None = None
     """The user's function that makes the network."""
 
@@ -252,7 +266,7 @@ class RankReport:
     rank: int
     failure: Failure | None = None
     progress: Progress | None = None
-    """How the fit ended; with its files from rank 0 alone."""
+    """How the fit ended; without files, which rank 0 writes, and with history from rank 0 alone."""
     network: Network | None = None
     """What was trained, with all that was learned of it on the ranks."""
     logs: Mapping[str, bytes] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_mnist import (
@@ -24,6 +25,7 @@ from spark_mnist import (
     cluster,
     errors,
     executors,
+    fork,
     kinds,
     labels,
     lineage,
@@ -90,6 +92,7 @@ class Preparation:
         self._spark, self._df, self._name, self._chosen = spark, df, name, chosen
         self._begin: lineage.Start | None = None
         self._census: census.Census | None = None
+        self._warms_up = False
         self.ranks = 0
         """How many will train."""
         self.before: list[int] = []
@@ -110,11 +113,12 @@ class Preparation:
         )
 
     def check(self) -> None:
-        """Make all checks.
+        """Make all checks, and let executors import meanwhile what ranks need.
 
         Raises:
             errors.SparkMnistError: The first of them that failed.
         """
+        self._warms_up = True
         for _, look in self.checks:
             look()
 
@@ -162,6 +166,7 @@ class Preparation:
         with _clear(self.store):
             self.before = self.store.versions(self._name)
         self._begin = lineage.start(self.store, self._name, self._chosen)
+        _check_travels(self._begin.make)
         before = f"version {self.begin.version}" if self.begin.version else "nothing"
         return f"{self.begin.network.name}, starting from {before}"
 
@@ -171,7 +176,7 @@ class Preparation:
         with _clear(self.store), self.store.work(self._name):
             pass
         with _clear(self.shard_store), self.shard_store.work(self._name) as url:
-            hosts = _round_trip(self._spark, url)
+            hosts = _round_trip(self._spark, url, warm=self._warms_up)
         return f"{self.store.url}; written and read on {', '.join(hosts)}"
 
     def _look_at_rows(self) -> str:
@@ -234,6 +239,22 @@ def preflight(
     return Preflight(tuple(checks))
 
 
+def _check_travels(make: plan.Maker | None) -> None:
+    """Refuse a function that cannot be sent to the ranks.
+
+    Raises:
+        errors.OptionError: It holds what lives on the driver alone.
+    """
+    try:
+        cloudpickle.dumps(make)
+    except Exception as error:  # of any type, as what it holds raises it
+        raise errors.OptionError(
+            f"network= cannot be sent to the ranks ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}): the function must not hold a session, a "
+            "DataFrame, a lock or an open file"
+        ) from error
+
+
 @contextlib.contextmanager
 def _clear(store: stores.Store) -> Iterator[None]:
     """Say what to do where a file system refuses."""
@@ -248,8 +269,13 @@ def _clear(store: stores.Store) -> Iterator[None]:
         ) from error
 
 
-def _round_trip(spark: SparkSession, url: str) -> list[str]:
+def _round_trip(spark: SparkSession, url: str, *, warm: bool) -> list[str]:
     """Let every slot read a token that the driver wrote, and write it back.
+
+    Args:
+        spark: The session.
+        url: A directory of this fit.
+        warm: Whether each slot's Python worker also starts the server that forks ranks.
 
     Returns:
         The hosts that did, with the GPUs that Spark gave their tasks.
@@ -261,6 +287,7 @@ def _round_trip(spark: SparkSession, url: str) -> list[str]:
     files = Files(url)
     files.write(TOKEN, token.encode())
     tasks = cluster.slots(spark)
+    environment, settings = cluster.kept_names(spark, url), cluster.rank_environment()
 
     def echo(index: int, _: Any) -> Iterator[tuple[int, str, str]]:
         found = ""
@@ -270,11 +297,13 @@ def _round_trip(spark: SparkSession, url: str) -> list[str]:
             here.write(f"echo-{index}", content[::-1])
         except Exception as error:  # whatever its file system raises is to be told
             found = f"{type(error).__name__}: {error}"
+        if warm:
+            fork.warm(environment, settings)
         time.sleep(LINGER)
         yield index, cluster.host_and_gpus(), found
 
     echoes = spark.sparkContext.range(0, tasks, numSlices=tasks).mapPartitionsWithIndex(echo)
-    answers = echoes.collect()
+    answers = cluster.in_rank_workers(echoes).collect()
     for index, host, found in answers:
         if not found and (
             not files.exist(f"echo-{index}") or files.read(f"echo-{index}").decode() != token[::-1]

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit under way, one after each epoch: what all ranks go on from if one is lost.
+"""Checkpoints of a fit under way: what it starts from, what all ranks go on from if one is lost.
 
 They lie in the fit's work directory as versions of a store, so they are seen whole or not at all
 and are checked when read. Rank 0 writes them, the driver reads them.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 
 from spark_mnist import errors, plan
 from spark_mnist import store as stores
 
 logger = logging.getLogger(__name__)
 
+START = "start"
+"""The name of what a fit starts from."""
 KEPT = "kept/"
 """Before the names of the files of the epoch that would be published."""
 
@@ -43,10 +46,23 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
         logger.warning("the checkpoint before could not be removed: %s", error)
 
 
+def save_start(url: str, files: Mapping[str, bytes]) -> None:
+    """Write what a fit starts from, if anything: a saved model's checkpoint. On the driver."""
+    store = stores.Store(url)
+    if files and START not in store.names():
+        store.publish(START, files, lambda _: {})
+
+
+def read_start(url: str) -> Mapping[str, bytes]:
+    """Read what ``save_start`` wrote."""
+    store = stores.Store(url)
+    return store.read(START, store.newest(START))[1]
+
+
 def newest(url: str) -> plan.Progress | None:
     """Read the last whole checkpoint of the last attempt that has one."""
     store = stores.Store(url)
-    for name in sorted(store.names(), reverse=True):
+    for name in sorted(set(store.names()) - {START}, reverse=True):
         try:
             return _read(store, name, store.newest(name))
         except (errors.DamagedModel, errors.ModelNotFound) as error:

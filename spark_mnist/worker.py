@@ -12,18 +12,18 @@ import math
 import resource
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
-from horovod.spark.task import get_available_devices
 
 from spark_mnist import (
     averaging,
     batches,
     checkpoint,
+    errors,
     events,
     gpus,
     meters,
@@ -36,8 +36,15 @@ from spark_mnist import (
 )
 
 
-def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
+def run(
+    training: plan.TrainingPlan, outbox: events.Outbox, task_gpus: Sequence[str] = ()
+) -> plan.RankReport:
     """Train on this rank's shard.
+
+    Args:
+        training: What to do.
+        outbox: Tells the driver how it goes.
+        task_gpus: Addresses of the GPUs that Spark gave the rank's task.
 
     Returns:
         How the fit ended, or the failure of this rank.
@@ -48,7 +55,7 @@ def run(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankReport:
         tf.config.threading.set_inter_op_parallelism_threads(training.threads)
         averaging.start()
         started = True
-        device = gpus.claim(get_available_devices(), hvd.local_rank())
+        device = gpus.claim(task_gpus, hvd.local_rank())
         outbox.send(device=device)
         return _train(training, outbox)
     except Exception as error:
@@ -193,7 +200,7 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
             progress = learner.epoch(progress)
             if journal:
                 journal.epoch(progress.history[-1], rate(progress.history[-1]))
-            if first and training.work:
+            if first and (training.checkpoints or learner.ended(progress)):
                 kept = progress.kept
                 now = kept.epoch == progress.epoch
                 files = kept.files if now else checkpoint.save(learner.model)
@@ -202,9 +209,10 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
                     recovery.save(training.work, training.attempt, state)
         logs = journal.files() if journal else {}
     spent = learner.spent(progress.epoch - begun)
-    if not first:  # after a restart every rank has what was kept before
-        kept = dataclasses.replace(progress.kept, files={})
-        progress = dataclasses.replace(progress, kept=kept)
+    kept = dataclasses.replace(progress.kept, files={})
+    progress = dataclasses.replace(progress, kept=kept, files={})
+    if not first:  # rank 0 tells what is alike
+        progress = dataclasses.replace(progress, history=(), read=())
     return plan.RankReport(
         rank=hvd.rank(), progress=progress, network=learner.network, logs=logs, spent=spent
     )
@@ -219,6 +227,16 @@ def _precision(policy: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def _files_to_start_from(training: plan.TrainingPlan) -> Mapping[str, bytes]:
+    """Read the checkpoint of an earlier attempt, or of the saved model; {} to start afresh."""
+    if training.resume:
+        reached = recovery.newest(training.work)
+        if reached is None or reached.epoch != training.resume.epoch:
+            raise errors.DamagedModel(f"the checkpoint of epoch {training.resume.epoch} is gone")
+        return reached.files
+    return recovery.read_start(training.work) if training.starts_from_files else {}
 
 
 def _left(memory: int, rows: batches.Shard) -> int:
@@ -275,8 +293,11 @@ def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
         weighted_metrics=[measured.loss, measured.accuracy],
     )
     model.optimizer.build(model.trainable_variables)
-    checkpoint.restore(model, training.resume.files if training.resume else training.files)
+    if rank == 0:
+        with outbox.busy():
+            checkpoint.restore(model, _files_to_start_from(training))
     averaging.broadcast(model)
+    own.settle(model)
     return Learner(
         training=training,
         network=network,

@@ -214,9 +214,9 @@ def ranks(home):
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command = (entry / "cmdline").read_bytes()
-            if b"gloo_exec_fn" in command and (entry / "cwd").resolve() == home.resolve():
-                found.append(command)
+            name = (entry / "comm").read_text()
+            if name.startswith("mnist-rank-") and (entry / "cwd").resolve() == home.resolve():
+                found.append(name)
     return found
 
 

@@ -1,13 +1,12 @@
 """Slots, settings and the environment of ranks, on the session of the tests and on made-up ones."""
 
 import os
-import socket
+from pathlib import Path
 
-import psutil
 import pytest
 
 import spark_mnist
-from spark_mnist import cluster, errors
+from spark_mnist import agent, cluster, errors, fork
 
 
 class Conf(dict):
@@ -75,16 +74,9 @@ def test_too_few_slots_name_the_setting_that_limits_them(monkeypatch, settings, 
         cluster.wait_for_slots(Session(**settings), 2, 0.1)
 
 
-def test_horovod_is_told_the_drivers_interface(spark):
-    (name,) = cluster.interfaces(spark)
-    addresses = {address.address for address in psutil.net_if_addrs()[name]}
-    host, _ = cluster.driver_address(spark)
-    assert socket.gethostbyname(host) in addresses
-
-
-def test_an_address_of_no_interface_leaves_the_choice_to_horovod():
-    assert cluster.interfaces(Session(spark_driver_host="198.51.100.7")) is None
-    assert cluster.interfaces(Session(spark_driver_host="nowhere.invalid")) is None
+def test_a_rank_uses_the_interface_over_which_it_reaches_the_driver():
+    assert agent._interface("127.0.0.1") == "lo"
+    assert agent._interface("198.51.100.7") == ""  # no such interface: Gloo chooses
 
 
 @pytest.mark.parametrize(
@@ -104,19 +96,21 @@ def test_ranks_keep_an_allow_list_of_their_environment(monkeypatch, url, kept):
     monkeypatch.setattr(os, "environ", dict.fromkeys(names, "x"))
     session = Session()
     session._settings["spark.executorEnv.GIVEN"] = "x"
-    cluster.keep_environment(cluster.kept_names(session, url))
-    assert set(os.environ) == kept
+    with fork._environment(cluster.kept_names(session, url), {"TF_CPP_MIN_LOG_LEVEL": "3"}):
+        assert set(os.environ) == kept | {"TF_CPP_MIN_LOG_LEVEL"}
+    assert set(os.environ) == set(names)
 
 
 def test_a_users_function_does_not_see_what_is_nothing_to_do_with_training(digits, store):
     def tell():
-        raise LookupError(" ".join(os.environ))
+        started_with = Path("/proc/self/environ").read_bytes().decode().split("\0")
+        raise LookupError(" ".join([*os.environ, *started_with]))
 
     with pytest.raises(errors.RankError) as caught:
         spark_mnist.fit(digits.limit(50), "m", store=store, network=tell, num_proc=1, verbose=0)
     seen = str(caught.value).split()
     assert {"PATH", "HOROVOD_RANK", "PYTHONPATH"} <= set(seen)
-    assert not [name for name in seen if "SECRET" in name or name == "UNRELATED_TOKEN"]
+    assert not [name for name in seen if "SECRET" in name or "UNRELATED_TOKEN" in name]
 
 
 def test_a_gpu_is_not_shared():

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -93,7 +94,7 @@ def test_a_rank_shows_that_it_lives_and_connects_again(monkeypatch):
         events.Outbox(inbox.address, patience=0.5) as box,
     ):
         received(found, 4)
-        box._socket.shutdown(socket.SHUT_RDWR)
+        box._link.socket.shutdown(socket.SHUT_RDWR)
         before = len(found)
         received(found, before + 4)
     assert len(found) >= before + 4
@@ -137,3 +138,72 @@ def test_a_long_warning_arrives_in_any_script():
         assert box.send(warning="\U0001f525" * events.MOST_TEXT)
         assert box.send(epoch=1)
         assert [list(event)[-2] for event in received(found, 2)] == ["warning", "epoch"]
+
+
+def test_lines_go_both_ways():
+    found = []
+    with events.Inbox("127.0.0.1", "127.0.0.1", found.append) as inbox:
+        link = events.Link(inbox.address)
+        link.send({"agent": 3})
+        (event,) = received(found, 1)
+        assert inbox.tell(event["link"], rank=7)
+        assert inbox.tell(event["link"], end=True)
+        messages = []
+        while len(messages) < 2:
+            messages += link.read()
+        assert messages == [{"rank": 7}, {"end": True}]
+        link.close()
+        assert received(found, 2)[1] == {"agent": 3, "hung_up": True, "link": event["link"]}
+        assert not inbox.tell(event["link"], rank=7)
+
+
+def test_a_captured_line_is_worth_nothing_a_second_time():
+    found = []
+    with events.Inbox("127.0.0.1", "127.0.0.1", found.append) as inbox:
+        link = events.Link(inbox.address)
+        sent = []
+
+        class Tapped:
+            def sendall(self, line):
+                sent.append(line)
+                link_socket.sendall(line)
+
+        link_socket, link.socket = link.socket, Tapped()
+        link.send({"rank": 0, "step": 1})
+        received(found, 1)
+        link_socket.sendall(sent[0])  # again on the same connection
+        received(found, 2)
+        other = events.Link(inbox.address)
+        other.socket.sendall(sent[0])  # and on another
+        assert other.socket.recv(1) == b""
+        assert [event.get("step") for event in found] == [1, None]
+        assert found[1]["hung_up"]
+
+
+def test_a_message_that_another_signs_ends_the_agents_connection():
+    found = []
+    with events.Inbox("127.0.0.1", "127.0.0.1", found.append) as inbox:
+        link = events.Link(inbox.address)
+        link.send({"agent": 0})
+        (event,) = received(found, 1)
+        inbox.address = dataclasses.replace(inbox.address, key=b"other")
+        inbox.tell(event["link"], end=True)
+        assert link.read() is None
+
+
+def test_silent_strangers_cost_no_thread_and_not_all_stay(monkeypatch):
+    monkeypatch.setattr(events, "MOST_STRANGERS", 50)
+    found = []
+    with events.Inbox("127.0.0.1", "127.0.0.1", found.append) as inbox:
+        threads = threading.active_count()
+        address = (inbox.address.host, inbox.address.port)
+        silent = [socket.create_connection(address) for _ in range(300)]
+        deadline = time.monotonic() + 10
+        while len(inbox._peers) != 50 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(inbox._peers) == 50
+        assert threading.active_count() == threads
+        assert events.Outbox(inbox.address).send(epoch=1)
+        assert [event["epoch"] for event in received(found, 1) if "epoch" in event] == [1]
+        for one in silent:
+            one.close()

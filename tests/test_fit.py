@@ -309,8 +309,11 @@ def test_the_first_cause_is_told_and_not_its_effects():
 
 
 def test_what_ended_sparks_job_of_the_ranks_is_told(digits, store, monkeypatch):
-    def broken(*_):
-        raise ModuleNotFoundError("No module named 'something'")
+    def broken(_):
+        def task(*_):
+            raise ModuleNotFoundError("No module named 'something'")
+
+        return task
 
     monkeypatch.setattr(job, "_task", broken)
     message = r"(?s)the ranks did not start \(.*ModuleNotFoundError: No module named 'something'"

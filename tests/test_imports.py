@@ -10,18 +10,19 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "spark_mnist"
 LAYERS = [
     {"_version"},
-    {"compat", "errors", "world", "events", "owners", "files", "interrupts"},
-    {"plan", "watchdog"},
+    {"compat", "errors", "world", "events", "fork", "owners", "files", "interrupts", "rendezvous"},
+    {"plan", "watchdog", "agents"},
     {"own"},
     {"networks"},
     {"kinds", "store", "versions"},
     {"options"},
     {"cluster", "receipts", "recovery", "timing"},
-    {"schema", "executors"},
+    {"schema", "executors", "agent"},
     {"labels", "grammar", "manifests", "checkpoint", "averaging", "progress", "tensorboard"},
     {"census", "evaluation", "meters", "rowgroups", "steps"},
     {"shards", "batches", "plots", "lineage", "gpus", "params"},
     {"worker", "results", "job"},
+    {"entry"},
     {"launch", "scoring", "catalog"},
     {"preparation"},
     {"fitting"},
@@ -32,7 +33,7 @@ LAYERS = [
     {"cli"},
 ]
 SEAMS = {
-    "horovod": {"averaging", "worker", "job"},
+    "horovod": {"averaging", "worker"},
     "petastorm": set(),  # it needs what compat gives it
     "spark_mnist.compat.petastorm": {"rowgroups", "shards"},
     "tensorflow": {

@@ -1,8 +1,10 @@
 """Models that users bring: described, trained on two ranks, applied, and never trusted."""
 
 import dataclasses
+import importlib
 import json
 import logging
+import threading
 from pathlib import Path
 
 import keras
@@ -276,6 +278,28 @@ def test_a_function_that_raises_is_told_with_its_own_words(digits, store, in_pro
 def test_hidden_and_dropout_are_not_for_own_models(digits, store):
     with pytest.raises(errors.OptionError, match="not for a model of your own"):
         spark_mnist.fit(digits, "m", network=double_model, hidden="5", store=store)
+
+
+def test_a_function_that_holds_a_lock_or_the_session_is_refused_first(digits, store, spark):
+    for held in (threading.Lock(), spark.sparkContext):
+
+        def network(held=held):
+            raise AssertionError(held)
+
+        with pytest.raises(errors.OptionError, match="network= cannot be sent to the ranks"):
+            spark_mnist.fit(digits, "m", network=network, num_proc=2, store=store, **ROWS)
+
+
+def test_a_module_that_executors_lack_is_named(digits, store, tmp_path, monkeypatch):
+    (tmp_path / "mine_alone.py").write_text(
+        "def network():\n    import keras\n"
+        "    return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = importlib.import_module("mine_alone").network
+    message = "No module named 'mine_alone'; send its module to the executors with --py-files"
+    with pytest.raises(errors.RankError, match=message):
+        spark_mnist.fit(digits, "m", network=network, num_proc=2, store=store, **ROWS)
 
 
 def test_a_tampered_store_runs_nothing(digits, store, in_process, caplog):

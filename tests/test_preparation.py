@@ -15,7 +15,7 @@ def test_all_is_well(digits, store, tmp_path):
     told = spark_mnist.preflight(digits, "m", num_proc=2, store=store)
     assert told.ok
     checks = found(told)
-    assert list(checks) == ["packages", "settings", "slots", "model", "store", "rows"]
+    assert list(checks) == [*("packages", "settings", "slots", "workers", "model", "store", "rows")]
     assert checks["slots"][1] == "2 free, for 2 ranks"
     assert checks["model"][1] == "mlp, starting from nothing"
     assert checks["store"][1].startswith(f"file://{store}; written and read on ")
@@ -64,7 +64,7 @@ def test_a_store_that_spark_cannot_write_to_is_told(digits):
 
 def test_a_store_that_executors_do_not_share_is_told(spark):
     with pytest.raises(errors.ClusterError, match="that driver and executors share"):
-        preparation._round_trip(spark, "memory://preflight")
+        preparation._round_trip(spark, "memory://preflight", warm=False)
 
 
 def test_a_wrong_echo_is_noticed(spark, monkeypatch, tmp_path):
@@ -73,7 +73,7 @@ def test_a_wrong_echo_is_noticed(spark, monkeypatch, tmp_path):
         preparation.Files, "read", lambda self, path: real(self, path) + b"x" * ("echo" in path)
     )
     with pytest.raises(errors.ClusterError, match="what it wrote does not reach the driver"):
-        preparation._round_trip(spark, f"file://{tmp_path}")
+        preparation._round_trip(spark, f"file://{tmp_path}", warm=True)
 
 
 def test_options_are_checked_as_for_fit(digits):
@@ -84,5 +84,5 @@ def test_options_are_checked_as_for_fit(digits):
 def test_the_command_gives_a_table(spark, digits, store):
     table = spark_mnist.command(f"mymnist doctor num_proc=2 store={store}", digits)
     assert table.dtypes == [("check", "string"), ("ok", "boolean"), ("detail", "string")]
-    assert table.where("ok").count() == 6
-    assert spark_mnist.command(f"doctor store={store}").count() == 5
+    assert table.where("ok").count() == 7
+    assert spark_mnist.command(f"doctor store={store}").count() == 6

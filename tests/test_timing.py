@@ -22,6 +22,7 @@ TRAINING = plan.TrainingPlan(
     epochs=5,
     seed=0,
     cache=1 << 30,
+    work="memory://work",
 )
 
 

@@ -33,9 +33,9 @@ def ranks() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            command = process.cmdline()
-            if "horovod.spark.task.gloo_exec_fn" in command and "python" in command[0]:
-                found.append((int(process.environ()["HOROVOD_RANK"]), process))
+            name, _, rank = process.name().rpartition("-")
+            if name == "mnist-rank":
+                found.append((int(rank), process))
     return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -107,6 +107,7 @@ def example_manifest():
         epochs=1,
         seed=0,
         cache=1 << 30,
+        work="memory://work",
     )
     record = plan.EpochRecord(epoch=1, losses={"loss": 1.0}, metrics={"accuracy": 0.5})
     progress = plan.Progress(
