@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,17 @@ def test_a_rate_that_grows_beyond_all_numbers_is_refused(digits, store, in_proce
     message = r"exponential:10 .* epoch 400, whose learning rate is inf"
     with pytest.raises(errors.OptionError, match=message):
         spark_mnist.fit(digits, "m", epochs=400, lr_schedule="exponential:10", store=store)
+
+
+def test_curves_are_written_without_tensorboard():
+    code = (
+        "import sys\n"
+        "sys.modules['tensorboard'] = None\n"
+        "from spark_mnist import plan, tensorboard\n"
+        "with tensorboard.Journal() as journal:\n"
+        "    record = plan.EpochRecord(epoch=1, losses={'val_loss': 0.5}, metrics={})\n"
+        "    journal.epoch(record, 0.1)\n"
+        "    (train, validation) = sorted(journal.files())\n"
+        "assert validation.startswith('logs/validation/events.out'), validation\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)

@@ -3,16 +3,20 @@
 That Spark itself writes to S3 needs Hadoop's own S3 files, which PySpark does not bring.
 """
 
+import io
 import json
 import threading
 
 import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
 import spark_mnist
-from spark_mnist import errors, files, owners
+from spark_mnist import batches, errors, files, owners, plan
 from spark_mnist import store as stores
 
 CACHE = "petastorm.spark.converter.parentCacheDirUrl"
@@ -130,3 +134,29 @@ def test_a_file_that_was_changed_is_refused(bucket):
     bucket.put_object(Key="team/m/v000001/weights", Body=b"2")
     with pytest.raises(errors.DamagedModel, match="differs from its sha256"):
         store.read("m", 1)
+
+
+def test_a_rank_reads_its_row_groups_from_s3(bucket):
+    """Through Petastorm. Spark wrote the shards elsewhere: here they are copied."""
+    features = np.arange(40 * 4, dtype="<f4").reshape(40, 4)
+    for number in range(2):
+        rows = features[number::2]
+        table = pa.table(
+            {
+                "features": [row.tobytes() for row in rows],
+                "label": pa.array(rows[:, 0] // 4, pa.int32()),
+            }
+        )
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        bucket.put_object(Key=f"shards/part-{number}.parquet", Body=buffer.getvalue())
+    shards = plan.Shards(
+        urls=tuple(f"s3://models/shards/part-{number}.parquet" for number in range(2)),
+        rows=40,
+        encoding=plan.Encoding("float32", 1.0, 4),
+    )
+    for rank in range(2):
+        shard = batches.read(shards, rank=rank, ranks=2, memory=1 << 20)
+        ((content, labels),) = shard.parts()
+        np.testing.assert_array_equal(content, features[rank::2])
+        assert labels.tolist() == list(range(rank, 40, 2))
