@@ -19,9 +19,9 @@ import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-from spark_mnist import events, plan
+from spark_mnist import events, plan, warm_server
 
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+PR_SET_NAME = 15
 """Of Linux's ``prctl``."""
 NAME = "mnist-rank-{}"
 """What ``ps`` and ``top`` call a rank; 15 characters at most."""
@@ -52,8 +52,10 @@ def main(connection: Connection, output: Connection) -> None:
             pickled ``plan.RankReport``.
         output: Takes all that the process prints.
     """
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # when its server ends, which ends with the agent
+    for number in warm_server.END_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    # A rank ends with its server, which ends with the agent.
+    warm_server.end_with_parent(signal.SIGKILL)
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     try:
@@ -61,7 +63,7 @@ def main(connection: Connection, output: Connection) -> None:
         content = connection.recv_bytes()
     except EOFError:  # the agent has gone
         return
-    libc.prctl(PR_SET_NAME, NAME.format(slot.rank).encode())
+    ctypes.CDLL(None).prctl(PR_SET_NAME, NAME.format(slot.rank).encode())
     os.environ.update(slot.environment)
     connection.send_bytes(pickle.dumps(_run(slot, content)))
 

@@ -16,11 +16,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing import util as multiprocessing_util
 from multiprocessing.connection import Connection
 from typing import Any
 
+from spark_mnist import warm_server
+
 ENTRY = "spark_mnist.entry"
 """The module in which a rank begins; the server imports it, and nobody else."""
+SERVER = "spark_mnist.warm_server"
+"""The module that ends the server with its parent; the server imports it first."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,9 @@ def warm(environment: str, settings: Mapping[str, str]) -> None:
         environment: A pattern for the names of variables that it keeps.
         settings: More variables for it.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload([ENTRY])
-    with _environment(environment, settings), _silence():
+    multiprocessing.get_context("forkserver").set_forkserver_preload([SERVER, ENTRY])
+    socket_directory = {warm_server.SOCKET_DIRECTORY: multiprocessing_util.get_temp_dir()}
+    with _environment(environment, {**settings, **socket_directory}), _silence():
         forkserver.ensure_running()
 
 

@@ -2,6 +2,7 @@
 
 import urllib.error
 import urllib.request
+from http import client
 
 import pytest
 
@@ -122,8 +123,11 @@ def test_ranks_find_what_others_left():
             ask("GET")
         ask("PUT", b"\x00address")
         assert ask("GET") == b"\x00address"
-        with pytest.raises(urllib.error.HTTPError, match="413"):
-            ask("PUT", b"x" * (rendezvous.MOST_BYTES + 1))
+        too_long = client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        too_long.putrequest("PUT", "/global/0")
+        too_long.putheader("Content-Length", str(rendezvous.MOST_BYTES + 1))
+        too_long.endheaders()
+        assert too_long.getresponse().status == 413
         ask("DELETE")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             ask("GET")

@@ -1,0 +1,13 @@
+"""An agent that forks a rank, prints its process and its server's directory, and sleeps."""
+
+import time
+from multiprocessing import util
+
+import psutil
+
+from spark_mnist import fork
+
+child = fork.start("PATH|HOME|PYTHONPATH|VIRTUAL_ENV", {})
+rank = psutil.Process(child.process.pid)
+print(rank.pid, rank.ppid(), util.get_temp_dir(), flush=True)
+time.sleep(600)
