@@ -6,13 +6,14 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pyspark import RDD, SparkConf, SparkContext, TaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from spark_mnist import errors, options
+from spark_mnist import errors, events, options
 
 SLOTS_TIMEOUT = 4.0
 """Seconds that executors which are still starting get to offer their slots."""
@@ -184,10 +185,57 @@ def _is_on(conf: SparkConf, setting: str) -> bool:
 
 
 def driver_address(spark: SparkSession) -> tuple[str, str]:
-    """Where executors reach the driver, and the address on which it listens."""
+    """Return where executors reach the driver, and the address on which it listens."""
     conf = spark.sparkContext.getConf()
     host = str(conf.get("spark.driver.host"))
     return host, str(conf.get("spark.driver.bindAddress", host))
+
+
+def inbox(
+    spark: SparkSession,
+    ports: Sequence[int],
+    receive: Callable[[events.Event], None],
+    answer: Callable[[bytes], bytes | None],
+) -> events.Inbox:
+    """Listen for ranks and agents where executors reach the driver; see ``events.Inbox``.
+
+    Raises:
+        errors.ClusterError: No port is free.
+    """
+    host, bind = driver_address(spark)
+    try:
+        return events.Inbox(host, bind, receive, answer, ports)
+    except OSError as error:
+        raise _cannot_listen(ports, bind, error) from error
+
+
+def check_port(spark: SparkSession, ports: Sequence[int]) -> None:
+    """Refuse an address or ports on which the driver could not listen for its ranks.
+
+    Raises:
+        errors.ClusterError: The driver has no IPv4 address, or none of the ports is free.
+    """
+    host, bind = driver_address(spark)
+    for setting, address in (("spark.driver.host", host), ("spark.driver.bindAddress", bind)):
+        try:
+            socket.getaddrinfo(address, None, socket.AF_INET)
+        except OSError as error:
+            raise errors.ClusterError(
+                f"{setting}={address} has no IPv4 address ({error}), and ranks find each other "
+                "over IPv4 alone: set it to an address, or a name, that executors reach over IPv4"
+            ) from error
+    try:
+        events.listen(bind, ports).close()
+    except OSError as error:
+        raise _cannot_listen(ports, bind, error) from error
+
+
+def _cannot_listen(ports: Sequence[int], bind: str, error: OSError) -> errors.ClusterError:
+    where = f"port {ports[0]}" if len(ports) == 1 else f"a port of {ports[0]} to {ports[-1]}"
+    return errors.ClusterError(
+        f"the driver cannot listen on {where} of {bind} ({error.strerror}): give port, or Spark's "
+        "setting spark.mnist.port, a range with a free port for each fit that runs on this machine"
+    )
 
 
 def task_gpus() -> tuple[str, ...]:

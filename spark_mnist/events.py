@@ -5,6 +5,8 @@ signature covers a number that the driver drew for the connection, and the line'
 captured line is worth nothing on another connection, or a second time. A rank's line may get lost,
 with a warning at most: the next ones tell the rest. A rank that cannot reach its driver for long
 ends itself, since nobody waits for it any more.
+
+The same port answers HTTP: there the ranks find each other (``rendezvous``).
 """
 
 from __future__ import annotations
@@ -19,19 +21,21 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
+GREETING = b"spark_mnist 1"
+"""The first line of a connection that carries signed lines; any other is taken for HTTP."""
 MOST_BYTES = 16 << 10
 """Longest line that is read."""
 POLL_S = 0.1
 """Seconds after which the driver's thread looks whether it is to end."""
 STRANGER_S = 10.0
 """Seconds that a connection may be silent before its first signed line."""
-MOST_STRANGERS = 256
+MOST_STRANGERS = 1024
 """Connections without a signed line that are kept open."""
 SEND_TIMEOUT = 5.0
 """Seconds that a rank waits for the driver to take a line."""
@@ -63,6 +67,18 @@ class Address:
     key: bytes
 
 
+def listen(bind: str, ports: Sequence[int]) -> socket.socket:
+    """Listen on the first port that is free.
+
+    Raises:
+        OSError: None is.
+    """
+    for port in ports[:-1]:
+        with contextlib.suppress(OSError):
+            return socket.create_server((bind, port), backlog=1024)
+    return socket.create_server((bind, ports[-1]), backlog=1024)
+
+
 class _Peer:
     """One connection, as the driver sees it."""
 
@@ -71,6 +87,8 @@ class _Peer:
         self.nonce = secrets.token_hex(16).encode()
         self.since = time.monotonic()
         self.buffer = b""
+        self.greeted = False
+        """Whether it carries signed lines."""
         self.lines = self.told = 0
         """How many lines came, and went."""
         self.who: dict[str, int] = {}
@@ -86,11 +104,23 @@ class Inbox:
         receive: Called with each event, one after the other. When the connection of a rank ends it
             gets ``{"rank": ..., "hung_up": True}``, of an agent the same with ``agent``. ``link``
             tells connections apart.
+        answer: Called with an HTTP request as it arrives; returns the response once it is whole.
+        ports: The ports to listen on, the first that is free; 0 is any.
+
+    Raises:
+        OSError: None of the ports is free.
     """
 
-    def __init__(self, host: str, bind: str, receive: Callable[[Event], None]) -> None:
-        self._receive = receive
-        self._server = socket.create_server((bind, 0), backlog=1024)
+    def __init__(
+        self,
+        host: str,
+        bind: str,
+        receive: Callable[[Event], None],
+        answer: Callable[[bytes], bytes | None] = lambda request: b"",
+        ports: Sequence[int] = (0,),
+    ) -> None:
+        self._receive, self._answer = receive, answer
+        self._server = listen(bind, ports)
         self._server.setblocking(False)
         self.address = Address(host, self._server.getsockname()[1], secrets.token_bytes(32))
         self._selector = selectors.DefaultSelector()
@@ -147,10 +177,6 @@ class Inbox:
         with self._lock:
             self._peers[peer.number] = peer
         self._selector.register(connection, selectors.EVENT_READ, peer)
-        try:
-            connection.sendall(peer.nonce + b"\n")
-        except OSError:
-            self._close(peer)
 
     def _read(self, peer: _Peer) -> None:
         try:
@@ -159,17 +185,39 @@ class Inbox:
             return
         except OSError:  # a rank that was killed resets its connection
             content = b""
-        *lines, peer.buffer = (peer.buffer + content).split(b"\n")
+        peer.buffer += content
+        if not content or not (self._take_lines(peer) if self._greets(peer) else self._web(peer)):
+            self._close(peer)
+
+    def _greets(self, peer: _Peer) -> bool:
+        """Return whether a connection carries signed lines; welcome it when it says so."""
+        greeting = GREETING + b"\n"
+        if not peer.greeted and peer.buffer.startswith(greeting):
+            peer.greeted, peer.buffer = True, peer.buffer.removeprefix(greeting)
+            with contextlib.suppress(OSError):  # its end shows when it is read
+                peer.connection.sendall(peer.nonce + b"\n")
+        return peer.greeted
+
+    def _web(self, peer: _Peer) -> bool:
+        """Answer an HTTP request; returns whether more of it is to come."""
+        response = self._answer(peer.buffer)
+        if response is None:
+            return True
+        with contextlib.suppress(OSError):  # whoever asked has gone
+            peer.connection.sendall(response)
+        return False
+
+    def _take_lines(self, peer: _Peer) -> bool:
+        """Hear the lines that are whole; returns whether their signatures were good."""
+        *lines, peer.buffer = peer.buffer.split(b"\n")
         for line in lines:
             signature, _, body = line.partition(b" ")
             good = _sign(self.address.key, b"rank", peer.nonce, peer.lines, body)
             if not hmac.compare_digest(signature, good):
-                content = b""  # a stranger: hang up
-                break
+                return False
             peer.lines += 1
             self._hear(peer, json.loads(body))
-        if not content or len(peer.buffer) > MOST_BYTES:
-            self._close(peer)
+        return len(peer.buffer) <= MOST_BYTES
 
     def _hear(self, peer: _Peer, event: Event) -> None:
         peer.who = {key: event[key] for key in ("rank", "agent") if key in event}
@@ -213,6 +261,7 @@ class Link:
         self._buffer = b""
         self._sent = self._heard = 0
         try:
+            self.socket.sendall(GREETING + b"\n")
             while b"\n" not in self._buffer:
                 if not (content := self.socket.recv(4096)):
                     raise ConnectionError("the driver has hung up")

@@ -105,19 +105,28 @@ def _trained(
                 training = launch.resumed(training, chosen.max_restarts + 1)
             try:
                 with clock.of("ranks"):
-                    reports = launch.train(
-                        spark,
-                        training,
-                        title=name,
-                        visible=chosen.verbose > 0,
-                        max_restarts=chosen.max_restarts,
-                    )
+                    reports = _reports(spark, chosen, name, training)
                 return training, reports[0]
             except errors.ShardsLost as error:
                 if not again:
                     raise
                 logger.warning("%s; all shards are written once more", error)
     raise AssertionError("unreachable: the second round returns or raises")
+
+
+def _reports(
+    spark: SparkSession, chosen: options.FitOptions, name: str, training: plan.TrainingPlan
+) -> list[plan.RankReport]:
+    if chosen.launcher == options.IN_PROCESS:
+        return launch.train_in_process(training)
+    return launch.train(
+        spark,
+        training,
+        title=name,
+        visible=chosen.verbose > 0,
+        max_restarts=chosen.max_restarts,
+        ports=kinds.ports(chosen.port) or (0,),
+    )
 
 
 def _publish(

@@ -53,6 +53,7 @@ COUNT = Kind("int >= 0", _read_int, lambda v: _is_int(v) and v >= 0)
 SEED = Kind("int in 0..4294967295", _read_int, lambda v: _is_int(v) and 0 <= v < 2**32)
 RATIO = Kind("float in [0, 1]", float, lambda v: _is_number(v) and 0 <= v <= 1)
 AMOUNT = Kind("float > 0", float, lambda v: _is_number(v) and v > 0)
+PORT = Kind("a port like 35000, or a range like 35000-35015", str, lambda v: len(ports(v)) > 0)
 BOOL = Kind("true or false", _read_bool, lambda v: isinstance(v, bool))
 SHARE = Kind("float in [0, 1)", float, lambda v: _is_number(v) and 0 <= v < 1)
 UNITS = Kind("integers like 128,32", str, lambda v: _matches(r"[1-9]\d*(,[1-9]\d*)*", v))
@@ -85,6 +86,17 @@ def columns(value: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(name.strip() for name in names)
+
+
+def ports(value: object) -> range:
+    """Return the ports of a value of the kind ``PORT``, in order; none where it has none."""
+    if _is_int(value):
+        value = str(value)
+    if not _matches(r"[1-9]\d{0,4}(-[1-9]\d{0,4})?", value):
+        return range(0)
+    first, _, last = str(value).partition("-")
+    found = range(int(first), int(last or first) + 1)
+    return found if found and found[-1] < 1 << 16 else range(0)
 
 
 def size(value: str) -> int:

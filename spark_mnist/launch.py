@@ -5,7 +5,6 @@ Leaves the caller as it found him: signal handlers untouched, session alive, no 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import logging
@@ -51,6 +50,7 @@ def train(
     title: str,
     visible: bool,
     max_restarts: int,
+    ports: Sequence[int],
 ) -> list[plan.RankReport]:
     """Train on as many Spark tasks as the plan has ranks.
 
@@ -62,6 +62,7 @@ def train(
         title: What the progress bar calls it.
         visible: Whether to show progress.
         max_restarts: How many times ranks start again.
+        ports: Where the driver may listen; 0 is anywhere.
 
     Returns:
         The reports in rank order; all ranks succeeded and hold the same weights.
@@ -86,7 +87,7 @@ def train(
     with shown:
         for restarts in itertools.count():
             try:
-                return _attempt(spark, training, shown)
+                return _attempt(spark, training, shown, ports)
             except errors.RanksLost as error:
                 if restarts >= max_restarts:
                     raise
@@ -104,6 +105,27 @@ def train(
             except errors.TooFewSlots as error:
                 raise errors.RanksLost(f"{lost}\nNor could they start again: {error}") from error
     raise AssertionError("unreachable: the count has no end")
+
+
+def train_in_process(training: plan.TrainingPlan) -> list[plan.RankReport]:
+    """Train on one rank, in this process.
+
+    Args:
+        training: What to train.
+
+    Returns:
+        The rank's report; it succeeded.
+
+    Raises:
+        errors.TrainingError: One of its leaves, as ``train`` says.
+    """
+    # Imported here: elsewhere the driver needs no TensorFlow.
+    from spark_mnist import worker
+
+    training = dataclasses.replace(training, threads=None)
+    reports = [worker.run(training, events.Outbox(None))]
+    check(reports)
+    return reports
 
 
 def check(reports: Sequence[plan.RankReport]) -> None:
@@ -150,35 +172,28 @@ def resumed(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
 
 
 def _attempt(
-    spark: SparkSession, training: plan.TrainingPlan, shown: progress.Bar
+    spark: SparkSession,
+    training: plan.TrainingPlan,
+    shown: progress.Bar,
+    ports: Sequence[int],
 ) -> list[plan.RankReport]:
     """Start all ranks and watch them to their end."""
-    watch = watchdog.Watchdog(training.world.size, training.heartbeat_timeout)
-
-    told = _Told(training.world.size, logging.INFO if shown.visible else logging.DEBUG)
+    ranks = training.world.size
+    watch = watchdog.Watchdog(ranks, training.heartbeat_timeout)
+    told = _Told(ranks, logging.INFO if shown.visible else logging.DEBUG)
+    meeting = rendezvous.Rendezvous()
 
     def receive(event: events.Event) -> None:
+        if "agent" in event:
+            there.hear(event)
+            return
         watch.hear(event)
         told.hear(event)
         if event["rank"] == 0 and "epoch" in event:
             shown.update(event)
 
-    ranks = training.world.size
-    host, bind = cluster.driver_address(spark)
-    with contextlib.ExitStack() as stack:
-        inbox = stack.enter_context(events.Inbox(host, bind, lambda event: receive(event)))
-        port = stack.enter_context(rendezvous.Rendezvous(bind)).port
-        there = agents.Agents(ranks, inbox.tell, _horovod_settings(host, port))
-
-        def receive(event: events.Event) -> None:
-            if "agent" in event:
-                there.hear(event)
-                return
-            watch.hear(event)
-            told.hear(event)
-            if event["rank"] == 0 and "epoch" in event:
-                shown.update(event)
-
+    with cluster.inbox(spark, ports, receive, meeting.answer) as inbox:
+        there = agents.Agents(ranks, inbox.tell, _horovod_settings(inbox.address))
         running = job.Job(spark, ranks, _instructions(spark, training, inbox.address))
         lost = None
         try:
@@ -206,13 +221,13 @@ def _attempt(
     return running.reports
 
 
-def _horovod_settings(host: str, port: int) -> dict[str, str]:
+def _horovod_settings(address: events.Address) -> dict[str, str]:
     """What Horovod's core reads from the environment, alike on all ranks."""
     return {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": host,
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address.host,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(address.port),
     }
 
 

@@ -27,6 +27,8 @@ SEED = (
 )
 NONE, FP16 = "none", "fp16"
 """The values of ``compression``."""
+SPARK, IN_PROCESS = "spark", "in-process"
+"""The values of ``launcher``."""
 FAILFAST, DROPMALFORMED = "FAILFAST", "DROPMALFORMED"
 """The values of ``mode``, named as Spark names its own."""
 VERSION = "which version of the model", "the newest; of delete, all; rollback needs one"
@@ -157,6 +159,18 @@ class FitOptions(RowOptions):
     heartbeat_timeout: float = option(
         60.0, kinds.AMOUNT, "seconds after which a rank that gives no sign of life is lost"
     )
+    launcher: str = option(
+        SPARK,
+        kinds.one_of(SPARK, IN_PROCESS),
+        "where ranks run: as Spark tasks, or one rank in this process, for tests and debuggers",
+    )
+    port: str | int | None = option(
+        None,
+        kinds.PORT,
+        "where the driver listens for its ranks: a port, or a range of which it takes the first "
+        "that is free",
+        "any that is free",
+    )
     secure: bool = option(
         False, kinds.BOOL, "start only where Spark authenticates and encrypts its connections"
     )
@@ -166,6 +180,14 @@ class FitOptions(RowOptions):
         "log parameters, metrics by epoch and the model to MLflow",
         "true while a run is active",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.launcher == IN_PROCESS and (self.num_proc or 1) > 1:
+            raise errors.OptionError(
+                f"launcher={IN_PROCESS} runs one rank, not num_proc={self.num_proc}: leave "
+                f"num_proc out, or use launcher={SPARK}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,8 +196,8 @@ class TrainingPlan:
     epochs: int
     """Epochs to train now, at most."""
     seed: int
-    threads: int = 1
-    """Cores that one rank may use."""
+    threads: int | None = 1
+    """Cores that one rank may use; None leaves TensorFlow as it is."""
     cache: int
     """Bytes of features that one rank keeps in memory; more are read anew in every epoch."""
     precision: str = "float32"

@@ -118,7 +118,7 @@ class Preparation:
         Raises:
             errors.SparkMnistError: The first of them that failed.
         """
-        self._warms_up = True
+        self._warms_up = self._chosen.launcher == options.SPARK
         for _, look in self.checks:
             look()
 
@@ -151,9 +151,13 @@ class Preparation:
 
     def _check_settings(self) -> str:
         cluster.check_settings(self._spark, secure=self._chosen.secure)
+        cluster.check_port(self._spark, kinds.ports(self._chosen.port) or (0,))
         return f"Spark {self._spark.version} on {self._spark.sparkContext.master}"
 
     def _find_slots(self) -> str:
+        if self._chosen.launcher == options.IN_PROCESS:
+            self.ranks = 1
+            return "1 rank, in this process"
         self.ranks = cluster.ranks(self._spark, self._chosen.num_proc)
         return f"{cluster.free_slots(self._spark)} free, for {self.ranks} ranks"
 

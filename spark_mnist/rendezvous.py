@@ -1,82 +1,64 @@
 """Where the ranks leave each other their addresses: what Horovod's Gloo asks for. Runs on: driver.
 
-A key-value store over HTTP, as Gloo's client in each rank speaks it: PUT, GET and DELETE of
-``/scope/key``. Values are bytes that nobody here looks into. Horovod brings a server of the same
-kind, whose import costs the driver as much as all else that a start needs.
+A key-value store as Gloo's client in each rank speaks to it: PUT, GET and DELETE of ``/scope/key``
+in HTTP/1.0. Values are bytes that nobody here looks into. Horovod brings a server of the same kind,
+whose import costs the driver as much as all else that a start needs, and which takes a port.
 """
 
 from __future__ import annotations
 
-import threading
-from http import server
+import re
 
-READ_TIMEOUT_S = 3.0
-"""Seconds in which a request must have arrived."""
 MOST_BYTES = 1 << 20
 """Longest value; a rank's address is some hundred bytes."""
-
-
-class _Handler(server.BaseHTTPRequestHandler):
-    timeout = READ_TIMEOUT_S
-    server: _Server
-
-    def do_GET(self) -> None:
-        value = self.server.values.get(self.path)
-        self._answer(200 if value is not None else 404, value or b"")
-
-    def do_PUT(self) -> None:
-        length = int(self.headers.get("Content-Length", 0))
-        if length > MOST_BYTES:
-            self._answer(413)
-            return
-        try:
-            self.server.values[self.path] = self.rfile.read(length)
-        except TimeoutError:
-            self._answer(408)
-            return
-        self._answer(200)
-
-    def do_DELETE(self) -> None:
-        self.server.values.pop(self.path, None)
-        self._answer(200)
-
-    def _answer(self, status: int, content: bytes = b"") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing of each request."""
-
-
-class _Server(server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 1024
-    values: dict[str, bytes]
-
-    def handle_error(self, *_: object) -> None:
-        """Print nothing of a rank that went away."""
+MOST_HEADER_BYTES = 16 << 10
+"""Longest header of a request."""
+END_OF_HEADER = b"\r\n\r\n"
+STATUS = {200: "OK", 400: "Bad Request", 404: "Not Found", 413: "Content Too Large"}
 
 
 class Rendezvous:
-    """A context manager that listens while ranks find each other.
+    """The store, without its network: takes requests and gives responses."""
 
-    Args:
-        bind: The address to listen on.
-    """
+    def __init__(self) -> None:
+        self._values: dict[bytes, bytes] = {}
 
-    def __init__(self, bind: str) -> None:
-        self._server = _Server((bind, 0), _Handler)
-        self._server.values = {}
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
+    def answer(self, request: bytes) -> bytes | None:
+        """Answer an HTTP request.
 
-    def __enter__(self) -> Rendezvous:
-        self._thread.start()
-        return self
+        Args:
+            request: What has arrived of it.
 
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        Returns:
+            The response, after which the connection is to end; None where more must arrive.
+        """
+        header, end, content = request.partition(END_OF_HEADER)
+        first = re.match(rb"(GET|PUT|DELETE) (/\S+) HTTP/1\.[01]\r\n", request)
+        if len(header) > MOST_HEADER_BYTES or (b"\n" in request and not first):
+            return _response(400)
+        if not end or not first:
+            return None
+        method, path = first.groups()
+        length = re.search(rb"\r\ncontent-length: *(\d{1,15})(\r|$)", header, re.IGNORECASE)
+        size = int(length[1]) if length else 0
+        if size > MOST_BYTES:
+            return _response(413)
+        if len(content) < size:
+            return None
+        return self._do(method, path, content[:size])
+
+    def _do(self, method: bytes, path: bytes, content: bytes) -> bytes:
+        if method == b"PUT":
+            self._values[path] = content
+        elif method == b"DELETE":
+            self._values.pop(path, None)
+        elif path not in self._values:
+            return _response(404)
+        else:
+            return _response(200, self._values[path])
+        return _response(200)
+
+
+def _response(status: int, content: bytes = b"") -> bytes:
+    head = f"HTTP/1.0 {status} {STATUS[status]}\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content

@@ -51,8 +51,9 @@ def run(
     """
     started = False
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(training.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(training.threads)
+        if training.threads:
+            tf.config.threading.set_intra_op_parallelism_threads(training.threads)
+            tf.config.threading.set_inter_op_parallelism_threads(training.threads)
         averaging.start()
         started = True
         device = gpus.claim(task_gpus, hvd.local_rank())

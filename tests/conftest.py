@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyspark
@@ -149,19 +149,11 @@ def arrays(store: str, name: str, version: int, file: str = "weights.npz") -> li
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One rank, in this process: the worker without what starts it, to see more cases sooner."""
-    from spark_mnist import cluster, events, launch, worker
-
-    def train(spark: SparkSession, training: Any, **_: Any) -> Any:
-        reports = [worker.run(training, events.Outbox(None))]
-        launch.check(reports)
-        return reports
-
-    for setting in ("set_intra_op_parallelism_threads", "set_inter_op_parallelism_threads"):
-        monkeypatch.setattr(worker.tf.config.threading, setting, lambda _: None)
-    monkeypatch.setattr(launch, "train", train)
-    monkeypatch.setattr(cluster, "ranks", lambda *_: 1)
+def in_process(spark: SparkSession) -> Iterator[None]:
+    """One rank, in this process: to see more cases sooner."""
+    spark.conf.set("spark.mnist.launcher", "in-process")
+    yield
+    spark.conf.unset("spark.mnist.launcher")
 
 
 def run_on_cluster(job: str, directory: Path) -> subprocess.CompletedProcess[str]:

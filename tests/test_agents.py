@@ -2,11 +2,10 @@
 
 import urllib.error
 import urllib.request
-from http import client
 
 import pytest
 
-from spark_mnist import agents, rendezvous
+from spark_mnist import agents, events, rendezvous
 
 
 def numbers(hosts):
@@ -111,8 +110,8 @@ def test_an_agent_may_come_back_over_another_connection(monkeypatch):
 
 
 def test_ranks_find_what_others_left():
-    with rendezvous.Rendezvous("127.0.0.1") as server:
-        url = f"http://127.0.0.1:{server.port}/global/0"
+    with events.Inbox("127.0.0.1", "127.0.0.1", print, rendezvous.Rendezvous().answer) as inbox:
+        url = f"http://127.0.0.1:{inbox.address.port}/global/0"
 
         def ask(method, content=None):
             request = urllib.request.Request(url, data=content, method=method)
@@ -123,13 +122,29 @@ def test_ranks_find_what_others_left():
             ask("GET")
         ask("PUT", b"\x00address")
         assert ask("GET") == b"\x00address"
-        too_long = client.HTTPConnection("127.0.0.1", server.port, timeout=5)
-        too_long.putrequest("PUT", "/global/0")
-        too_long.putheader("Content-Length", str(rendezvous.MOST_BYTES + 1))
-        too_long.endheaders()
-        assert too_long.getresponse().status == 413
+        ask("PUT", b"x" * rendezvous.MOST_BYTES)
+        assert len(ask("GET")) == rendezvous.MOST_BYTES
         ask("DELETE")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             ask("GET")
     with pytest.raises(OSError, match="refused"):
         ask("GET")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /global/0 HTTP/1.1\r\nHost: h\r\n\r\n", 404),
+        (b"PUT /global/0 HTTP/1.1\r\nContent-Length: 2\r\n\r\nab", 200),
+        (b"PUT /global/0 HTTP/1.1\r\ncontent-length:2\r\n\r\na", None),
+        (b"PUT /global/0 HTTP/1.1\r\nContent-Length: 1048577\r\n\r\n", 413),
+        (b"GET /global/0 HT", None),
+        (b"POST /global/0 HTTP/1.1\r\n", 400),
+        (b"something else\n", 400),
+        (b"x" * 20_000, 400),
+        (b"", None),
+    ],
+)
+def test_a_request_is_answered_once_it_is_whole(request_bytes, status):
+    response = rendezvous.Rendezvous().answer(request_bytes)
+    assert (response and int(response.split()[1])) == status

@@ -1,6 +1,7 @@
 """Slots, settings and the environment of ranks, on the session of the tests and on made-up ones."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,24 @@ def test_each_missing_setting_is_named():
     cluster.check_settings(
         Session(spark_authenticate="TRUE", spark_network_crypto_enabled="true"), secure=True
     )
+
+
+def test_a_driver_that_cannot_listen_is_refused(spark):
+    def session(**settings):
+        return Session(**{"spark_driver_host": "127.0.0.1", **settings})
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with pytest.raises(errors.ClusterError, match=rf"port {taken} of 127.0.0.1 \(Address alr"):
+            cluster.check_port(session(), [taken])
+        ports = [taken, taken]
+        with pytest.raises(errors.ClusterError, match=f"a port of {taken} to {taken} of"):
+            cluster.check_port(session(), ports)
+    cluster.check_port(session(), [taken])
+    with pytest.raises(errors.ClusterError, match=r"spark.driver.host=::1 has no IPv4 address"):
+        cluster.check_port(session(spark_driver_host="::1"), [0])
+    with pytest.raises(errors.ClusterError, match=r"spark.driver.bindAddress=\[::\] has no IPv4"):
+        cluster.check_port(session(spark_driver_bindAddress="[::]"), [0])
 
 
 def test_speculation_is_refused_by_name():

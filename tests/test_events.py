@@ -207,3 +207,12 @@ def test_silent_strangers_cost_no_thread_and_not_all_stay(monkeypatch):
         assert [event["epoch"] for event in received(found, 1) if "epoch" in event] == [1]
         for one in silent:
             one.close()
+
+
+def test_the_first_free_port_of_a_range_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with events.Inbox("127.0.0.1", "127.0.0.1", print, ports=(taken, 0)) as inbox:
+            assert inbox.address.port != taken
+        with pytest.raises(OSError, match="in use"):
+            events.Inbox("127.0.0.1", "127.0.0.1", print, ports=(taken, taken))

@@ -7,7 +7,6 @@ import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -128,17 +127,6 @@ def test_an_import_that_failed_before_does_no_harm():
         "assert petastorm.unischema.np.unicode_ is __import__('numpy').str_\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-
-
-def test_nothing_is_done_where_nothing_is_missing():
-    loaded()
-    finders = [f for f in sys.meta_path if type(f).__module__ == petastorm.__name__]
-    old = pa.__version__.startswith("14.") and np.__version__.startswith("1.")
-    assert (
-        bool(finders)
-        == bool(petastorm._missing_names())
-        == (not old or sys.version_info >= (3, 12))
-    )
 
 
 def test_pieces_and_datasets_read_row_groups(tmp_path):

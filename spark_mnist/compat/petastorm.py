@@ -3,7 +3,7 @@
 Petastorm asks for names that pyarrow 15, numpy 2 and Python 3.12 have dropped. Its modules are
 executed with an ``__import__`` of their own, which hands them views of these libraries: everything
 in them, and the dropped names in their present form. The libraries stay as they are for everyone
-else. Where nothing is missing, nothing is done.
+else. Of pyarrow 14 only the list of files is replaced: its own refuses what opens files on S3.
 
 When a release of Petastorm works without a name, its line in ``_dropped_names`` goes; when it works
 without all of them, so does this module, and its clients import Petastorm themselves.
@@ -131,12 +131,16 @@ def _dropped_names() -> dict[str, dict[str, Any]]:
 
 
 def _missing_names() -> dict[str, dict[str, Any]]:
-    """Return those of ``_dropped_names`` that are not there."""
+    """Return those of ``_dropped_names`` that are not there, or do not work."""
     names = _dropped_names()
     if sys.version_info < (3, 12):
         del names["distutils.version"]
-    if hasattr(pq, "ParquetDatasetPiece"):  # all of pyarrow is as it was
-        names = {name: members for name, members in names.items() if "pyarrow" not in name}
+    if hasattr(pq, "ParquetDatasetPiece"):  # pyarrow 14, which has all names
+        names = {
+            name: members
+            for name, members in names.items()
+            if "pyarrow" not in name or name == "pyarrow.parquet"
+        }
     numpy = names["numpy"]
     names["numpy"] = {key: value for key, value in numpy.items() if not hasattr(np, key)}
     return {name: members for name, members in names.items() if members}

@@ -226,11 +226,11 @@ def break_shards(monkeypatch, harm, times):
     """Do harm to a shard before each of the first starts of the ranks."""
     real, left = launch._attempt, [times]
 
-    def attempt(spark, training, shown):
+    def attempt(spark, training, *others):
         if left[0]:
             left[0] -= 1
             harm(Path(training.train.urls[1].removeprefix("file:")))
-        return real(spark, training, shown)
+        return real(spark, training, *others)
 
     monkeypatch.setattr(launch, "_attempt", attempt)
 
