@@ -9,12 +9,15 @@ import contextlib
 import datetime
 import logging
 import os
+from collections.abc import Iterable, Iterator
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 logger = logging.getLogger(__name__)
 
+BLOCK_BYTES = 8 << 20
+"""Bytes of a file that are in memory at once while it is copied."""
 PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}
 """Protocols of stores without directories, on which a file is seen when it is whole."""
 
@@ -59,15 +62,28 @@ class Files:
         content: bytes = self._fs.cat_file(self._at(path))
         return content
 
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """Yield the content of a file in blocks."""
+        with self._fs.open(self._at(path), "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+
     def write(self, path: str, content: bytes) -> None:
         """Write a file that is seen whole or not at all, as object stores do by themselves."""
+        if self._local:
+            self.write_blocks(path, [content])
+        else:
+            self._write_elsewhere(self._at(path), content)
+
+    def write_blocks(self, path: str, blocks: Iterable[bytes]) -> None:
+        """Write a file as ``write`` does, of blocks that need not be in memory at once."""
         at = self._at(path)
         if not self._local:
-            self._write_elsewhere(at, content)
+            self._write_blocks_elsewhere(at, blocks)
             return
         os.makedirs(os.path.dirname(at), exist_ok=True)
         with open(f"{at}.tmp", "wb") as file:
-            file.write(content)
+            file.writelines(blocks)
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{at}.tmp", at)
@@ -83,6 +99,16 @@ class Files:
         self._fs.makedirs(os.path.dirname(at), exist_ok=True)
         self._fs.pipe_file(f"{at}.tmp", content)
         self._fs.mv(f"{at}.tmp", at)
+
+    def _write_blocks_elsewhere(self, at: str, blocks: Iterable[bytes]) -> None:
+        temporary = at if self._flat else f"{at}.tmp"
+        if not self._flat:
+            self._fs.makedirs(os.path.dirname(at), exist_ok=True)
+        with self._fs.open(temporary, "wb") as file:
+            for block in blocks:
+                file.write(block)
+        if not self._flat:
+            self._fs.mv(temporary, at)
 
     def take(self, path: str, marker: str, content: bytes) -> None:
         """Make a directory with a file in it, which only one of several writers can do.

@@ -164,11 +164,8 @@ def check(reports: Sequence[plan.RankReport]) -> None:
 
 def resumed(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
     """The plan for another start of the ranks, from the last checkpoint of those before."""
-    reached = recovery.newest(training.work) if training.checkpoints else None
-    if reached:  # rank 0 reads the files
-        kept = dataclasses.replace(reached.kept, files={})
-        reached = dataclasses.replace(reached, kept=kept, files={})
-    return dataclasses.replace(training, resume=reached, attempt=attempt)
+    found = recovery.locate(training.work) if training.checkpoints else None
+    return dataclasses.replace(training, resume=found and found[0], attempt=attempt)
 
 
 def _attempt(

@@ -26,7 +26,7 @@ class Start:
     """Number of the saved version, None when training starts afresh."""
     epochs: int = 0
     """Epochs trained so far."""
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes | stores.StoredFile] = field(default_factory=dict)
     """Checkpoint of the saved version, or the weights of the user's model."""
     own: Any = None
     """The user's Keras model, or his function that makes it."""
@@ -113,10 +113,11 @@ def _afresh(chosen: options.FitOptions) -> Start:
 def _continued(store: stores.Store, name: str, chosen: options.FitOptions) -> Start:
     """Start from the newest version of a saved model."""
     version = store.newest(name)
-    manifest, files = store.read(name, version, (plan.WEIGHTS, plan.OPTIMIZER))
+    manifest = store.manifest(name, version)
     reads, network, optimizer = manifests.described(manifest)
     _check_unchanged(name, network, optimizer, reads, chosen)
     manifests.check_makeable(name, network, chosen.network)
+    files = store.stored(name, version, (plan.WEIGHTS, plan.OPTIMIZER))
     changes: dict[str, Any] = {
         "learning_rate": chosen.learning_rate,
         "warmup_epochs": chosen.warmup_epochs,

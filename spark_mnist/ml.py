@@ -6,6 +6,7 @@ published. Runs on the driver.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -26,14 +27,17 @@ from pyspark.ml.util import (
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_mnist import catalog, errors, manifests, plan, results, scoring, verbs
+from spark_mnist import catalog, errors, manifests, plan, results, scoring, shipment, verbs
 from spark_mnist import store as stores
 from spark_mnist.params import FitParams
 
 BATCH = 1024
 """Rows of one call of the model."""
-CONTENT = "file string, content binary"
-"""How a saved model's files lie in its Parquet."""
+CONTENT = "file string, content binary, part int"
+"""How a saved model's files lie in its Parquet: in parts, as Spark's tasks can carry them.
+
+The first releases wrote each file whole, and no ``part``.
+"""
 
 
 class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassifierModel"]):
@@ -149,9 +153,10 @@ class _ModelWriter(MLWriter):
         """Write below ``path``."""
         DefaultParamsWriter.saveMetadata(self._model, path, self.sparkSession.sparkContext)
         manifest = json.dumps(self._model._manifest).encode()
-        rows = [(stores.MANIFEST, manifest), (plan.WEIGHTS, self._model._weights)]
-        content = self.sparkSession.createDataFrame(rows, CONTENT)
-        content.coalesce(1).write.parquet(f"{path}/data")
+        for file, content in ((stores.MANIFEST, manifest), (plan.WEIGHTS, self._model._weights)):
+            for number, part in enumerate(shipment.split(content)):
+                row = self.sparkSession.createDataFrame([(file, part, number)], CONTENT)
+                row.coalesce(1).write.mode("append").parquet(f"{path}/data")
 
 
 class _ModelReader(MLReader[MnistClassifierModel]):
@@ -164,8 +169,11 @@ class _ModelReader(MLReader[MnistClassifierModel]):
             errors.DamagedModel: Its files are not what was written.
         """
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession.sparkContext)
-        rows = self.sparkSession.read.schema(CONTENT).parquet(f"{path}/data").collect()
-        files = {row.file: bytes(row.content) for row in rows}
+        data = self.sparkSession.read.schema(CONTENT).parquet(f"{path}/data")
+        parts: dict[str, dict[int, bytes]] = collections.defaultdict(dict)
+        for row in data.toLocalIterator():
+            parts[row.file][row.part or 0] = bytes(row.content)
+        files = {file: b"".join(of[n] for n in sorted(of)) for file, of in parts.items()}
         if not {stores.MANIFEST, plan.WEIGHTS} <= files.keys():
             raise errors.DamagedModel(f"{path} is no saved model: it has only {sorted(files)}")
         manifest, weights = json.loads(files[stores.MANIFEST]), files[plan.WEIGHTS]

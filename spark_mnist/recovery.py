@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from spark_mnist import errors, plan
 from spark_mnist import store as stores
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 START = "start"
@@ -46,7 +48,7 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
         logger.warning("the checkpoint before could not be removed: %s", error)
 
 
-def save_start(url: str, files: Mapping[str, bytes]) -> None:
+def save_start(url: str, files: Mapping[str, bytes | stores.StoredFile]) -> None:
     """Write what a fit starts from, if anything: a saved model's checkpoint. On the driver."""
     store = stores.Store(url)
     if files and START not in store.names():
@@ -60,11 +62,24 @@ def read_start(url: str) -> Mapping[str, bytes]:
 
 
 def newest(url: str) -> plan.Progress | None:
-    """Read the last whole checkpoint of the last attempt that has one."""
+    """Read the last whole checkpoint of the last attempt that has one. On rank 0."""
+    return _newest(url, _read)
+
+
+def locate(url: str) -> tuple[plan.Progress, Mapping[str, stores.StoredFile]] | None:
+    """Find the same checkpoint, and leave its files where they are. On the driver.
+
+    Returns:
+        How far it is, without contents, and the files that would be published.
+    """
+    return _newest(url, _locate)
+
+
+def _newest(url: str, look: Callable[[stores.Store, str, int], T]) -> T | None:
     store = stores.Store(url)
     for name in sorted(set(store.names()) - {START}, reverse=True):
         try:
-            return _read(store, name, store.newest(name))
+            return look(store, name, store.newest(name))
         except (errors.DamagedModel, errors.ModelNotFound) as error:
             logger.warning("a checkpoint of this fit is left out: %s", error)
     return None
@@ -77,13 +92,29 @@ def _name(attempt: int, epoch: int) -> str:
 
 def _read(store: stores.Store, name: str, version: int) -> plan.Progress:
     manifest, files = store.read(name, version)
+    progress = _described(manifest)
+    kept = dataclasses.replace(progress.kept, files=_published(files))
+    files = {file: content for file, content in files.items() if not file.startswith(KEPT)}
+    return dataclasses.replace(progress, kept=kept, files=files)
+
+
+def _locate(
+    store: stores.Store, name: str, version: int
+) -> tuple[plan.Progress, Mapping[str, stores.StoredFile]]:
+    return _described(store.manifest(name, version)), _published(store.stored(name, version))
+
+
+def _published(files: Mapping[str, T]) -> dict[str, T]:
+    """Return the files of the epoch that would be published, by their names in a version."""
+    return {n.removeprefix(KEPT): file for n, file in files.items() if n.startswith(KEPT)}
+
+
+def _described(manifest: stores.Manifest) -> plan.Progress:
     state = manifest["progress"]
-    kept = {n.removeprefix(KEPT): c for n, c in files.items() if n.startswith(KEPT)}
     return plan.Progress(
         epoch=state["epoch"],
         history=tuple(plan.EpochRecord(**record) for record in state["history"]),
         read=tuple(tuple((t, v) for t, v in ranks) for ranks in state["read"]),
-        kept=plan.Kept(**{**state["kept"], "files": kept}),
+        kept=plan.Kept(**state["kept"]),
         broken=state["broken"],
-        files={n: c for n, c in files.items() if not n.startswith(KEPT)},
     )

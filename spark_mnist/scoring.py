@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pyspark import Broadcast, cloudpickle
+from pyspark import cloudpickle
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_mnist import cluster, evaluation, manifests, options, plan, schema
+from spark_mnist import cluster, evaluation, manifests, options, plan, schema, shipment
 
 Model = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
@@ -75,16 +75,20 @@ def _scored(
     context = df.sparkSession.sparkContext
     # A broadcast is pickled by reference: a function of the user's script must travel by value.
     # PySpark ships its copy of cloudpickle without types, hence the ignore.
-    own = cloudpickle.dumps(saved.make)  # type: ignore[no-untyped-call]
-    content = (saved.network, saved.files[plan.WEIGHTS], own)
-    shipment = _Shipment(
-        hashlib.sha256(repr(content).encode()).hexdigest(),
-        context.broadcast(content),
+    make_network = cloudpickle.dumps(saved.make)  # type: ignore[no-untyped-call]
+    weights = shipment.send(context, saved.files[plan.WEIGHTS])
+    identity = repr((saved.network, make_network, weights.digest, encoding)).encode()
+    scorer = _Scorer(
+        hashlib.sha256(identity).hexdigest(),
+        saved.network,
+        make_network,
+        weights,
+        encoding,
         cluster.task_cpus(context),
     )
 
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        model = _model(shipment, encoding)
+        model = _model(scorer)
         for rows in batches:
             good = rows[rows.notna()] if dropping else rows
             features = read(good)
@@ -164,12 +168,15 @@ def evaluations(
 
 
 @dataclass(frozen=True)
-class _Shipment:
-    """A model on its way to the executors; equal to every other of the same content."""
+class _Scorer:
+    """What executors need to make a model; equal to every other of the same content."""
 
     digest: str
-    broadcast: Broadcast[tuple[plan.Network, bytes, bytes]] = field(compare=False)
-    """The network, its weights, and the user's function, pickled by the driver of this job."""
+    network: plan.Network = field(compare=False)
+    make_network: bytes = field(compare=False)
+    """The user's function, pickled by the driver of this job."""
+    weights: shipment.Shipment = field(compare=False)
+    encoding: plan.Encoding = field(compare=False)
     threads: int = field(compare=False)
 
 
@@ -195,7 +202,7 @@ def _native_stderr_held_back() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=2)
-def _model(shipment: _Shipment, encoding: plan.Encoding) -> Model:
+def _model(scorer: _Scorer) -> Model:
     """Build the model, once for each Python worker; Spark uses these again."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use it, too
@@ -207,10 +214,11 @@ def _model(shipment: _Shipment, encoding: plan.Encoding) -> Model:
     from spark_mnist import checkpoint, networks
 
     with contextlib.suppress(RuntimeError):  # already running: another model came first
-        tf.config.threading.set_intra_op_parallelism_threads(shipment.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(shipment.threads)
-    network, weights, pickled = shipment.broadcast.value
-    model = checkpoint.built(network, {plan.WEIGHTS: weights}, cloudpickle.loads(pickled))
+        tf.config.threading.set_intra_op_parallelism_threads(scorer.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(scorer.threads)
+    files = {plan.WEIGHTS: scorer.weights.unpack()}
+    model = checkpoint.built(scorer.network, files, cloudpickle.loads(scorer.make_network))
+    encoding = scorer.encoding
 
     def call(stored: tf.Tensor) -> tf.Tensor:
         return model(networks.numbers(stored, encoding.scale), training=False)

@@ -22,7 +22,8 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from spark_mnist import errors, owners
@@ -63,6 +64,25 @@ def checked_name(name: str) -> str:
             "a letter or a digit first"
         )
     return name
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a version, which need not be held in memory to be published again."""
+
+    files: Files
+    path: str
+    stamp: dict[str, Any]
+
+    def copy_to(self, files: Files, path: str) -> None:
+        """Copy it, and compare what was copied with its stamp.
+
+        Raises:
+            errors.DamagedModel: It has changed.
+        """
+        files.write_blocks(path, self.files.blocks(self.path))
+        if _stamp_of(files.blocks(path)) != self.stamp:
+            raise errors.DamagedModel(f"{self.path} changed while it was published")
 
 
 class Store:
@@ -168,26 +188,66 @@ class Store:
             files[file] = content
         return manifest, files
 
+    def stored(
+        self, name: str, version: int, wanted: Collection[str] | None = None
+    ) -> dict[str, StoredFile]:
+        """Return the files of a version, none of them held in memory, each checked as by ``read``.
+
+        Args:
+            name: The model.
+            version: Number of a version.
+            wanted: Names of the files; None for all.
+
+        Raises:
+            errors.DamagedModel: A file is missing or is not what was written.
+        """
+        manifest = self.manifest(name, version)
+        files = {}
+        for file in manifest["files"] if wanted is None else wanted:
+            if not FILE.fullmatch(file):
+                raise self._damaged(name, version, f"{file!r} is no file of a version")
+            path = f"{_path(name, version)}/{file}"
+            try:
+                written = _stamp_of(self._files.blocks(path))
+            except FileNotFoundError:
+                raise self._damaged(name, version, f"{file} is missing") from None
+            if written != manifest["files"].get(file):
+                raise self._damaged(name, version, f"{file} differs from its sha256 in {MANIFEST}")
+            files[file] = StoredFile(self._files, path, written)
+        return files
+
     def publish(
-        self, name: str, files: Mapping[str, bytes], describe: Callable[[int], dict[str, Any]]
+        self,
+        name: str,
+        files: Mapping[str, bytes | StoredFile],
+        describe: Callable[[int], dict[str, Any]],
     ) -> int:
         """Write a new version, all of it or nothing that a reader would see.
 
         Args:
             name: The model.
-            files: Contents by file name.
+            files: Contents by file name; what lies in a store is copied block by block.
             describe: The manifest for a version number, as JSON values.
 
         Returns:
             The number of the version.
+
+        Raises:
+            errors.DamagedModel: A file to copy is not what was written any more.
         """
         self._check(name)
-        stamps = {file: stamp(content) for file, content in files.items()}
+        stamps = {
+            file: content.stamp if isinstance(content, StoredFile) else stamp(content)
+            for file, content in files.items()
+        }
         version = self._claim(name)
         path = _path(name, version)
         try:
             for file, content in files.items():
-                self._files.write(f"{path}/{file}", content)
+                if isinstance(content, StoredFile):
+                    content.copy_to(self._files, f"{path}/{file}")
+                else:
+                    self._files.write(f"{path}/{file}", content)
             manifest = {"format": FORMAT, **describe(version), "files": stamps}
             self._files.write(f"{path}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
         except BaseException:
@@ -295,4 +355,12 @@ def _path(name: str, version: int) -> str:
 
 def stamp(content: bytes) -> dict[str, Any]:
     """What a manifest says of a file, by which it is known again."""
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return _stamp_of([content])
+
+
+def _stamp_of(blocks: Iterable[bytes]) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        size += len(block)
+    return {"sha256": digest.hexdigest(), "bytes": size}

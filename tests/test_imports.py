@@ -9,7 +9,7 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "spark_mnist"
 LAYERS = [
-    {"_version", "warm_server"},
+    {"_version", "warm_server", "shipment"},
     {"compat", "errors", "world", "events", "fork", "owners", "files", "interrupts", "rendezvous"},
     {"plan", "watchdog", "agents"},
     {"own"},

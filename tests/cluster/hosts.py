@@ -1,8 +1,9 @@
 """Several hosts on one machine: network namespaces joined by a bridge, and a Spark cluster in them.
 
-Each host has a name, the address of ``eth0`` by which the others reach it, and, as hosts with
-containers do, a second network with an address that all of them have. Needs root and iproute2;
-nothing outside of the namespaces is changed.
+Each host has a name, the address of an interface by which the others reach it, called otherwise on
+each, and, as hosts with containers do, a second network with an address that all of them have. A
+firewall on each lets through what docs/network.md lists, and counts what else arrives. Needs root,
+iproute2 and nftables; nothing outside of the namespaces is changed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,34 @@ from tests.conftest import spark_home
 from tests.faults import harness
 
 HOSTS = {"host-a": "10.77.0.1", "host-b": "10.77.0.2", "host-c": "10.77.0.3"}
+INTERFACES = {"host-a": "eth0", "host-b": "ens5", "host-c": "net7"}
 MASTER = "spark://host-a:7077"
+PORTS = {
+    "spark.mnist.port": "35000-35003",
+    "spark.driver.port": "35500",
+    "spark.driver.blockManager.port": "35501",
+    "spark.blockManager.port": "35600",
+}
+RANKS_PORTS = "40000-40999"
+"""Ports that the systems of the hosts give to whoever asks for any."""
+OPEN = {
+    "host-a": f"7077, 35600-35615, {RANKS_PORTS}",
+    "host-b": f"35600-35615, {RANKS_PORTS}",
+    "host-c": "35000-35003, 35500, 35501",
+}
+FIREWALL = """
+table inet firewall {
+  counter others {}
+  chain input {
+    type filter hook input priority 0; policy accept;
+    iif lo accept
+    ct state established,related accept
+    meta l4proto != tcp accept
+    tcp dport { OPEN } accept
+    counter name others drop
+  }
+}
+"""
 CONTAINERS = "172.17.0.1/16"
 ENTER = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
 QUICK = {  # Spark's own bounds for what is lost: else minutes
@@ -38,9 +66,9 @@ def missing() -> str | None:
     """Why there can be no hosts here, or None."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    absent = [name for name in ("ip", "unshare", "mount") if not shutil.which(name)]
+    absent = [name for name in ("ip", "nft", "unshare", "mount") if not shutil.which(name)]
     if absent:
-        return f"{', '.join(absent)} is not installed: iproute2 and util-linux have them"
+        return f"{', '.join(absent)} missing: iproute2, nftables and util-linux have them"
     space = f"tried-{os.getpid()}"
     tried = _ip(f"ip netns add {space}", check=False)
     if tried.returncode == 0:
@@ -72,19 +100,20 @@ class Hosts:
             self._add(stack, self._switch)
             _ip(f"ip -n {self._switch} link add bridge up type bridge")
             for name, address in HOSTS.items():
-                space = self._space(name)
+                space, its = self._space(name), INTERFACES[name]
                 self._add(stack, space)
                 for command in (
-                    f"ip -n {self._switch} link add {name} type veth peer name eth0 netns {space}",
+                    f"ip -n {self._switch} link add {name} type veth peer name {its} netns {space}",
                     f"ip -n {self._switch} link set {name} master bridge up",
                     f"ip -n {space} link set lo up",
-                    f"ip -n {space} link set eth0 up",
-                    f"ip -n {space} address add {address}/24 dev eth0",
+                    f"ip -n {space} link set {its} up",
+                    f"ip -n {space} address add {address}/24 dev {its}",
                     f"ip -n {space} link add docker0 up type veth peer name pod0",
                     f"ip -n {space} link set pod0 up",
                     f"ip -n {space} address add {CONTAINERS} dev docker0",
                 ):
                     _ip(command)
+                self._protect(name)
             lines = [f"{address} {name}" for name, address in HOSTS.items()]
             (self.home / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
             self._home = spark_home(self.home / "spark")
@@ -102,6 +131,27 @@ class Hosts:
     def _add(self, stack: contextlib.ExitStack, space: str) -> None:
         _ip(f"ip netns add {space}")
         stack.callback(_ip, f"ip netns del {space}")
+
+    def _protect(self, host: str) -> None:
+        """Set up a host's firewall, and the range of ports that its system gives."""
+        inside = ["ip", "netns", "exec", self._space(host)]
+        rules = FIREWALL.replace("OPEN", OPEN[host])
+        subprocess.run([*inside, "nft", "--file", "-"], input=rules, text=True, check=True)
+        setting = f"net.ipv4.ip_local_port_range={RANKS_PORTS.replace('-', ' ')}"
+        subprocess.run([*inside, "sysctl", "--quiet", "--write", setting], check=True)
+
+    def refused(self) -> dict[str, int]:
+        """Return how many packets the firewall of each host kept out."""
+        counts = {}
+        for host in HOSTS:
+            words = f"ip netns exec {self._space(host)} nft --json list counters"
+            (counter,) = [
+                entry["counter"]
+                for entry in json.loads(_ip(words).stdout)["nftables"]
+                if "counter" in entry
+            ]
+            counts[host] = counter["packets"]
+        return counts
 
     def start(self, host: str, *command: object, **environment: str) -> subprocess.Popen[str]:
         """Start a program on a host; it says what it has to say in ``HOST.log``, stdout apart."""
@@ -135,7 +185,13 @@ class Hosts:
         """Submit a script from the third host, in client mode."""
         (self.home / "job.py").write_text(job)
         program = Path(pyspark.__file__).parent / "bin" / "spark-submit"
-        given = {"spark.ui.enabled": "false", "spark.executor.memory": "1g", **QUICK, **settings}
+        given = {
+            "spark.ui.enabled": "false",
+            "spark.executor.memory": "1g",
+            **QUICK,
+            **PORTS,
+            **settings,
+        }
         flags = [word for item in given.items() for word in ("--conf", "=".join(item))]
         return self.start("host-c", program, "--master", MASTER, *flags, "job.py", *map(str, words))
 

@@ -106,8 +106,17 @@ def test_ranks_on_two_hosts(cluster):
     assert {local for _, _, local in places(cluster)} == {0}
     assert found["accuracy"] == found["right"] > 0.9
     assert found["epochs"] == [9]
+    assert cluster.refused() == dict.fromkeys(hosts.HOSTS, 0)
     steps, gradients = 9 * 18, 4 * (784 * 128 + 128 + 128 * 10 + 10)
     assert cluster.bytes_to("host-b") - before > steps * gradients / 2
+
+
+def test_the_firewall_keeps_others_out(cluster):
+    knock = "import socket; socket.create_connection(('host-c', 36000), timeout=2)"
+    door = cluster.start("host-c", sys.executable, "-m", "http.server", "36000")
+    harness.wait(lambda: "36000" in cluster.home.joinpath("host-c.log").read_text() or door.poll())
+    assert cluster.start("host-a", sys.executable, "-c", knock).wait(30) == 1
+    assert cluster.refused()["host-c"] > 0
 
 
 def test_two_ranks_on_each_of_two_hosts(cluster):
