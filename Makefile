@@ -19,7 +19,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers notebooks pack test test-all coverage test-oldest test-spark faults hosts soak lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers bench-torch notebooks pack test test-all coverage test-oldest test-spark faults hosts soak lint check-tools clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -60,6 +60,13 @@ bench-peers: .venv-peers/.synced ## Build the environment of the ways that need 
 	PATH="$(CURDIR)/.venv-peers/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
 	  HOROVOD_WITHOUT_MPI=1 HOROVOD_WITH_GLOO=1 .venv-peers/bin/pip install --quiet --disable-pip-version-check \
 	  --no-build-isolation --no-deps horovod==0.28.1
+	@touch $@
+
+bench-torch: .venv-torch/.synced ## Build the environment of PySpark's TorchDistributor
+
+.venv-torch/.synced: benchmarks/torch_peer.txt
+	"$(PYTHON)" -m venv .venv-torch
+	.venv-torch/bin/pip install --quiet --disable-pip-version-check -r benchmarks/torch_peer.txt
 	@touch $@
 
 notebooks: setup ## Run the notebooks and keep what they show (NAMES=01_quickstart)
@@ -118,4 +125,4 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-oldest .venv-peers .venv-spark-* demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-peers .venv-torch .venv-spark-* demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

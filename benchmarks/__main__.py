@@ -23,7 +23,7 @@ import psutil
 from pyspark.sql import SparkSession
 
 from benchmarks.data import Data
-from benchmarks.sides import BIG, PEERS, Sides
+from benchmarks.sides import BIG, PEERS, TORCH, Sides
 
 Side = Callable[[Sides], float]
 
@@ -40,8 +40,16 @@ class Comparison:
     """Whether the ratio should be below the target, not above."""
     peers: bool = False
     """Whether it needs the peers' environment."""
+    torch: bool = False
+    """Whether it needs PyTorch's."""
     warm_ups: int = 0
     """Rounds that do not count, where the JVM would compile what it runs during the first ones."""
+
+    def lacks(self) -> str | None:
+        """Return the command that builds an environment which it needs and which is not there."""
+        if self.peers and not PEERS.exists():
+            return "make bench-peers"
+        return "make bench-torch" if self.torch and not TORCH.exists() else None
 
     def met(self, ratio: float) -> bool:
         """Whether a ratio is as it should be."""
@@ -90,6 +98,39 @@ COMPARISONS = {
     "whole-fit": Comparison(
         "a whole fit, mlp, 5 epochs: seconds of KerasEstimator.fit against ours",
         2.5, lambda s: s.peers("fit"), Sides.whole_fit, peers=True,
+    ),
+    "torch-mlp": Comparison(
+        "a whole fit, mlp, batch 128, 5 epochs, second of a session: seconds of TorchDistributor "
+        "against ours",
+        1.3, lambda s: s.torch("mlp")[0], lambda s: s.shaped("mlp")[0], torch=True, warm_ups=1,
+    ),
+    "torch-cnn-64": Comparison(
+        "the same, cnn, batch 64, 6,000 rows, 3 epochs",
+        1.3, lambda s: s.torch("cnn-64")[0], lambda s: s.shaped("cnn-64")[0], torch=True,
+    ),
+    "torch-cnn-512": Comparison(
+        "the same, batch 512",
+        1.3, lambda s: s.torch("cnn-512")[0], lambda s: s.shaped("cnn-512")[0], torch=True,
+    ),
+    "ddp-mlp": Comparison(
+        "training, mlp, batch 128, 2 ranks: rows/s against DistributedDataParallel",
+        1.3, lambda s: s.shaped("mlp")[1], lambda s: s.torch("mlp")[1], torch=True,
+    ),
+    "ddp-cnn-64": Comparison(
+        "training, cnn, batch 64: the same",
+        1.3, lambda s: s.shaped("cnn-64")[1], lambda s: s.torch("cnn-64")[1], torch=True,
+    ),
+    "ddp-cnn-512": Comparison(
+        "training, cnn, batch 512: the same",
+        1.3, lambda s: s.shaped("cnn-512")[1], lambda s: s.torch("cnn-512")[1], torch=True,
+    ),
+    "start-first": Comparison(
+        "first fit of a session: seconds until ranks train",
+        3.0, Sides.first_start, lambda s: 1.0, at_most=True,
+    ),
+    "start": Comparison(
+        "second and later fits: seconds until ranks train",
+        1.0, lambda s: s.fit(epochs=1).timing.start, lambda s: 1.0, at_most=True, warm_ups=1,
     ),
     "predict": Comparison(
         "prediction of 600,000 rows: rows/s against predict_on_batch of 1,024 in memory, all cores",
@@ -167,8 +208,8 @@ def main(arguments: list[str]) -> int:
         if not chosen.json:
             sys.stdout.write(f"{machine(data)}\n\n{HEAD}\n")
         for name in chosen.names or COMPARISONS:
-            if COMPARISONS[name].peers and not PEERS.exists():
-                sys.stderr.write(f"{name} is left out: `make bench-peers` builds what it needs\n")
+            if lacking := COMPARISONS[name].lacks():
+                sys.stderr.write(f"{name} is left out: `{lacking}` builds what it needs\n")
                 continue
             found = measured(name, Sides(data), chosen.rounds)
             met = met and bool(found["met"])

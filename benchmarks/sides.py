@@ -24,6 +24,14 @@ BIG, SMALL = 1024, 128
 """Rows of a batch."""
 PEERS = Path(__file__).parent.parent / ".venv-peers" / "bin" / "python"
 """The environment that ``make bench-peers`` builds."""
+TORCH = Path(__file__).parent.parent / ".venv-torch" / "bin" / "python"
+"""The environment that ``make bench-torch`` builds."""
+SHAPES = {
+    "mlp": {"batch_size": SMALL, "epochs": EPOCHS},
+    "cnn-64": {"network": "cnn", "batch_size": 64, "epochs": CNN_EPOCHS},
+    "cnn-512": {"network": "cnn", "batch_size": 512, "epochs": CNN_EPOCHS},
+}
+"""What is compared with TorchDistributor; the cnn trains on a tenth of the rows."""
 
 
 class Sides:
@@ -83,23 +91,43 @@ class Sides:
         self.fit()
         return time.perf_counter() - begun
 
+    def shaped(self, shape: str) -> tuple[float, float]:
+        """Seconds of a whole call of one of ``SHAPES``, and its rows/s in training steps."""
+        options = SHAPES[shape]
+        rows = self.data.pictures.limit(6_000) if "network" in options else self.data.pictures
+        begun = time.perf_counter()
+        fit = self.fit(rows, **options)
+        return time.perf_counter() - begun, fit.timing.rows_per_second
+
+    def torch(self, shape: str) -> tuple[float, float]:
+        """The same of TorchDistributor; see ``torch_peer.py``."""
+        options = SHAPES[shape]
+        network = str(options.get("network", "mlp"))
+        count = 6_000 if network == "cnn" else 60_000
+        words = (network, options["batch_size"], options["epochs"], count)
+        seconds, rate = self._elsewhere(TORCH, "torch_peer.py", *words)
+        return seconds, rate
+
     def peers(self, what: str) -> float:
         """One figure of what needs the peers' environment; see ``peers.py``."""
-        script = Path(__file__).parent / "peers.py"
-        command = [str(PEERS), str(script), str(self.data.arrays), what]
+        return self._elsewhere(PEERS, "peers.py", what)[0]
+
+    def first_start(self) -> float:
+        """Seconds until ranks train, in the first fit of a session."""
+        _ = self.data.pictures
+        command = [sys.executable, "-m", "benchmarks.first_fit", str(self.data.home / "pictures")]
+        return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+    def _elsewhere(self, python: Path, script: str, *words: object) -> list[float]:
+        """Run a script of this folder in another environment; returns what it prints last."""
+        folder = Path(__file__).parent
+        command = [str(python), str(folder / script), str(self.data.arrays), *map(str, words)]
         environment = {k: v for k, v in os.environ.items() if k != "SPARK_HOME"}
+        environment |= {"PYSPARK_PYTHON": str(python), "PYTHONPATH": str(folder)}
         found = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
-            env={
-                **environment,
-                "PYSPARK_PYTHON": str(PEERS),
-                "PYTHONPATH": str(script.parent),
-            },
+            command, stdout=subprocess.PIPE, check=True, text=True, env=environment
         )
-        return float(found.stdout.splitlines()[-1])
+        return [*map(float, found.stdout.splitlines()[-1].split())]
 
     def predicts(self, rows: DataFrame | None = None) -> float:
         """Rows/s of reading, predicting and dropping all rows."""

@@ -36,6 +36,8 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
     kept = {f"{KEPT}{file}": content for file, content in progress.kept.files.items()}
     state = dataclasses.asdict(dataclasses.replace(progress, files={}))
     state["kept"]["files"] = {}
+    distinct = [*dict.fromkeys(progress.read)]
+    state["read"] = {"distinct": distinct, "epochs": [*map(distinct.index, progress.read)]}
     # Not at the manifest's top level, which has a key "files" of its own.
     store.publish(
         _name(attempt, progress.epoch), {**progress.files, **kept}, lambda _: {"progress": state}
@@ -111,10 +113,12 @@ def _published(files: Mapping[str, T]) -> dict[str, T]:
 
 def _described(manifest: stores.Manifest) -> plan.Progress:
     state = manifest["progress"]
+    # As JSON has it: each distinct row of the receipt once, however many epochs are alike.
+    distinct = [tuple((t, v) for t, v in ranks) for ranks in state["read"]["distinct"]]
     return plan.Progress(
         epoch=state["epoch"],
         history=tuple(plan.EpochRecord(**record) for record in state["history"]),
-        read=tuple(tuple((t, v) for t, v in ranks) for ranks in state["read"]),
+        read=tuple(distinct[index] for index in state["read"]["epochs"]),
         kept=plan.Kept(**state["kept"]),
         broken=state["broken"],
     )

@@ -101,7 +101,9 @@ class Learner:
             means |= self.meters.means("val_")
             validated = self.meters.rows()
         self.outbox.move()
-        read = zip(averaging.gathered(trained), averaging.gathered(validated), strict=True)
+        read = tuple(zip(averaging.gathered(trained), averaging.gathered(validated), strict=True))
+        if before.read and before.read[-1] == read:
+            read = before.read[-1]  # one object for all epochs, which a report then holds once
         done = self.training.world.steps
         self.outbox.send(epoch=epoch + 1, step=done, done=True, means=means)
         record = meters.record(epoch + 1, means)
@@ -109,7 +111,7 @@ class Learner:
         return plan.Progress(
             epoch=epoch + 1,
             history=(*before.history, record),
-            read=(*before.read, tuple(read)),
+            read=(*before.read, read),
             kept=self._kept(before.kept, record) if sound else before.kept,
             broken=not sound,
         )

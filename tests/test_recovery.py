@@ -1,4 +1,6 @@
+import dataclasses
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,21 @@ def test_only_the_last_is_kept(url, tmp_path):
     for epoch in (1, 2, 3):
         recovery.save(url, 0, progress(epoch))
     assert len(list(Path(tmp_path).rglob("weights.npz"))) == 1
+
+
+def test_a_thousand_ranks_over_two_hundred_epochs_make_small_reports(url, tmp_path):
+    """The rows of a rank, which no epoch changes, are told once."""
+    history = tuple(
+        plan.EpochRecord(epoch=n, losses={"loss": 1 / n}, metrics={"accuracy": 1 - 1 / n})
+        for n in range(1, 201)
+    )
+    rows = tuple((60_000 + rank % 2, 15_000) for rank in range(1000))
+    reached = dataclasses.replace(progress(200), history=history, read=(rows,) * 200)
+    recovery.save(url, 0, reached)
+    assert recovery.newest(url) == reached
+    (manifest,) = tmp_path.rglob("manifest.json")
+    assert manifest.stat().st_size < 150_000
+    report = plan.RankReport(rank=0, progress=recovery.newest(url))
+    assert len(pickle.dumps(report)) < 50_000
+    others = dataclasses.replace(reached, history=(), read=(), files={})
+    assert len(pickle.dumps(plan.RankReport(rank=999, progress=others))) < 2_000
