@@ -31,6 +31,8 @@ REMEDY = (
     "install them there, or let PYSPARK_PYTHON name a Python that has them before the session is "
     "made"
 )
+LEAST_BYTES = 2560 << 20
+"""Address space in which TensorFlow can start and train; with 2,000 MiB it aborts."""
 LINGER_S = 0.2
 """Seconds for which a task keeps its slot, so that every executor gets one."""
 WORKER_ERRORS = (
@@ -64,6 +66,8 @@ class Worker:
     """Version by package, ``unknown`` where its files do not tell, None where it is missing."""
     horovod_target: str | None
     """The TensorFlow for which Horovod was compiled."""
+    address_space: int | None = None
+    """Bytes that a worker may map, by ``spark.executor.pyspark.memory``; None without a limit."""
 
     @property
     def name(self) -> str:
@@ -134,6 +138,7 @@ def _probe(names: Iterable[str], linger: float) -> Any:
         import importlib.util
         import json
         import platform
+        import resource
         import socket
         import sys
         import time
@@ -164,9 +169,11 @@ def _probe(names: Iterable[str], linger: float) -> Any:
         except ImportError:
             packages["spark-mnist"] = None
         packages["pyspark"] = importlib.import_module("pyspark").__version__
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         time.sleep(linger)
         yield (
             socket.gethostname(), sys.executable, platform.python_version(), packages, target(),
+            None if limit == resource.RLIM_INFINITY else limit,
         )  # fmt: skip
 
     return probe
@@ -177,6 +184,12 @@ def _faults(worker: Worker, ranges: Mapping[str, Requirement]) -> Iterator[str]:
     packages = dict(worker.packages)
     tensorflow = next(filter(None, (packages.pop(n) for n in versions.TENSORFLOW_PACKAGES)), None)
     packages["tensorflow"] = tensorflow
+    if worker.address_space is not None and worker.address_space < LEAST_BYTES:
+        yield (
+            f"may use {worker.address_space >> 20:,} MiB, by spark.executor.pyspark.memory shared "
+            f"by the executor's cores, and TensorFlow needs {LEAST_BYTES >> 20:,}: give it that "
+            "for each core, or leave it out, before the session is made"
+        )
     missing = sorted(name for name, version in packages.items() if version is None)
     if missing:
         yield f"lacks {', '.join(missing)}: {REMEDY}"

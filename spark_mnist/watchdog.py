@@ -1,7 +1,8 @@
 """Whether the ranks of a fit still work, judged by what they send. On the driver; knows no Spark.
 
 A rank is lost when its connection ends without a word, when nothing is heard of it for the
-timeout, or when no rank moves: all idle for the timeout, or at work for ten times as long.
+timeout, or when no rank moves: all idle for the timeout, or at work for ten times as long. A rank
+with a GPU counts as at work, since what the GPU does, compiles or tunes costs its process nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class _Rank:
     """The connection over which it was last heard."""
     hung_up: float | None = None
     ended: bool = False
+    on_gpu: bool = False
 
 
 class Watchdog:
@@ -77,7 +79,8 @@ class Watchdog:
                 for other in self._ranks:  # until now they waited for Horovod
                     other.heard = other.moved = other.worked = now
             share = (event["cpu"] - rank.cpu) / max(now - rank.heard, 0.1) if rank.begun else 1.0
-            if event.get("busy") or share >= IDLE:
+            rank.on_gpu = rank.on_gpu or event.get("device", events.CPU) != events.CPU
+            if event.get("busy") or share >= IDLE or rank.on_gpu:
                 rank.worked = now
             if event["moves"] != rank.moves:
                 rank.moves, rank.moved = event["moves"], now

@@ -52,6 +52,17 @@ def told(python, tmp_path, root):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_too_little_memory_for_tensorflow_is_one_line(tmp_path, root, monkeypatch):
+    monkeypatch.setenv(
+        "PYSPARK_SUBMIT_ARGS", "--conf spark.executor.pyspark.memory=2g pyspark-shell"
+    )
+    (fit, predict), checks = told(sys.executable, tmp_path, root)
+    for kind, message in (fit, predict):
+        assert kind == "ClusterError"
+        assert "may use 2,048 MiB, by spark.executor.pyspark.memory" in message
+    assert {name: ok for name, ok, _ in checks}["workers"] is False
+
+
 def test_a_python_without_the_library_is_one_line(tmp_path, root):
     (fit, predict), checks = told(bare_python(tmp_path), tmp_path, root)
     assert fit[0] == predict[0] == "ClusterError"

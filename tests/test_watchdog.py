@@ -164,3 +164,13 @@ def test_a_rank_may_connect_again_after_the_driver_stood_still(clock):
     clock.now += 20
     assert clock.verdict() is None
     assert clock.verdict(watchdog.REPORTING + 1).startswith("rank 1 ")
+
+
+@pytest.mark.parametrize(("device", "expected"), [("CPU", 65.0), ("GPU 0", 605.0)])
+def test_a_rank_that_waits_for_its_gpu_counts_as_at_work(clock, device, expected):
+    """Compiling a large model keeps a GPU rank from its first step, and its process idle."""
+    for rank in range(2):
+        clock.hear(rank, device=device)
+    found, seconds = beats(clock, 700)
+    assert "no rank has taken a step" in found
+    assert seconds == expected
