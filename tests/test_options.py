@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from spark_mnist import errors, lineage, networks, options, plan, store
+from spark_mnist import errors, kinds, lineage, networks, options, plan, store
 
 
 def test_the_manuals_defaults():
@@ -68,3 +68,34 @@ def test_settings_are_not_for_what_a_saved_model_has():
         assert found == (None, None, None, 64)
     applied = options.make(options.EvaluateOptions, {}, settings)
     assert (applied.network, applied.seed, applied.batch_size) == (None, 3, 64)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("35000", [35000]),
+        (35000, [35000]),
+        ("35000-35002", [35000, 35001, 35002]),
+        ("65535", [65535]),
+        ("0", []),
+        ("65536", []),
+        ("35002-35000", []),
+        ("35000-70000", []),
+        ("35000:35002", []),
+        (True, []),
+        (None, []),
+    ],
+)
+def test_ports_are_one_or_a_range(value, expected):
+    assert list(kinds.ports(value)) == expected
+    if expected:
+        assert options.FitOptions(port=value).port == value
+    elif value is not None:
+        with pytest.raises(errors.OptionError, match="port must be a port like 35000, or a range"):
+            options.FitOptions(port=value)
+
+
+def test_a_process_has_one_rank():
+    assert options.FitOptions(launcher="in-process", num_proc=1).num_proc == 1
+    with pytest.raises(errors.OptionError, match="runs one rank, not num_proc=2: leave num_proc"):
+        options.FitOptions(launcher="in-process", num_proc=2)
