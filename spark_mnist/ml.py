@@ -170,10 +170,13 @@ class _ModelReader(MLReader[MnistClassifierModel]):
         """
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession.sparkContext)
         data = self.sparkSession.read.schema(CONTENT).parquet(f"{path}/data")
-        parts: dict[str, dict[int, bytes]] = collections.defaultdict(dict)
-        for row in data.toLocalIterator():
-            parts[row.file][row.part or 0] = bytes(row.content)
-        files = {file: b"".join(of[n] for n in sorted(of)) for file, of in parts.items()}
+        parts: dict[str, list[bytes]] = collections.defaultdict(list)
+        # Part by part: Spark holds what one job collects in the driver's heap, several times.
+        for key in data.select("file", "part").orderBy("file", "part").collect():
+            part = F.col("part").eqNullSafe(F.lit(key.part).cast("int"))
+            (row,) = data.where((F.col("file") == key.file) & part).select("content").collect()
+            parts[key.file].append(bytes(row.content))
+        files = {file: b"".join(content) for file, content in parts.items()}
         if not {stores.MANIFEST, plan.WEIGHTS} <= files.keys():
             raise errors.DamagedModel(f"{path} is no saved model: it has only {sorted(files)}")
         manifest, weights = json.loads(files[stores.MANIFEST]), files[plan.WEIGHTS]
