@@ -138,14 +138,14 @@ def _publish(
     rows: receipts.Receipt,
 ) -> int:
     """Publish what a fit learned; returns the number of the new version."""
-    found = recovery.locate(training.work)
+    checkpoint = recovery.locate(training.work)
     assert report.progress is not None
-    if found is None or found[0].kept.epoch != report.progress.kept.epoch:
+    if checkpoint is None or checkpoint[0].kept.epoch != report.progress.kept.epoch:
         raise errors.DamagedModel(
             f"the last checkpoint of the fit is not in {training.work} any more"
         )
     logger.debug("publishing")
-    files: dict[str, bytes | stores.StoredFile] = {**found[1], **report.logs}
+    files: dict[str, bytes | stores.StoredFile] = {**checkpoint[1], **report.logs}
 
     def describe(number: int) -> dict[str, Any]:
         assert begin.reads is not None

@@ -95,8 +95,8 @@ def ports(value: object) -> range:
     if not _matches(r"[1-9]\d{0,4}(-[1-9]\d{0,4})?", value):
         return range(0)
     first, _, last = str(value).partition("-")
-    found = range(int(first), int(last or first) + 1)
-    return found if found and found[-1] < 1 << 16 else range(0)
+    numbers = range(int(first), int(last or first) + 1)
+    return numbers if numbers and numbers[-1] < 1 << 16 else range(0)
 
 
 def size(value: str) -> int:

@@ -164,8 +164,9 @@ def check(reports: Sequence[plan.RankReport]) -> None:
 
 def resumed(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
     """The plan for another start of the ranks, from the last checkpoint of those before."""
-    found = recovery.locate(training.work) if training.checkpoints else None
-    return dataclasses.replace(training, resume=found and found[0], attempt=attempt)
+    checkpoint = recovery.locate(training.work) if training.checkpoints else None
+    progress = checkpoint and checkpoint[0]
+    return dataclasses.replace(training, resume=progress, attempt=attempt)
 
 
 def _attempt(
