@@ -153,24 +153,47 @@ def average_statistics(model: keras.Model) -> None:
 def moments(
     parts: Callable[[], Iterable[npt.NDArray[Any]]], scale: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each feature over the rows of all ranks.
+    """Return mean and standard deviation of each feature over the rows of all ranks.
 
     Args:
-        parts: Gives this rank's rows as stored, part by part, ``[n, W]``; called twice.
+        parts: Gives this rank's rows as stored, part by part, ``[n, W]``; called three times.
         scale: What a stored number is divided by.
 
     Returns:
-        W numbers each. A feature that never varies gets a deviation of 1.
+        W numbers each. A feature that never varies has a deviation of 0.
     """
-    # As stored until the end: sums of whole numbers are exact, so one that never varies has no
-    # deviation at all.
-    sums = [(len(part), part.sum(axis=0, dtype=np.float64)) for part in parts()]
-    count = total([sum(rows for rows, _ in sums)])[0]
-    mean = np.asarray(total(np.sum([values for _, values in sums], axis=0))) / count
-    squares = [((part - mean) ** 2).sum(axis=0) for part in parts()]
+    lows, highs, rows = [], [], 0
+    for part in parts():
+        lows.append(part.min(axis=0).astype(np.float64))
+        highs.append(part.max(axis=0).astype(np.float64))
+        rows += len(part)
+    low, high = extreme(np.min(lows, axis=0), hvd.Min), extreme(np.max(highs, axis=0), hvd.Max)
+    count = total([rows])[0]
+    # In units of a power of two, so that no sum or square overflows and nothing is rounded; and
+    # from the least value, so that small differences of large numbers are kept.
+    largest = np.maximum(np.abs(low), np.abs(high))
+    exponent = np.frexp(largest)[1]
+    start = np.ldexp(low, -exponent)
+    distance = np.ldexp(high, -exponent) - start
+    shrink = np.frexp(distance)[1]
+
+    def units(part: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        whole: npt.NDArray[np.float64] = np.ldexp(part.astype(np.float64), -exponent)
+        return np.asarray(np.ldexp(whole - start, -shrink), np.float64)
+
+    mean = np.asarray(total(np.sum([units(part).sum(axis=0) for part in parts()], axis=0))) / count
+    squares = [((units(part) - mean) ** 2).sum(axis=0) for part in parts()]
     variance = np.asarray(total(np.sum(squares, axis=0))) / count
-    mean, deviation = mean / scale, np.sqrt(variance) / scale
-    return tuple(mean.tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())
+    means = np.ldexp(start + np.ldexp(mean, shrink), exponent) / scale
+    deviations = np.ldexp(np.ldexp(np.sqrt(variance), shrink), exponent) / scale
+    sound = (high > low) & (deviations > np.finfo(np.float64).tiny)
+    return tuple(means.tolist()), tuple(np.where(sound, deviations, 0.0).tolist())
+
+
+def extreme(values: npt.NDArray[np.float64], op: Any) -> npt.NDArray[np.float64]:
+    """Return the least or largest of each value over the ranks."""
+    found: npt.NDArray[np.float64] = np.asarray(hvd.allreduce(tf.constant(values), op=op))
+    return found
 
 
 def total(values: npt.ArrayLike) -> list[float]:

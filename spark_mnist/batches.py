@@ -9,6 +9,7 @@ N = rows of the shard, W = numbers of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,17 +23,28 @@ from spark_mnist.rowgroups import Part
 VALIDATION_BATCH = 1024
 CHUNK = 8192
 """Rows that are handled together, or read ahead, where nothing else says how many."""
+ROW_OVERHEAD_BYTES = 64
+"""Memory for each row beside its features: label, weight, place in the order, and their copies
+while a new order is drawn."""
+ALIGNMENT_BYTES = 64
+"""What TensorFlow asks of the address of an array that it uses without a copy."""
 
 
 class InMemory:
-    """A shard in memory. Of what it gives, the last is to be used: all share one order of rows."""
+    """A shard in memory. Of what it gives, the last is to be used: all share one order of rows.
 
-    def __init__(self, shards: plan.Shards, rows: Part) -> None:
-        self.shards = shards
+    Args:
+        shards: Of all ranks.
+        rows: Of this rank, used without a copy.
+        dtype: Of the batches' features.
+    """
+
+    def __init__(self, shards: plan.Shards, rows: Part, dtype: str = networks.FLOAT32) -> None:
+        self.shards, self._dtype = shards, dtype
         self._graphs: dict[tuple[int, int], tf.data.Dataset] = {}
         """Those made so far, by rows of a batch and number of batches: one serves all epochs."""
         with tf.device("CPU"):  # a GPU's memory is the model's
-            self.features, self.labels = map(tf.constant, rows)
+            self.features, self.labels = map(_tensor, rows)
             self._order = tf.Variable([], dtype=tf.int64, shape=[None])
             self._weights = tf.Variable([], dtype=tf.float32, shape=[None])
 
@@ -42,8 +54,8 @@ class InMemory:
 
     @property
     def nbytes(self) -> int:
-        """Size of the features."""
-        return self.shards.encoding.row_bytes * len(self)
+        """Memory that the rows take."""
+        return _row_bytes(self.shards) * len(self)
 
     def parts(self) -> Iterator[Part]:
         """All rows in order, some at a time."""
@@ -88,7 +100,8 @@ class InMemory:
         def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             part = slice(step * size, (step + 1) * size)
             index = self._order[part]
-            features = networks.numbers(tf.gather(self.features, index), self.shards.encoding.scale)
+            rows = tf.gather(self.features, index)
+            features = networks.numbers(rows, self.shards.encoding.scale, self._dtype)
             return features, tf.gather(self.labels, index), self._weights[part]
 
         return tf.data.Dataset.range(count).map(batch).prefetch(4)
@@ -101,14 +114,17 @@ class Streamed:
         files: Of this rank.
         memory: Bytes to do with. A quarter of it, but at least a file, is shuffled together: the
             next part is read and joined while the one before is used.
+        dtype: Of the batches' features.
     """
 
-    def __init__(self, files: rowgroups.RowGroups, memory: int) -> None:
-        self.shards = files.shards
+    def __init__(
+        self, files: rowgroups.RowGroups, memory: int, dtype: str = networks.FLOAT32
+    ) -> None:
+        self.shards, self._dtype = files.shards, dtype
         self.error: Exception | None = None
         """What was raised while TensorFlow asked for rows, since it tells only its own errors."""
         self._files = files
-        self._part = memory // 4 // files.shards.encoding.row_bytes
+        self._part = memory // 4 // _row_bytes(files.shards)
 
     def __len__(self) -> int:
         return self._files.rows
@@ -154,7 +170,11 @@ class Streamed:
         signature = tuple(map(tf.TensorSpec, shapes, kinds))
         read = tf.data.Dataset.from_generator(batches, output_signature=signature)
         ahead = read.prefetch(max(1, CHUNK // size))
-        return ahead.map(lambda x, y, w: (networks.numbers(x, encoding.scale), y, w)).prefetch(4)
+
+        def converted(x: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
+            return networks.numbers(x, encoding.scale, self._dtype), y, w
+
+        return ahead.map(converted).prefetch(4)
 
 
 Shard = InMemory | Streamed
@@ -167,6 +187,7 @@ def read(
     ranks: int,
     memory: int,
     moved: Callable[[], None] = lambda: None,
+    dtype: str = networks.FLOAT32,
 ) -> Shard:
     """Find the rows of one rank, and read them where they fit.
 
@@ -174,24 +195,25 @@ def read(
         shards: Of all ranks.
         rank: Whose rows.
         ranks: How many there are.
-        memory: Bytes of features that the rank may keep.
+        memory: Bytes that the rank's rows may take.
         moved: Called after each row group that is read, as a sign of life.
+        dtype: Of the batches' features.
 
     Raises:
         errors.ShardsLost: A file is not there, or not as it was written.
         errors.RowsLost: Petastorm gave other rows than the files' footers say.
     """
     files = rowgroups.RowGroups(shards, shards.urls[rank::ranks], rank, moved)
-    if files.rows * files.shards.encoding.row_bytes > memory:
-        return Streamed(files, memory)
-    features = np.empty((files.rows, shards.encoding.width), shards.encoding.dtype)
-    labels = np.empty(files.rows, np.int32)
+    if files.rows * _row_bytes(shards) > memory:
+        return Streamed(files, memory, dtype)
+    features = _aligned((files.rows, shards.encoding.width), shards.encoding.dtype)
+    labels = _aligned((files.rows,), "int32")
     done = 0
     for some, of_some in files.parts(files.urls):
         rows = slice(done, done + len(of_some))
         features[rows], labels[rows] = some, of_some
         done = rows.stop
-    return InMemory(shards, (features, labels))
+    return InMemory(shards, (features, labels), dtype)
 
 
 def order(
@@ -216,6 +238,26 @@ def weights(rows: int, division: world.World) -> npt.NDArray[np.float32]:
     found[-division.last_batch :] = division.last_weight
     found[rows:] = 0
     return found
+
+
+def _row_bytes(shards: plan.Shards) -> int:
+    """Return the memory that a row takes."""
+    return shards.encoding.row_bytes + ROW_OVERHEAD_BYTES
+
+
+def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """Make an array that TensorFlow can use without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _tensor(array: npt.NDArray[Any]) -> tf.Tensor:
+    """Make a tensor of an array, without a copy where its address allows."""
+    if array.ctypes.data % ALIGNMENT_BYTES or not array.size:
+        return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _join(parts: list[Part]) -> Part:

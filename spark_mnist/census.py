@@ -69,6 +69,8 @@ def take(
     mode: str = options.FAILFAST,
     validation_indicator: str | None = None,
     seed: int | None = None,
+    *,
+    standardized: bool = False,
 ) -> Census:
     """Count the rows and check every one, in one pass of Spark SQL.
 
@@ -78,13 +80,15 @@ def take(
         mode: What becomes of rows that cannot be used, a value of the option of that name.
         validation_indicator: The column that says which rows validate, if there is one.
         seed: Of an order in which rows can be counted, too.
+        standardized: Whether the network standardises the features.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
         errors.BadRows: Rows cannot be used; the message counts them by reason and shows a few.
         errors.TooFewRows: There is no row to use.
     """
-    source, target = schema.features(df, reads), labels.column(df, reads)
+    source = schema.features(df, reads, standardized=standardized)
+    target = labels.column(df, reads)
     faults = [schema.fault(source), labels.fault(df, reads, target)]
     validates = None
     if validation_indicator:
@@ -92,7 +96,7 @@ def take(
         missing = F.concat(F.lit(validation_indicator), F.lit(" is null"))
         faults.append(F.when(validates.isNull(), missing))
     fault = F.coalesce(*faults)
-    key = None if seed is None else F.xxhash64(F.lit(seed), source.column, target)
+    key = None if seed is None else schema.order_key(source, seed, target)
     part = F.lit(0) if key is None else F.shiftrightunsigned(key, 64 - BUCKETS.bit_length() + 1)
     last = F.lit(False) if validates is None else validates
     bucket = part.cast("int") + last.cast("int") * BUCKETS
@@ -168,7 +172,8 @@ def _words(counts: Mapping[str, int]) -> str:
 
 def _samples(bad: DataFrame, reads: plan.Input) -> str:
     """A few of the rows that cannot be used, shortened."""
-    names = [f"`{name}`" for name in (*reads.features[:SAMPLE_COLUMNS], reads.label)]
+    columns = (*reads.features[:SAMPLE_COLUMNS], reads.label)
+    names = [schema.quoted(schema.resolve(bad, name)) for name in columns]
     short = reprlib.Repr()
     short.maxlist, short.maxdict, short.maxstring, short.maxother = 3, SAMPLE_COLUMNS + 1, 40, 60
     return ", ".join(short.repr(row.asDict()) for row in bad.select(*names).limit(3).collect())

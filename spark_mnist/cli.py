@@ -20,7 +20,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from spark_mnist import errors, grammar, interrupts, options, versions
+from spark_mnist import errors, grammar, interrupts, options, outputs, versions
 from spark_mnist._version import __version__
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 DATASETS = ("digits", "iris", "mnist")
 SHOWN_ROWS = 20
 """Rows of a prediction that are shown on stdout."""
-FORMATS = ("parquet", "csv", "json", "orc")
 EXAMPLES = """\
 examples:
   mymnist fit test_model batch_size=128 epochs=5 --input digits:train
@@ -43,6 +42,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _open_closed_streams()
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
@@ -55,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(command, arguments, stdout)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if arguments.debug:
             raise
@@ -77,9 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("words", nargs="*", metavar="WORD", help="operation, model name, then key=value")
     add("--input", metavar="DATA", help="digits|iris|mnist:train|test, or a path for Spark")
-    add("--format", choices=FORMATS, help="of the input, where its ending does not tell")
+    add("--format", choices=outputs.FORMATS, help="of the input, where its ending does not tell")
+    add(
+        "--read",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of Spark's reader, say sep=; or header=false; may be given several times",
+    )
     add("--output", metavar="PATH", help="write the result there instead of showing it")
-    add("--output-format", choices=FORMATS, help="of the output, where its ending does not tell")
+    add(
+        "--output-format",
+        choices=outputs.FORMATS,
+        help="of the output, where its ending does not tell",
+    )
     add("--overwrite", action="store_true", help="replace an output that is there")
     add("--json", action="store_true", help="one JSON object a line on stdout")
     add("--store", metavar="URL", help="the same as store=URL")
@@ -118,17 +127,32 @@ def _settings(arguments: argparse.Namespace) -> list[str]:
     return [f"{name}={value}" for name, value in flags.items() if value is not None]
 
 
+def _open_closed_streams() -> None:
+    """Open stdout and stderr where they were closed, so that no other file takes their numbers."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+
+
 @contextlib.contextmanager
 def _only_results_on_stdout() -> Iterator[TextIO]:
     """Yield stdout, and send to stderr what anyone else, the JVM included, prints on it."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
+    stdout = os.fdopen(os.dup(kept), "w", encoding="utf-8")
     try:
-        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout:
-            yield stdout
+        yield stdout
+        with contextlib.suppress(BrokenPipeError):  # who reads has read enough, as head has
+            stdout.flush()
     finally:
         sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            stdout.close()
         os.dup2(kept, 1)
         os.close(kept)
 
@@ -141,24 +165,31 @@ def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO
         with_rows = False
     if with_rows and not arguments.input:
         raise errors.CommandError("--input is missing: name digits:train, mnist:train or a path")
-    reader = _reader(arguments.input, arguments.format) if with_rows else None
-    write = _writer(arguments) if arguments.output else None
+    reader = _reader(arguments) if with_rows else None
+    if arguments.output:
+        outputs.check_format(arguments.output, arguments.output_format)
 
     from spark_mnist import verbs
 
     spark = _session(arguments)
     with interrupts.unwound():  # once more: with its session Spark has put its own handler
+        write = None
+        if arguments.output:
+            write = outputs.Writer(
+                spark, arguments.output, arguments.output_format, overwrite=arguments.overwrite
+            )
         rows = reader(spark) if reader else None
         if rows is not None and command.operation == "predict" and not (write or arguments.json):
             rows = rows.limit(SHOWN_ROWS + 1)  # one more tells that there are more
         result = verbs.run(command, rows)
-        if write:
-            write(result)
-        elif arguments.json:
-            for line in result.toJSON().toLocalIterator():
-                stdout.write(f"{line}\n")
-        else:
-            _show(result, stdout, whole=command.operation != "predict")
+        with contextlib.suppress(BrokenPipeError):  # who reads has read enough, as head has
+            if write:
+                write.write(result)
+            elif arguments.json:
+                for line in outputs.json_lines(result):
+                    stdout.write(f"{line}\n")
+            else:
+                _show(result, stdout, whole=command.operation != "predict")
         return int(doctor and result.where("NOT ok").count() > 0)
 
 
@@ -188,66 +219,35 @@ def _session(arguments: argparse.Namespace) -> SparkSession:
     return spark
 
 
-def _reader(source: str, given: str | None) -> Any:
+def _reader(arguments: argparse.Namespace) -> Any:
     """A function from a session to the input; checks the words before a session starts."""
+    source = arguments.input
     name, colon, split = source.partition(":")
     if colon and name in DATASETS:
         if split not in ("train", "test"):
             raise errors.CommandError(f"--input {source}: {name} has the splits train and test")
+        if arguments.read:
+            raise errors.CommandError(f"--read is for files, and {source} is a data set")
         from spark_mnist import datasets
 
         return lambda spark: getattr(datasets, name)(spark, split)
-    kind = _format(source, given, "--format")
-    read_options = {"header": True} if kind == "csv" else {}
-    return lambda spark: spark.read.format(kind).options(**read_options).load(source)
+    kind = outputs.format_of(source, arguments.format, "--format")
+    read_options = {"header": "true"} if kind == "csv" else {}
+    for word in arguments.read:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise errors.CommandError(f"--read {word}: write KEY=VALUE, say sep=;")
+        read_options[key] = value.replace("\\t", "\t")
 
+    def read(spark: SparkSession) -> DataFrame:
+        try:
+            return spark.read.format(kind).options(**read_options).load(source)
+        except Exception as error:  # Spark's, or the JVM's
+            raise errors.DatasetError(
+                f"--input {source} cannot be read as {kind}: {_cause(error)}"
+            ) from error
 
-def _writer(arguments: argparse.Namespace) -> Any:
-    kind = _format(arguments.output, arguments.output_format, "--output-format")
-    mode = "overwrite" if arguments.overwrite else "error"
-
-    def write(result: DataFrame) -> None:
-        table = _as_text(result) if kind == "csv" else result
-        write_options = {"header": True} if kind == "csv" else {}
-        table.write.mode(mode).format(kind).options(**write_options).save(arguments.output)
-
-    return write
-
-
-def _format(path: str, given: str | None, flag: str) -> str:
-    ending = path.rstrip("/").rpartition(".")[2].lower()
-    if given or ending in FORMATS:
-        return given or ending
-    raise errors.CommandError(
-        f"the format of {path!r} is not clear: add {flag} {'|'.join(FORMATS)}"
-    )
-
-
-def _as_text(result: DataFrame) -> DataFrame:
-    """CSV holds no arrays or maps: write them as the manual does, and as JSON."""
-    from pyspark.ml.functions import vector_to_array
-    from pyspark.ml.linalg import VectorUDT
-    from pyspark.sql import functions as F
-    from pyspark.sql import types as T
-
-    def text(field: T.StructField) -> Any:
-        name = f"`{field.name}`"
-        kind = field.dataType
-        array = isinstance(kind, T.ArrayType)
-        inner = kind.elementType if isinstance(kind, T.ArrayType) else kind
-        if isinstance(inner, T.ArrayType | T.MapType | T.StructType):
-            return F.to_json(name).alias(field.name)
-        if array:
-            return F.array_join(name, ",", "").alias(field.name)  # a null keeps its place
-        if isinstance(kind, VectorUDT):
-            return F.array_join(vector_to_array(F.col(name)), ",").alias(field.name)
-        if isinstance(kind, T.BinaryType):  # an image's bytes, as text that reads back
-            byte = f"conv(hex(substring({name}, i, 1)), 16, 10) / 255"
-            numbers = F.expr(f"transform(sequence(1, length({name})), i -> {byte})")
-            return F.array_join(numbers, ",").alias(field.name)
-        return F.col(name)
-
-    return result.select(*(text(field) for field in result.schema))
+    return read
 
 
 def _message(error: Exception) -> str:
@@ -256,7 +256,17 @@ def _message(error: Exception) -> str:
     text = str(error).strip()
     if ours := re.search(r"spark_mnist\.errors\.\w+: (.*)", text):  # raised on an executor
         return ours[1]
-    return f"{type(error).__name__}: {text.partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {_cause(error)}"
+
+
+def _cause(error: Exception) -> str:
+    """Return the words of the exception in the JVM at which an error began, or its own."""
+    exception = getattr(error, "java_exception", None)
+    text = str(error).strip()
+    while exception is not None:
+        text = exception.getMessage() or exception.getClass().getSimpleName()
+        exception = exception.getCause()
+    return text.strip().partition("\n")[0]
 
 
 def _fail(message: str, code: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pyspark import RDD, SparkConf, SparkContext, TaskContext
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_mnist import errors, events, options
@@ -20,6 +20,19 @@ SLOTS_TIMEOUT = 4.0
 RANK_WORKERS = "SPARK_MNIST_RANK_WORKERS"
 """A variable that tells the Python workers of ranks from others."""
 T = TypeVar("T")
+INSTEAD = {
+    "pandas.": "use spark.createDataFrame(...)",
+    "pyspark.pandas": "use .to_spark()",
+    "pyspark.core.rdd": "use .toDF()",
+    "pyspark.rdd": "use .toDF()",
+    "pyspark.sql.group": "aggregate it first",
+    "builtins.str": "the DataFrame comes first, then the model's name; read a path with spark.read",
+    "builtins.list": "use spark.createDataFrame(...)",
+    "builtins.dict": "use spark.createDataFrame(...)",
+    "numpy.": "use spark.createDataFrame(...)",
+    "builtins.NoneType": "read or make one first",
+}
+"""What to do with other things that hold rows, by the beginning of their type's name."""
 SECURE = ("spark.authenticate", "spark.network.crypto.enabled")
 """Settings without which others on the network may read, or send, what driver and executors do."""
 TASK_GPUS = "spark.task.resource.gpu.amount"
@@ -68,6 +81,37 @@ def check_settings(spark: SparkSession, *, secure: bool) -> None:
         raise errors.ClusterError(
             f"secure=true needs {' and '.join(f'{setting}=true' for setting in missing)}: set it "
             "where the session is made, since Spark's connections carry the keys of a fit"
+        )
+
+
+def check_input(df: object, *, streams: bool = False) -> None:
+    """Refuse what is no DataFrame that can be read now.
+
+    Args:
+        df: What the user gave.
+        streams: Whether it may be a stream's.
+
+    Raises:
+        errors.NotADataFrame: It is something else, or a stream.
+        errors.ClusterError: Its session was stopped.
+    """
+    kind = f"{type(df).__module__}.{type(df).__qualname__}"
+    if not (kind.startswith("pyspark.sql.") and hasattr(df, "sparkSession")):
+        hints = [hint for start, hint in INSTEAD.items() if kind.startswith(start)]
+        hint = hints[0] if hints else "give a Spark DataFrame"
+        raise errors.NotADataFrame(f"the input must be a Spark DataFrame, not {kind}: {hint}")
+    if kind.startswith("pyspark.sql.connect"):
+        return
+    assert isinstance(df, DataFrame)
+    context = df.sparkSession.sparkContext
+    if context._jsc is None or context._jsc.sc().isStopped():
+        raise errors.ClusterError(
+            "the DataFrame's Spark session was stopped: read the data again with a new session"
+        )
+    if df.isStreaming and not streams:
+        raise errors.NotADataFrame(
+            "the DataFrame is a stream, which has no end: train and evaluate on its parts with "
+            "writeStream.foreachBatch, as examples/learn_from_stream.py does"
         )
 
 

@@ -4,6 +4,7 @@ SparkMnistError
 ├── CommandError (ValueError)          the text of a command is not understood
 ├── OptionError (ValueError)           an option has a value that is not allowed
 ├── UnknownOption (TypeError)          there is no option of that name
+├── NotADataFrame (TypeError)          the input is no Spark DataFrame, or one of a stream
 ├── MissingColumn (KeyError)           the DataFrame lacks a column
 ├── UnreadableColumn (TypeError)       a column's type has no tensor form
 ├── ColumnTaken (ValueError)           the input has a column of a result's name
@@ -50,6 +51,10 @@ class OptionError(SparkMnistError, ValueError):
 
 class UnknownOption(SparkMnistError, TypeError):
     """There is no option of that name."""
+
+
+class NotADataFrame(SparkMnistError, TypeError):
+    """The input is no Spark DataFrame, or one of a stream, which has no end."""
 
 
 class MissingColumn(SparkMnistError, KeyError):

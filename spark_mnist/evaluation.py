@@ -52,8 +52,7 @@ def group_field(df: DataFrame, by: str, *, details: bool) -> T.StructField:
         errors.UnreadableColumn: Its values cannot be told apart by Spark and Python alike.
         errors.ColumnTaken: A column of the result has that name.
     """
-    schema.column(df, by)
-    kind = df.schema[by].dataType
+    _, kind = schema.column(df, by)
     if not isinstance(kind, T.AtomicType) or isinstance(kind, T.BinaryType):
         raise errors.UnreadableColumn(
             f"by={by}: column {by!r} is {kind.simpleString()}; use numbers, text, dates or booleans"

@@ -170,6 +170,7 @@ def _training_plan(
     validation: plan.Shards,
     work: str,
 ) -> plan.TrainingPlan:
+    assert begin.reads is not None
     return plan.TrainingPlan(
         network=begin.network,
         optimizer=begin.optimizer,
@@ -183,6 +184,7 @@ def _training_plan(
         precision=chosen.precision,
         compressed=chosen.compression == options.FP16,
         standardize=begin.standardize,
+        features=begin.reads.features,
         patience=chosen.patience,
         make=begin.make,
         heartbeat_timeout=chosen.heartbeat_timeout,

@@ -157,7 +157,7 @@ def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> d
             raise _error(text, item.column, f"{item.text!r} is no option: write name=value")
         name = item.name.text
         if name not in options.FIELDS:
-            hint = errors.did_you_mean(name, options.FIELDS)
+            hint = options.hint(name, options.FIELDS)
             raise _error(text, item.name.column, f"unknown option {name!r}{hint}")
         if name in seen:
             raise _error(text, item.name.column, f"{name} is given twice")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import numbers
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from spark_mnist import networks
 
@@ -48,6 +52,19 @@ def _is_number(value: Any) -> bool:
     return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
+def plain(value: Any) -> Any:
+    """Return the plain Python value of a number of numpy's, or of a path; others as they are."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, np.floating):
+        return float(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 POSITIVE = Kind("int >= 1", _read_int, lambda v: _is_int(v) and v >= 1)
 COUNT = Kind("int >= 0", _read_int, lambda v: _is_int(v) and v >= 0)
 SEED = Kind("int in 0..4294967295", _read_int, lambda v: _is_int(v) and 0 <= v < 2**32)
@@ -82,10 +99,12 @@ def _matches(pattern: str, value: Any) -> bool:
 
 def columns(value: Any) -> tuple[str, ...]:
     """The column names in a value of the option ``features``; none where it has none."""
-    names = value.split(",") if isinstance(value, str) else value
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(","))
+    names = value.tolist() if hasattr(value, "tolist") else value  # of numpy, or an Index of pandas
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return ()
-    return tuple(name.strip() for name in names)
+    return tuple(map(str, names))  # as they are: blanks may belong to them
 
 
 def ports(value: object) -> range:

@@ -5,6 +5,7 @@ Runs on the driver; a class is an int, whether the column has numbers, names or 
 
 from __future__ import annotations
 
+import logging
 import re
 
 from pyspark.sql import Column, DataFrame
@@ -13,8 +14,19 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors, plan, schema
 
+logger = logging.getLogger(__name__)
+
 MOST_CLASSES = 1000
 """More are taken for a mistake, say a column of numbers that count rows."""
+FEW_CLASSES = 20
+"""So many whole numbers are classes, however few rows each has."""
+ROWS_OF_A_CLASS = 20
+"""Of more whole numbers, each has so many rows on average, or they are a quantity."""
+MOST_FRACTIONS = 0.2
+"""Of more rows whose label is no whole number, the label is a quantity and not damaged."""
+LARGEST_WHOLE = 2.0**53
+"""Below it, doubles tell whole numbers apart."""
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 ONE_HOT = re.compile(r"[01. ]+(,[01. ]+)+")
 """A label as text that is no class's name."""
 
@@ -32,14 +44,15 @@ def discover(df: DataFrame, features: tuple[str, ...], label: str) -> plan.Input
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
-        errors.BadRows: There are no classes, or more than a network can tell apart.
+        errors.BadRows: There are no classes, or more than a network can tell apart, or the label
+            looks like a quantity.
         errors.TooFewRows: There is no row.
     """
     classes, names = _classes(df, label)
-    pixels = isinstance(schema.column(df, features[0])[1], T.BinaryType)
+    one, kind = schema.column(df, features[0])
+    pixels = isinstance(kind, T.BinaryType)
     width = len(features)
     if width == 1:
-        one, _ = schema.column(df, features[0])
         array = one if pixels else schema.numbers(df, features[0])
         width = 1 if array is None else _size(df, F.length(array) if pixels else F.size(array))
     return plan.Input(
@@ -57,7 +70,9 @@ def column(df: DataFrame, reads: plan.Input) -> Column:
     found, kind = schema.column(df, reads.label)
     if reads.names:
         names = F.array(*map(F.lit, reads.names))
-        place = F.call_function("array_position", names, F.trim(found.cast("string")))
+        numbered = reads.numbered and isinstance(kind, T.NumericType | T.StringType)
+        word = _whole_as_text(df, reads.label) if numbered else F.trim(found.cast("string"))
+        place = F.call_function("array_position", names, word)
         return F.when(place > 0, place).cast("int") - 1
     if isinstance(kind, T.NumericType | T.BooleanType):
         return _whole(found.cast("double"), reads.classes)
@@ -87,28 +102,85 @@ def _array(df: DataFrame, name: str) -> Column:
 
 
 def _classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
-    """The number of classes in a label column, and their names where they have any."""
+    """Return the number of classes in a label column, and their names where they have any.
+
+    Names are what text says, or whole numbers where these are not 0, 1, ... without a gap.
+    """
     found, kind = schema.column(df, name)
+    if isinstance(kind, T.BooleanType):
+        _check_any(df.where(found.isNotNull()), name)
+        return 2, ()
     if isinstance(kind, T.StringType):
         words = df.select(F.trim(found).alias("word")).where("word != ''").distinct()
-        names = sorted(row["word"] for row in words.limit(MOST_CLASSES + 1).collect())
-        if names and all(ONE_HOT.fullmatch(word) for word in names):
+        texts = sorted(row["word"] for row in words.limit(MOST_CLASSES + 1).collect())
+        if texts and all(ONE_HOT.fullmatch(word) for word in texts):
             return _bounded(_size(df, F.size(_array(df, name))), name), ()
-        if not all(word.isdecimal() for word in names):
-            return _bounded(len(names), name), tuple(names)
-        found = F.expr(f"try_cast(`{name}` AS double)")
-    elif not isinstance(kind, T.NumericType | T.BooleanType):
+        if texts and not all(NUMBER.fullmatch(word) for word in texts):
+            return _bounded(len(texts), name), tuple(texts)
+    elif not isinstance(kind, T.NumericType):
         return _bounded(_size(df, F.size(_array(df, name))), name), ()
-    largest = df.select(F.max(_whole(found.cast("double"), 2**31 - 1))).first()
-    if largest is None or largest[0] is None:
+    return _numbered_classes(df, name)
+
+
+def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
+    """Return the same of a column of numbers, or of text that has numbers alone."""
+    number = _number(df, name)
+    counts = (
+        df.where(number.isNotNull() & ~F.isnan(number))
+        .groupBy(_whole_as_text(df, name).alias("text"))
+        .agg(F.count("*").alias("rows"))
+    )
+    rows = counts.orderBy(F.desc("rows")).limit(MOST_CLASSES + 2).collect()
+    whole = sorted(int(row["text"]) for row in rows if row["text"] is not None)
+    of_whole = sum(row["rows"] for row in rows if row["text"] is not None)
+    of_parts = sum(row["rows"] for row in rows if row["text"] is None)
+    if not rows:
         raise errors.BadRows(f"no row has a class in column {name!r}")
-    return _bounded(largest[0] + 1, name), ()
+    quantity = of_parts > MOST_FRACTIONS * (of_whole + of_parts) or (
+        len(whole) > FEW_CLASSES and of_whole < ROWS_OF_A_CLASS * len(whole)
+    )
+    if quantity or not whole:
+        numbers = f"{len(whole)} whole numbers" if not of_parts else "numbers that are not whole"
+        raise errors.BadRows(
+            f"column {name!r} looks like a quantity to predict ({numbers} in "
+            f"{of_whole + of_parts} rows), and only classes can be learned: is it the label? "
+            f"Divide it into classes, or, if these are classes, name them: "
+            f"concat('class ', {name})"
+        )
+    _bounded(len(whole), name)
+    if whole == list(range(len(whole))):
+        return len(whole), ()
+    logger.info("the classes of column %r are %s", name, schema.shown([*map(str, whole)]))
+    return len(whole), tuple(map(str, whole))
+
+
+def _check_any(labelled: DataFrame, name: str) -> None:
+    if labelled.isEmpty():
+        raise errors.BadRows(f"no row has a class in column {name!r}")
+
+
+def _number(df: DataFrame, name: str) -> Column:
+    """Return a column of numbers, or of text that has numbers, as doubles."""
+    found, kind = schema.column(df, name)
+    if isinstance(kind, T.NumericType):
+        return found.cast("double")
+    return F.expr(f"try_cast(trim({schema.quoted(schema.resolve(df, name))}) AS double)")
+
+
+def _whole_as_text(df: DataFrame, name: str) -> Column:
+    """Return a whole number in its only form as text, null for anything else."""
+    found, kind = schema.column(df, name)
+    if isinstance(kind, T.IntegralType):
+        return found.cast("string")
+    number = _number(df, name)
+    whole = (number == F.floor(number)) & (F.abs(number) < LARGEST_WHOLE)
+    return F.when(whole, number.cast("bigint").cast("string"))
 
 
 def _bounded(classes: int, name: str) -> int:
     if classes > MOST_CLASSES:
         raise errors.BadRows(
-            f"column {name!r} has classes up to {classes - 1}, at most {MOST_CLASSES} can be told "
+            f"column {name!r} has {classes} classes or more, at most {MOST_CLASSES} can be told "
             "apart: is it the label?"
         )
     return classes

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spark_mnist import errors, kinds, manifests, networks, options, plan
+from spark_mnist import errors, kinds, manifests, networks, options, plan, schema
 from spark_mnist import store as stores
 
 
@@ -160,12 +160,22 @@ def _pictures(network: str, chosen: options.FitOptions) -> plan.Input | None:
         raise errors.OptionError(f"{network} reads a table: name its columns, features=a,b,c")
     if table or (network == plan.OWN and chosen.features):
         return None
-    if len(columns) > 1:
-        raise errors.OptionError(
-            f"{network} reads pictures of 784 pixels, from one column, not from {len(columns)}; "
-            f"network={networks.TABLE} reads a table"
-        )
+    if not any(schema.PATTERN in name for name in columns):
+        check_pixels(network, columns)
     return plan.Input(features=columns, label=chosen.label or "label")
+
+
+def check_pixels(network: str, columns: tuple[str, ...]) -> None:
+    """Refuse columns that are no picture's.
+
+    Raises:
+        errors.OptionError: They are neither one nor one for each pixel.
+    """
+    if len(columns) not in (1, plan.Input.width):
+        raise errors.OptionError(
+            f"{network} reads pictures of 784 pixels, from one column or from 784, not from "
+            f"{len(columns)}; network={networks.TABLE} reads a table"
+        )
 
 
 def _units(text: str) -> tuple[int, ...]:
@@ -189,6 +199,8 @@ def _check_unchanged(
         "standardize": bool(network.mean),
     }
     columns = kinds.columns(chosen.features)
+    if schema.expand(reads.features, columns) == reads.features:
+        columns = reads.features
     wanted = dataclasses.asdict(
         dataclasses.replace(
             chosen,

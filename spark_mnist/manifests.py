@@ -86,6 +86,7 @@ def _wrong_input(reads: plan.Input) -> list[str]:
         "features": _are(str, reads.features) and len(reads.features) > 0,
         "label": isinstance(reads.label, str),
         "pixels": isinstance(reads.pixels, bool),
+        "text_in_bytes": isinstance(reads.text_in_bytes, bool),
         "width": kinds.POSITIVE.allows(reads.width),
         "classes": kinds.POSITIVE.allows(reads.classes),
         "names": names,

@@ -88,14 +88,16 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
             reads = dataclasses.replace(reads, features=(self.getFeaturesCol(),))
         saved = manifests.Saved(reads, network, {plan.WEIGHTS: self._weights}, self._make)
         scores = scoring.probabilities(dataset, saved, BATCH, self.getOrDefault("mode"))
-        return _added(dataset, scores, self._outputs(dataset))
+        return _added(dataset, scores, self._outputs(dataset, reads))
 
-    def _outputs(self, dataset: DataFrame) -> dict[str, Callable[[Column], Column]]:
+    def _outputs(
+        self, dataset: DataFrame, reads: plan.Input
+    ) -> dict[str, Callable[[Column], Column]]:
         """The columns to add, each with what makes it of the probabilities."""
         columns = {
             self.getRawPredictionCol(): _raw,
             self.getProbabilityCol(): _vector,
-            self.getPredictionCol(): lambda scores: scoring.predicted(scores).cast("double"),
+            self.getPredictionCol(): lambda scores: _prediction(scores, reads),
         }
         columns.pop("", None)
         there = {name.lower() for name in dataset.columns}
@@ -199,6 +201,13 @@ def _added(
 
 def _vector(scores: Column) -> Column:
     return F.when(scores.isNotNull(), array_to_vector(scores))
+
+
+def _prediction(scores: Column, reads: plan.Input) -> Column:
+    """Return the class as Spark's evaluators compare it: the label's number where it is one."""
+    predicted = scoring.predicted(scores)
+    label = scoring.class_name(predicted, reads) if reads.numbered else predicted
+    return label.cast("double")
 
 
 def _raw(scores: Column) -> Column:

@@ -1,8 +1,9 @@
 """The networks that can be trained, and their optimizers: one registry of each.
 
 Whoever imports this module gets names and defaults; Keras is loaded when something is built. Every
-network takes float32 ``[B, inputs]`` and gives class probabilities ``[B, classes]``. Layers are
-named, so that a saved model's arrays can be told apart. A new network is one entry in ``REGISTRY``.
+network takes float32 ``[B, inputs]``, float64 where it standardises them, and gives class
+probabilities ``[B, classes]``. Layers are named, so that a saved model's arrays can be told apart.
+A new network is one entry in ``REGISTRY``.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def build(network: plan.Network, made: Any = None) -> Any:
     from spark_mnist import own
 
     # Names of a user's model are his.
-    inputs = keras.Input((network.inputs,), name=None if network.name == plan.OWN else "features")
+    name = None if network.name == plan.OWN else "features"
+    inputs = keras.Input((network.inputs,), name=name, dtype=input_dtype(network))
     x = _standardized(inputs, network)
     if network.name == plan.OWN:
         outputs = own.attach(x, network, made)
@@ -115,11 +117,19 @@ def build(network: plan.Network, made: Any = None) -> Any:
     return keras.Model(inputs, outputs, name=network.name)
 
 
-def numbers(stored: Any, scale: float) -> Any:
-    """Rows as they are stored, ``[B, inputs]``, to what a network takes."""
+def input_dtype(network: plan.Network) -> str:
+    """Return the dtype of a network's inputs.
+
+    Doubles until they are standardised: seconds since 1970 differ by 128 or not at all as floats.
+    """
+    return "float64" if network.mean else FLOAT32
+
+
+def numbers(stored: Any, scale: float, dtype: str = FLOAT32) -> Any:
+    """Convert rows as they are stored, ``[B, inputs]``, to what a network takes."""
     from keras import ops
 
-    return ops.cast(stored, "float32") / scale
+    return ops.cast(stored, dtype) / scale
 
 
 def optimizer(spec: plan.Optimizer, learning_rate: float) -> Any:
@@ -136,5 +146,9 @@ def _standardized(x: Any, network: plan.Network) -> Any:
 
     if not network.mean:
         return x
-    variance = [deviation**2 for deviation in network.deviation]
-    return layers.Normalization(mean=[*network.mean], variance=variance, name="standardized")(x)
+    # Not Keras's Normalization, which takes deviations below 1e-7 for 1e-7.
+    scale = [1 / deviation for deviation in network.deviation]
+    offset = [
+        -mean / deviation for mean, deviation in zip(network.mean, network.deviation, strict=True)
+    ]
+    return layers.Rescaling(scale, offset, dtype="float64", name="standardized")(x)

@@ -7,7 +7,7 @@ Defaults that the manual gives are the manual's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -48,7 +48,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value = kinds.plain(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
             kind: kinds.Kind = field.metadata["kind"]
             if not (kind.allows(value) or (value is None and field.default is None)):
                 raise errors.OptionError(f"{field.name} must be {kind.words}, not {value!r}")
@@ -264,7 +265,37 @@ SAVED = (
 )
 """What a saved model has: a session's settings of these are for models that are trained afresh."""
 
+SYNONYMS = {
+    "model": "network",
+    "lr": "learning_rate",
+    "num_epochs": "epochs",
+    "epoch": "epochs",
+    "batch": "batch_size",
+    **dict.fromkeys(
+        ("workers", "num_workers", "np", "ranks", "nproc", "num_processes"), "num_proc"
+    ),
+    **dict.fromkeys(("features_col", "feature_cols", "feature_columns", "columns"), "features"),
+    **dict.fromkeys(("label_col", "label_cols", "target", "labels", "y"), "label"),
+    **dict.fromkeys(
+        ("validation_split", "validation", "validation_ratio"), "train_validation_ratio"
+    ),
+    "early_stopping": "patience",
+    "random_state": "seed",
+    "resume": "continuous",
+    "path": "store",
+    "normalize": "standardize",
+}
+"""What other libraries call an option."""
+
 T = TypeVar("T", bound=Options)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for a name that is no option, or ``""``."""
+    names = [*known]
+    if (meant := SYNONYMS.get(name.lower())) in names:
+        return f"; did you mean {meant!r}?"
+    return errors.did_you_mean(name, names)
 
 
 def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> T:
@@ -282,9 +313,8 @@ def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | 
     known = [field.name for field in dataclasses.fields(kind)]
     for name in given:
         if name not in known:
-            hint = errors.did_you_mean(name, known)
             raise errors.UnknownOption(
-                f"no option {name!r}; the options are {', '.join(sorted(known))}{hint}"
+                f"no option {name!r}; the options are {', '.join(sorted(known))}{hint(name, known)}"
             )
     set_for_all = {
         name: _setting(name, text)

@@ -79,7 +79,12 @@ def describe(model: keras.Model, network: plan.Network) -> plan.Network:
     if isinstance(model, keras.Sequential) and not model.built:
         model.build((None, network.inputs))
     probe = np.random.default_rng(0).random((4, network.inputs), dtype="float32")
-    outputs = _outputs(model, probe)
+    parts = keras.tree.flatten(model(_shaped(model, probe), training=False))
+    if len(parts) != 1:
+        raise errors.ModelMismatch(
+            f"the network has {len(parts)} outputs; it must have one, a number for each class"
+        )
+    outputs = np.asarray(parts[0])
     if outputs.shape != (4, network.classes):
         raise errors.ModelMismatch(
             f"the network gives {'x'.join(map(str, outputs.shape[1:])) or 1} numbers a row, and "
@@ -135,8 +140,12 @@ def attach(
 
 def _outputs(model: keras.Model, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """What the model gives for rows ``[B, inputs]``."""
-    shape = _row_shape(model, rows.shape[1])
-    return np.asarray(model(rows.reshape(len(rows), *shape), training=False))
+    return np.asarray(model(_shaped(model, rows), training=False))
+
+
+def _shaped(model: keras.Model, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return rows ``[B, inputs]`` in the shape in which the model takes them."""
+    return rows.reshape(len(rows), *_row_shape(model, rows.shape[1]))
 
 
 def _same_outputs(
@@ -151,7 +160,7 @@ def _same_outputs(
     name alone.
     """
     again = _rebuilt(described)
-    again(rows.reshape(len(rows), *_row_shape(model, rows.shape[1])))
+    again(_shaped(model, rows))
     again.set_weights(model.get_weights())
     settle(again)
     return bool(np.allclose(_outputs(again, rows), outputs, atol=1e-6, rtol=1e-5))

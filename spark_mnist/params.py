@@ -17,7 +17,7 @@ from pyspark.ml.param.shared import (
     HasValidationIndicatorCol,
 )
 
-from spark_mnist import errors, networks, options, plan
+from spark_mnist import errors, kinds, networks, options, plan
 
 COLUMNS = {
     "features": "featuresCol",
@@ -99,7 +99,7 @@ def _converter(field: dataclasses.Field[Any]) -> Callable[[Any], Any]:
     """Let values of an option through, and nothing else."""
 
     def convert(value: Any) -> Any:
-        kind = field.metadata["kind"]
+        kind, value = field.metadata["kind"], kinds.plain(value)
         if not kind.allows(value):
             raise TypeError(f"{field.name} must be {kind.words}, not {value!r}")
         return value

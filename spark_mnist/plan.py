@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ LOGS = "logs/"
 OWN = "own"
 """The name of a network that the user made."""
 
+WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+"""A whole number as text, in its only form."""
 Maker = Callable[[], Any]
 """The user's function that makes a Keras model."""
 Rows = tuple[tuple[int, int], ...]
@@ -39,6 +42,13 @@ class Input:
     classes: int = 10
     names: tuple[str, ...] = ()
     """What the classes are called, by number; empty where the numbers are their names."""
+    text_in_bytes: bool = False
+    """Whether brightnesses that are text, each in a column of its own, lie in 0..255."""
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the classes have names that are whole numbers, say 1, 2, 3."""
+        return bool(self.names) and all(WHOLE.fullmatch(name) for name in self.names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -106,7 +116,7 @@ class Encoding:
     """How the numbers of one row lie in bytes, and what makes them the network's."""
 
     dtype: str
-    """``uint8``, or ``float32`` in little-endian order."""
+    """``uint8``, or ``float32`` or ``float64`` in little-endian order."""
     scale: float
     """What a stored number is divided by."""
     width: int
@@ -206,6 +216,8 @@ class TrainingPlan:
     """Whether gradients travel in half their precision."""
     standardize: bool = False
     """Whether to learn mean and deviation of the features before training."""
+    features: tuple[str, ...] = ()
+    """The names of the features, for messages."""
     patience: int | None = None
     """Epochs without a better loss after which training stops; None never stops it."""
     inbox: events.Address | None = None

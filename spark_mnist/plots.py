@@ -145,9 +145,11 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
     """The true and the predicted class of each row: names if there are any, else numbers."""
     if "interpreted" in predictions.columns:
         found, kind = schema.column(predictions, "interpreted")
+        truth, kind_of_truth = schema.column(predictions, label)
         if isinstance(kind, T.StringType):
-            truth, _ = schema.column(predictions, label)
             return F.trim(truth.cast("string")), found
+        if isinstance(kind_of_truth, T.IntegralType):
+            return truth, found
     prediction, _ = schema.column(predictions, "prediction")
     made = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
     first = made.select(F.size(prediction).alias("classes")).first()

@@ -7,6 +7,7 @@ as many as they can and tell of each.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import html
 import logging
@@ -31,6 +32,7 @@ from spark_mnist import (
     lineage,
     options,
     plan,
+    schema,
     shards,
     versions,
 )
@@ -186,9 +188,7 @@ class Preparation:
     def _look_at_rows(self) -> str:
         assert self._df is not None
         df, chosen = self._df, self._chosen
-        reads = self.begin.reads or labels.discover(
-            df, kinds.columns(chosen.features), chosen.label or plan.Input.label
-        )
+        reads = self._input_spec(df)
         self._begin = self.begin.reading(reads)
         counted = self._census = self._counted(df, reads)
         training = counted.training(chosen.train_validation_ratio)
@@ -203,6 +203,20 @@ class Preparation:
         left = f", {counted.given - counted.rows} left out" if counted.dropped else ""
         return f"{counted.given} rows{left}: {training} train, {self.ranks} ranks"
 
+    def _input_spec(self, df: DataFrame) -> plan.Input:
+        """Return what is read of the rows."""
+        chosen, reads = self._chosen, self.begin.reads
+        if self.begin.version and reads:
+            return reads
+        if reads is None:
+            names = schema.expand(df.columns, kinds.columns(chosen.features))
+            return labels.discover(df, names, chosen.label or plan.Input.label)
+        names = schema.expand(df.columns, reads.features)
+        if not chosen.features:
+            names = schema.pixel_columns(df, reads) or names
+        lineage.check_pixels(self.begin.network.name, names)
+        return schema.with_text(df, dataclasses.replace(reads, features=names))
+
     def _counted(self, df: DataFrame, reads: plan.Input) -> census.Census:
         """Check the rows. Where none is what a saved model reads, they are another model's."""
         try:
@@ -212,6 +226,7 @@ class Preparation:
                 self._chosen.mode,
                 validation_indicator=self._chosen.validation_indicator,
                 seed=self.begin.seed,
+                standardized=self.begin.standardize,
             )
         except errors.BadRows as error:
             if self.begin.version is None or sum(error.counts.values()) < df.count():

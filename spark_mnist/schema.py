@@ -12,8 +12,11 @@ Shape letters: B = rows of a batch, W = numbers of a row. Nothing here imports T
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import logging
+import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +32,28 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 from spark_mnist import errors, plan, versions
 
+logger = logging.getLogger(__name__)
+
 FIT_RESULT = "epoch int, losses map<string,double>, metrics map<string,double>"
+PATTERN = "*"
+"""What a name has that stands for several columns."""
+MOST_NAMES = 10
+"""Columns that a message names."""
+FILES = {
+    "PNG": "^89504E470D0A1A0A",
+    "JPEG": "^FFD8FF[CDE]",
+    "GIF": "^47494638(37|39)61",
+    "BMP": "^424D",
+    "WebP": "^52494646.{8}57454250",
+    "TIFF": "^(49492A00|4D4D002A)",
+    "NumPy": "^934E554D5059",
+}
+"""How files begin that people take for pixels, in hexadecimal digits; a BMP also has its size."""
+FILE = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff[\xc0-\xef]|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|\x93NUMPY",
+    re.DOTALL,
+)
+"""The same, but for BMP, as bytes."""
 ARRAYS = "an array of numbers, a Vector or a string of comma-separated numbers"
 
 
@@ -55,27 +79,38 @@ class Source:
         return f"{self.reads.width} {noun}"
 
 
-def features(df: DataFrame, reads: plan.Input) -> Source:
+def features(df: DataFrame, reads: plan.Input, *, standardized: bool = False) -> Source:
     """Find the features and bring them into a form that crosses to Python.
+
+    Args:
+        df: Has them.
+        reads: What is read of it.
+        standardized: Whether the network standardises them: they stay doubles until then.
 
     Raises:
         errors.MissingColumn: A column is not there.
         errors.UnreadableColumn: A column's type has no tensor form.
     """
-    floats = plan.Encoding("float32", 1.0, reads.width)
+    double = standardized and not reads.pixels
+    kind_of_number = "double" if double else "float"
+    floats = plan.Encoding("float64" if double else "float32", 1.0, reads.width)
+    in_bytes = plan.Encoding("uint8", 255.0, reads.width)
     if len(reads.features) > 1:
-        return Source(F.array(*(_number(df, name) for name in reads.features)), floats, reads)
+        if reads.pixels and _in_bytes(df, reads):
+            pixels = (_number(df, name, "int") for name in reads.features)
+            return Source(F.array(*pixels), in_bytes, reads)
+        values = (_number(df, name, kind_of_number) for name in reads.features)
+        return Source(F.array(*values), floats, reads)
     (name,) = reads.features
     found, kind = column(df, name)
-    in_bytes = plan.Encoding("uint8", 255.0, reads.width)
     if isinstance(kind, T.BinaryType) and reads.pixels:
         return Source(found, in_bytes, reads, binary=True)
     integers = isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.IntegralType)
     if integers and reads.pixels:
         return Source(found, in_bytes, reads)
-    array = numbers(df, name)
+    array = numbers(df, name, kind_of_number)
     if array is None and not reads.pixels and isinstance(kind, T.NumericType):
-        array = F.array(_number(df, name))
+        array = F.array(_number(df, name, kind_of_number))
     if array is None:
         allowed = f"binary, {ARRAYS}" if reads.pixels else f"a number, {ARRAYS}"
         raise errors.UnreadableColumn(
@@ -84,19 +119,70 @@ def features(df: DataFrame, reads: plan.Input) -> Source:
     return Source(array, floats, reads)
 
 
+def expand(columns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Put the columns that a pattern like ``pixel*`` matches in its place, in their order.
+
+    Raises:
+        errors.MissingColumn: It matches none.
+    """
+    expanded: list[str] = []
+    for name in names:
+        if PATTERN not in name or name in columns:
+            expanded.append(name)
+            continue
+        matched = [other for other in columns if fnmatch.fnmatchcase(other, name)]
+        if not matched:
+            raise errors.MissingColumn(f"no column matches {name!r} among {shown(columns)}")
+        expanded += matched
+    return tuple(expanded)
+
+
+def pixel_columns(df: DataFrame, reads: plan.Input) -> tuple[str, ...]:
+    """Return the columns of pixels of a table that has nothing else but labels, or ()."""
+    image, label = reads.features[0].lower(), reads.label.lower()
+    names = tuple(name for name in df.columns if name.strip().lower() != label)
+    if image in map(str.lower, df.columns) or len(names) != reads.width:
+        return ()
+    logger.info("%s to %s are the pixels", names[0], names[-1])
+    return names
+
+
+def with_text(df: DataFrame, reads: plan.Input) -> plan.Input:
+    """Note how pixels that are text, each in a column of its own, are to be understood."""
+    if len(reads.features) == 1:
+        return reads
+    types = [column(df, name)[1] for name in reads.features]
+    in_bytes = all(isinstance(kind, T.IntegralType) for kind in types)
+    if any(isinstance(kind, T.StringType) for kind in types):
+        values = F.array(*(_number(df, name, "double") for name in reads.features))
+        largest = df.select(F.max(F.array_max(values))).first()
+        in_bytes = largest is not None and largest[0] is not None and largest[0] > 1
+    return dataclasses.replace(reads, text_in_bytes=in_bytes)
+
+
 def fault(source: Source) -> Column:
     """Say in words why a row's features cannot be used, or null when they can."""
     array, names = source.column, source.reads.features
+    outside = F.lit(False)
+    if not source.binary and source.top is not None:
+        outside = (F.array_min(array) < 0) | (F.array_max(array) > source.top)
     if len(names) > 1:  # the columns are an array that is never null, of the right size
         wrong = F.array_position(F.transform(array, _not_finite), True)
         which = F.get(F.array(*map(F.lit, names)), (wrong - 1).cast("int"))
-        return F.when(wrong > 0, F.concat(which, F.lit(" is missing or no finite number")))
+        missing = F.when(wrong > 0, F.concat(which, F.lit(" is missing or no finite number")))
+        if source.top is None:
+            return missing
+        pixel = F.lit(f"{names[0]} ... {names[-1]} have a pixel outside 0..{source.top:.0f}")
+        return F.coalesce(missing, F.when(outside, pixel))
     (name,) = names
     noun = "pixel" if source.reads.pixels else "number"
     size = F.length(array) if source.binary else F.size(array)
     sizes = F.concat(F.lit(f"{name} has "), size, F.lit(f" {noun}s, not {source.reads.width}"))
     rules = [(array.isNull(), F.lit(f"{name} is null")), (size != source.reads.width, sizes)]
-    if not source.binary:
+    if source.binary:
+        files = [(test, f"{name} is a {what} file, not pixels") for what, test in _files(array)]
+        rules = [rules[0], *((test, F.lit(words)) for test, words in files), *rules[1:]]
+    else:
         no_number = F.exists(array, lambda p: p.isNull() | F.isnan(p))
         infinite = F.exists(array, _infinite)
         rules += [
@@ -104,7 +190,6 @@ def fault(source: Source) -> Column:
             (infinite, F.lit(f"{name} has a {noun} that is infinite")),
         ]
     if not source.binary and source.top is not None:
-        outside = (F.array_min(array) < 0) | (F.array_max(array) > source.top)
         rules.append((outside, F.lit(f"{name} has a pixel outside 0..{source.top:.0f}")))
     return F.coalesce(*(F.when(condition, words) for condition, words in rules))
 
@@ -112,6 +197,34 @@ def fault(source: Source) -> Column:
 def usable(source: Source) -> Source:
     """The same features, null in rows where they cannot be used."""
     return dataclasses.replace(source, column=F.when(fault(source).isNull(), source.column))
+
+
+def order_key(source: Source, seed: int, label: Column) -> Column:
+    """Return a hash of a row and a seed that is alike for all forms in which the row may come.
+
+    Of pictures it is that of their bytes, also where integers hold these, or floats that are their
+    255th parts; of other numbers that of floats, also where doubles are learned from.
+    """
+
+    def key(content: Column) -> Column:
+        return F.xxhash64(F.lit(seed), content, label)
+
+    numbers = source.column
+    if source.binary:
+        return key(numbers)
+    if not source.reads.pixels:
+        return key(numbers.cast("array<float>"))
+    if source.encoding.dtype == "uint8":
+        return key(_bytes(numbers))
+    by_255 = F.transform(numbers, lambda number: F.round(number.cast("double") * 255))
+    whole = F.zip_with(numbers, by_255, lambda one, other: one == (other / 255).cast("float"))
+    return F.when(F.forall(whole, lambda same: same), key(_bytes(by_255))).otherwise(key(numbers))
+
+
+def _bytes(numbers: Column) -> Column:
+    """Return an array of whole numbers in 0..255 as binary."""
+    characters = F.transform(numbers, lambda number: F.char(number.cast("int")))
+    return F.encode(F.array_join(characters, ""), "ISO-8859-1")
 
 
 def pack(source: Source) -> Column:
@@ -142,6 +255,8 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
     def read(rows: pd.Series) -> npt.NDArray[np.generic]:
         if any(row is None or len(row) != encoding.width for row in rows):
             raise errors.BadRows(f"a row to predict has no {name} of {words}")
+        if binary and any(FILE.match(row) for row in rows):
+            raise errors.BadRows(f"a row to predict has a file in {name}, not pixels: decode it")
         if binary or rows.empty:  # every byte is a pixel
             return unpack(rows, encoding)
         numbers: npt.NDArray[Any] = np.concatenate(rows.to_numpy()).reshape(-1, encoding.width)
@@ -170,44 +285,128 @@ def by_batch(function: Callable[..., Any], returns: str) -> Callable[[Column], C
     return made
 
 
-def column(df: DataFrame, name: str) -> tuple[Column, T.DataType]:
-    """A column and its type.
+def resolve(df: DataFrame, name: str) -> str:
+    """Return the column that a name means: its own, or the only one that Spark would find.
+
+    Case counts where ``spark.sql.caseSensitive`` is true; blanks around a name, as headers of
+    CSV files have them, count where that tells two columns apart.
 
     Raises:
         errors.MissingColumn: There is none of that name.
+        errors.UnreadableColumn: There are several.
     """
-    if name not in df.columns:
-        hint = errors.did_you_mean(name, df.columns)
-        raise errors.MissingColumn(f"no column {name!r} among {df.columns}{hint}")
-    return df[f"`{name}`"], df.schema[name].dataType
+    columns = df.columns
+    alike = [other for other in columns if other.lower().strip() == name.lower().strip()]
+    if alike == [name]:
+        return name
+    if str(df.sparkSession.conf.get("spark.sql.caseSensitive")).lower() == "true":
+        spellings: tuple[Callable[[str], str], ...] = (str, str.strip)
+    else:
+        spellings = (str.lower, lambda text: text.lower().strip())
+    for spelling in spellings:
+        found = [other for other in alike if spelling(other) == spelling(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise errors.UnreadableColumn(
+                f"the DataFrame has {len(found)} columns called {name!r} ({', '.join(found)}): "
+                "rename all but one"
+            )
+    raise errors.MissingColumn(_no_column(df, name))
 
 
-def numbers(df: DataFrame, name: str) -> Column | None:
-    """A column as ``array<float>`` if it holds several numbers a row, else None.
+def _no_column(df: DataFrame, name: str) -> str:
+    """Say that a column is not there, and what may be the reason."""
+    names = df.columns
+    if not names:
+        return f"no column {name!r}: the DataFrame has no columns at all; is the file empty?"
+    message = f"no column {name!r} among {shown(names)}{errors.did_you_mean(name, names)}"
+    if names == ["_corrupt_record"]:
+        return f"{message}; the JSON has not one object a line: read it with multiLine=true"
+    if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)):
+        return f"{message}; the file is separated by {mark!r}: read it with sep={mark!r}"
+    values = [other for other in names if re.fullmatch(r"[-+]?\d+(\.\d+)*(_\d+)?", other)]
+    if len(values) > len(names) / 2:
+        return f"{message}; these look like values: without a header, read it with header=false"
+    if all(re.fullmatch(r"_c\d+", other) for other in names):
+        return f"{message}; if the file has a header, read it with header=true"
+    if name == plan.Input.features[0]:
+        return f"{message}; name the columns to learn from with features="
+    return message
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return the first of many names, and how many there are."""
+    if len(names) <= MOST_NAMES:
+        return str(list(names))
+    return f"{str(list(names[:MOST_NAMES])).removesuffix(']')}, ...], {len(names)} in all"
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as SQL writes it."""
+    return f"`{name.replace('`', '``')}`"
+
+
+def column(df: DataFrame, name: str) -> tuple[Column, T.DataType]:
+    """Return a column and its type.
+
+    Raises:
+        errors.MissingColumn: There is none of that name.
+        errors.UnreadableColumn: There are several.
+    """
+    found = resolve(df, name)
+    return df[quoted(found)], df.schema[df.columns.index(found)].dataType
+
+
+def numbers(df: DataFrame, name: str, kind_of_number: str = "float") -> Column | None:
+    """Return a column as an array of floats, or doubles, if it holds several numbers a row.
 
     A word of a string that is no number becomes null, as does a Vector that is null.
+
+    Returns:
+        None where it holds no numbers, or one.
     """
     found, kind = column(df, name)
     if isinstance(kind, VectorUDT):  # Spark's own function fails on a null
-        return F.when(found.isNotNull(), vector_to_array(found, "float32"))
+        dtype = "float64" if kind_of_number == "double" else "float32"
+        return F.when(found.isNotNull(), vector_to_array(found, dtype))
     if isinstance(kind, T.StringType):
-        words = f"split(`{name}`, ',')"
-        return F.expr(f"transform({words}, word -> try_cast(trim(word) AS float))")
+        words = f"split({quoted(resolve(df, name))}, ',')"
+        return F.expr(f"transform({words}, word -> try_cast(trim(word) AS {kind_of_number}))")
     if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
-        return found.cast("array<float>")
+        return found.cast(f"array<{kind_of_number}>")
     return None
 
 
-def _number(df: DataFrame, name: str) -> Column:
-    """A column of one number a row, as a float; null where text is no number."""
+def _in_bytes(df: DataFrame, reads: plan.Input) -> bool:
+    """Whether pixels, each a column, are whole numbers up to 255."""
+    kinds = [column(df, name)[1] for name in reads.features]
+    if any(isinstance(kind, T.StringType) for kind in kinds):
+        return reads.text_in_bytes
+    return all(isinstance(kind, T.IntegralType) for kind in kinds)
+
+
+def _number(df: DataFrame, name: str, kind_of_number: str) -> Column:
+    """Return a column of one number a row, null where text is no number."""
     found, kind = column(df, name)
     if isinstance(kind, T.StringType):
-        return F.expr(f"try_cast(trim(`{name}`) AS float)")
+        return F.expr(f"try_cast(trim({quoted(resolve(df, name))}) AS {kind_of_number})")
     if isinstance(kind, T.NumericType | T.BooleanType):
-        return found.cast("float")
+        return found.cast(kind_of_number)
     raise errors.UnreadableColumn(
         f"column {name!r} is {kind.simpleString()}; of several features each must be a number"
     )
+
+
+def _files(content: Column) -> list[tuple[str, Column]]:
+    """Return tests by which files of pictures are told from raw pixels, by their kind."""
+    start = F.hex(F.substring(content, 1, 12))
+    size = F.conv(F.concat(*(F.substring(start, place, 2) for place in (11, 9, 7, 5))), 16, 10)
+    own_size = size.cast("bigint") == F.length(content)
+    return [
+        (what, start.rlike(pattern) & (own_size if what == "BMP" else F.lit(True)))
+        for what, pattern in FILES.items()
+    ]
 
 
 def _not_finite(number: Column) -> Column:

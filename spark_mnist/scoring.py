@@ -67,7 +67,7 @@ def _scored(
     make: Callable[[npt.NDArray[np.float32]], Any],
 ) -> Column:
     """What ``make`` makes of the class probabilities ``[B, C]``, for each row."""
-    source = schema.features(df, saved.reads)
+    source = schema.features(df, saved.reads, standardized=bool(saved.network.mean))
     read, encoding = schema.reader(source), source.encoding
     dropping = mode == options.DROPMALFORMED
     if dropping:
@@ -126,9 +126,20 @@ def predictions(df: DataFrame, found: Column, reads: plan.Input, *, interpret: b
     label = F.col(CLASS)
     numbers = F.array(*((label == number).cast("int") for number in range(reads.classes)))
     one_hot = F.when(label.isNotNull(), numbers)
-    name = F.get(F.array(*map(F.lit, reads.names)), label) if reads.names else label
+    name = class_name(label, reads)
     added = [one_hot.alias("prediction"), name.alias("interpreted")]
     return df.select("*", found.alias(CLASS)).select("*", *added[: 1 + interpret]).drop(CLASS)
+
+
+def class_name(label: Column, reads: plan.Input) -> Column:
+    """Return the class as people read it: a number, or its name where classes have names."""
+    if not reads.names:
+        return label
+    name = F.get(F.array(*map(F.lit, reads.names)), label)
+    if not reads.numbered:
+        return name
+    small = all(-(2**31) <= int(number) < 2**31 for number in reads.names)
+    return name.cast("int" if small else "bigint")
 
 
 def cross_entropy(scores: Column, label: Column) -> Column:
@@ -151,7 +162,7 @@ def evaluations(
     Returns:
         The counts of each share and group by label and predicted class.
     """
-    group = F.lit(None) if by is None else F.col(f"`{by}`")
+    group = F.lit(None) if by is None else schema.column(df, by)[0]
     scored = df.select(scores.alias("scores"), label.alias("label"), group.alias("group")).select(
         "group",
         "label",
@@ -221,7 +232,8 @@ def _model(scorer: _Scorer) -> Model:
     encoding = scorer.encoding
 
     def call(stored: tf.Tensor) -> tf.Tensor:
-        return model(networks.numbers(stored, encoding.scale), training=False)
+        dtype = networks.input_dtype(scorer.network)
+        return model(networks.numbers(stored, encoding.scale, dtype), training=False)
 
     signature = [tf.TensorSpec((None, encoding.width), encoding.dtype)]
     compiled = tf.function(call, input_signature=signature)

@@ -153,7 +153,9 @@ def _ordered(counted: census.Census) -> DataFrame:
     tasks = min(census.BUCKETS, max(slots, math.ceil(size / SORT_BYTES)))
     sizes = (counted.buckets.get(bucket, 0) for bucket in range(2 * census.BUCKETS))
     starts = _numbers([0, *itertools.accumulate(sizes)])
-    within = Window.partitionBy("bucket").orderBy("key", "features", "label")
+    # Rows may share a key that are no equals: doubles that are the same as floats.
+    order = ("key", F.xxhash64("features"), "features", "label")
+    within = Window.partitionBy("bucket").orderBy(*order)
     return (
         counted.usable.select(
             schema.pack(counted.source).alias("features"),

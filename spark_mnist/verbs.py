@@ -72,6 +72,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
         errors.SparkMnistError: One of its leaves, before any rank starts where the fault is in the
             options, the rows, the store or the cluster.
     """
+    cluster.check_input(df)
     chosen = options.make(options.FitOptions, given, cluster.settings(df.sparkSession))
     name = stores.checked_name(model_name)
     tracked = tracking.wanted(chosen.mlflow)
@@ -103,6 +104,8 @@ def preflight(
     Raises:
         errors.OptionError, errors.UnknownOption: The options are not understood.
     """
+    if df is not None:
+        cluster.check_input(df)
     spark = _session(df)
     chosen = options.make(options.FitOptions, given, cluster.settings(spark))
     return preparation.preflight(spark, df, model_name, chosen)
@@ -127,6 +130,7 @@ def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
         errors.SparkMnistError: One of its leaves. A row without features in their range makes
             Spark raise when it is read, with the words of ``errors.BadRows``.
     """
+    cluster.check_input(df, streams=True)
     versions.check()
     chosen = options.make(options.PredictOptions, given, cluster.settings(df.sparkSession))
     added = ["prediction", "interpreted"] if chosen.interpret else ["prediction"]
@@ -158,6 +162,7 @@ def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
     Raises:
         errors.SparkMnistError: One of its leaves.
     """
+    cluster.check_input(df)
     versions.check()
     chosen = options.make(options.EvaluateOptions, given, cluster.settings(df.sparkSession))
     group = evaluation.group_field(df, chosen.by, details=chosen.details) if chosen.by else None

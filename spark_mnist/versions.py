@@ -23,6 +23,9 @@ TENSORFLOW_EXTRAS = ("cpu", "gpu")
 """The extras that bring TensorFlow, by one package or another; a driver may do without."""
 TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu")
 
+NUMPY_2_PYARROW = Version("26")
+"""The first pyarrow that does not work with numpy 1."""
+
 NEW_PANDAS = "PySpark does not yet fully support pandas"
 """How PySpark 4.3 warns of pandas 3 at each use; what is used of it here works."""
 
@@ -47,6 +50,8 @@ def check() -> None:
     faults = [*_faults(requirements)]
     for extra in TENSORFLOW_EXTRAS:
         faults += _faults(_requirements(extra), may_be_missing=True)
+    if not faults:
+        faults = [*_numpy_faults(installed("pyarrow"), installed("numpy"))]
     if not faults:
         faults = [*horovod_faults(tensorflow_version(), built_for())]
     if faults:
@@ -99,6 +104,15 @@ def horovod_target(text: str) -> str | None:
     """Return the TensorFlow that Horovod's ``metadata.json`` names, if any."""
     found: dict[str, str] = json.loads(text)
     return found.get("tensorflow")
+
+
+def _numpy_faults(pyarrow: str | None, numpy: str | None) -> Iterator[str]:
+    """Say what is wrong where pyarrow cannot be imported, which its metadata does not tell."""
+    if pyarrow and numpy and Version(pyarrow) >= NUMPY_2_PYARROW and Version(numpy).major < 2:
+        yield (
+            f"pyarrow {pyarrow} needs numpy>=2 and {numpy} is installed, as TensorFlow up to 2.17 "
+            f"needs it: install pyarrow<{NUMPY_2_PYARROW}"
+        )
 
 
 def horovod_faults(tensorflow: str | None, target: str | None) -> Iterator[str]:

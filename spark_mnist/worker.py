@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import resource
 import time
@@ -34,6 +35,8 @@ from spark_mnist import (
     steps,
     tensorboard,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -266,11 +269,24 @@ def _made_again(training: plan.TrainingPlan, made: keras.Model | None) -> keras.
     return again
 
 
+def _warn_of_constants(training: plan.TrainingPlan, deviation: Sequence[float]) -> None:
+    """Name the features that have the same value in all training rows."""
+    names = training.features if len(training.features) == len(deviation) else ()
+    constant = [number for number, value in enumerate(deviation) if value == 0]
+    if constant and names and hvd.rank() == 0:  # of pictures, corners are black
+        shown = ", ".join(names[number] for number in constant[:10])
+        more = ", ..." if len(constant) > 10 else ""
+        logger.warning(
+            "%s%s: the same value in all training rows, nothing can be learned of it", shown, more
+        )
+
+
 def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
     """Read the shard, build, compile, restore and broadcast: all ranks start with one model."""
     rank, ranks = hvd.rank(), hvd.size()
     with outbox.busy():
-        given = {"rank": rank, "ranks": ranks, "moved": outbox.move}
+        dtype = "float64" if training.standardize else networks.FLOAT32
+        given = {"rank": rank, "ranks": ranks, "moved": outbox.move, "dtype": dtype}
         rows = batches.read(training.train, memory=training.cache, **given)
         held_out = batches.read(training.validation, memory=_left(training.cache, rows), **given)
     keras.utils.set_random_seed(training.seed)
@@ -282,6 +298,8 @@ def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
             mean, deviation = averaging.moments(
                 lambda: (part for part, _ in rows.parts()), training.train.encoding.scale
             )
+            _warn_of_constants(training, deviation)
+        deviation = tuple(value or 1.0 for value in deviation)
         network = dataclasses.replace(network, mean=mean, deviation=deviation)
     with outbox.busy(), _precision(training.precision):
         model = networks.build(network, _made_again(training, made))

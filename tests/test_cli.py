@@ -13,7 +13,7 @@ import pytest
 from pyspark.ml.linalg import Vectors
 
 import spark_mnist
-from spark_mnist import cli, datasets, errors, grammar, options
+from spark_mnist import cli, datasets, errors, grammar, options, outputs
 from tests.conftest import REPOSITORY
 
 MYMNIST = str(Path(sys.executable).parent / "mymnist")
@@ -54,8 +54,8 @@ def test_predict_writes_any_format(home, spark):
     assert table.columns == ["image", "label", "prediction", "interpreted"]
     assert table.count() == datasets.digits(spark, "test").count()
     again = run(*words, "--output", "out.parquet", cwd=home)
-    assert again.returncode == 1
-    assert "already exists" in again.stderr
+    assert again.returncode == 2
+    assert "out.parquet is there already: add --overwrite" in again.stderr
 
 
 def test_images_in_csv_read_back_as_the_same_pictures(home, spark):
@@ -116,29 +116,98 @@ def test_a_csv_of_the_manuals_table_through_spark_submit(home, spark):
         assert len(row["image"].split(",")) == 784
 
 
-def test_a_table_from_csv_with_a_header_and_what_becomes_of_its_model(tmp_path, spark):
-    iris = datasets.iris(spark).drop("label")
-    iris.coalesce(1).write.csv(str(tmp_path / "iris.csv"), header=True)
+@pytest.fixture
+def here(tmp_path, spark, capfd, monkeypatch):
+    """Run a command in this process and a new directory, on the session of the tests."""
+    monkeypatch.setattr(cli, "_session", lambda _: spark)
+    monkeypatch.chdir(tmp_path)  # the JVM's directory stays
+    store = f"store={tmp_path / 'models'}"
+
+    def run_here(*words, code=0):
+        named = words if words[0] == "models" else words[:2]
+        stored = [*named, store, *words[len(named) :]]
+        capfd.readouterr()
+        assert cli.main(stored) == code, capfd.readouterr().err
+        out, err = capfd.readouterr()
+        return out if code == 0 else err
+
+    return run_here
+
+
+def test_a_table_from_csv_with_a_header_and_what_becomes_of_its_model(here, tmp_path, spark):
+    flowers, figures = str(tmp_path / "iris.csv"), str(tmp_path / "figures.csv")
+    datasets.iris(spark).drop("label").coalesce(1).write.csv(flowers, header=True)
     words = ("features=petal_length,petal_width", "label=species", "epochs=20", "batch_size=8")
-    fit = run(
+    fit = here(
         "fit", "flowers", *words, "num_proc=1", "learning_rate=0.01", "--json",
-        "--input", "iris.csv", "--quiet", cwd=tmp_path,
+        "--input", flowers, "--quiet",
     )  # fmt: skip
-    assert fit.returncode == 0, fit.stderr
-    assert json.loads(fit.stdout.splitlines()[-1])["metrics"]["val_accuracy"] > 0.8
-    predict = ("predict", "flowers", "interpret=true", "--input", "iris.csv", "--json")
-    rows = [json.loads(line) for line in run(*predict, cwd=tmp_path).stdout.splitlines()]
+    assert json.loads(fit.splitlines()[-1])["metrics"]["val_accuracy"] > 0.8
+    predicted = here("predict", "flowers", "interpret=true", "--input", flowers, "--json")
+    rows = [json.loads(line) for line in predicted.splitlines()]
     assert len(rows) == 150
     assert np.mean([row["species"] == row["interpreted"] for row in rows]) > 0.9
-    evaluate = ("eval", "flowers", "rate=1", "details=true", "--input", "iris.csv", "--output")
-    assert run(*evaluate, "figures.csv", cwd=tmp_path).returncode == 0
-    (figures,) = spark.read.csv(str(tmp_path / "figures.csv"), header=True).collect()
-    assert figures["num_examples"] == "150"
-    assert json.loads(figures["classes"])[2]["class"] == "virginica"
-    back = run("rollback", "flowers", "version=1", "--json", cwd=tmp_path)
-    assert (back.returncode, back.stdout) == (0, '{"version":2}\n'), back.stderr
-    listed = run("models", "--json", cwd=tmp_path)
-    assert [json.loads(line)["version"] for line in listed.stdout.splitlines()] == [2]
+    here("eval", "flowers", "rate=1", "details=true", "--input", flowers, "--output", figures)
+    (row,) = spark.read.csv(figures, header=True).collect()
+    assert row["num_examples"] == "150"
+    assert json.loads(row["classes"])[2]["class"] == "virginica"
+    again = ("eval", "flowers", "--input", flowers, "--output", figures)
+    assert "figures.csv is there already: add --overwrite" in here(*again, code=2)
+    here(*again, "--overwrite")
+    assert spark.read.csv(figures, header=True).columns == ["no", "losses", "metrics"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.csv", "iris.csv", "models"]
+    assert here("rollback", "flowers", "version=1", "--json") == '{"version":2}\n'
+    assert [json.loads(line)["version"] for line in here("models", "--json").splitlines()] == [2]
+
+
+def test_files_of_other_habits(here, tmp_path, spark):
+    """A separator, a header with blanks, no header, JSON that is one array, no Parquet."""
+    rows = [(2.0, 1.0, "a"), (3.0, 2.0, "b")] * 20
+    lines = [";".join(map(str, row)) for row in rows]
+    (tmp_path / "rows.csv").write_text("\n".join(["width; height; kind", *lines]))
+    table = str(tmp_path / "rows.csv")
+    fit = ("fit", "m", "features=width,height", "label=kind", "epochs=1", "num_proc=1", "--quiet")
+    assert "separated by ';': read it with sep=';'" in here(*fit, "--input", table, code=1)
+    here(*fit, "--input", table, "--read", "sep=;")
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    without = here(*fit, "--input", table, "--read", "sep=;", code=1)
+    assert "these look like values" in without
+    assert len(without.splitlines()[-1]) < 300
+    named = ("fit", "m", "features=_c0,_c1", "label=_c2", "epochs=1", "num_proc=1", "--quiet")
+    here(*named, "--input", table, "--read", "sep=;", "--read", "header=false")
+    array = json.dumps([{"width": 1, "kind": "a"}], indent=1)
+    (tmp_path / "rows.json").write_text(array)
+    assert "multiLine=true" in here(*fit, "--input", str(tmp_path / "rows.json"), code=1)
+    (tmp_path / "rows.parquet").write_text("no parquet")
+    refused = here(*fit, "--input", str(tmp_path / "rows.parquet"), code=1)
+    assert "rows.parquet cannot be read as parquet: " in refused
+    assert "Py4J" not in refused
+    (tmp_path / "empty.csv").write_text("")
+    assert "is the file empty?" in here(*fit, "--input", str(tmp_path / "empty.csv"), code=1)
+    assert "--read sep: write KEY=VALUE" in here(*fit, "--input", table, "--read", "sep", code=2)
+
+
+def test_outputs_are_looked_at_before_work_starts(here, tmp_path):
+    there = tmp_path / "there.parquet"
+    there.mkdir()
+    fit = ("fit", "m", "epochs=1", "--input", "digits:train", "--output")
+    assert "is there already" in here(*fit, str(there), code=2)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in here(*fit, str(tmp_path / "file" / "out.json"), code=1)
+    assert not (tmp_path / "models").exists()
+
+
+def test_json_has_null_fields(spark):
+    (line,) = outputs.json_lines(spark.createDataFrame([(None, 1)], "note string, `a.b` int"))
+    assert json.loads(line) == {"note": None, "a.b": 1}
+
+
+@pytest.mark.parametrize("close", ["| true", ">&-", "2>&-"])
+def test_a_reader_that_has_read_enough_is_no_failure(home, close):
+    command = f"set -o pipefail; {MYMNIST} models --json --store models {close}"
+    done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -252,7 +321,7 @@ def test_what_csv_cannot_hold_becomes_text(spark):
         "vector", "array(0.25D, null) AS array", "named_struct('a', 1) AS struct",
         "map('k', 2.0D) AS map", "array(map('k', 1)) AS maps",
     )  # fmt: skip
-    (found,) = cli._as_text(frame).collect()
+    (found,) = outputs.as_text(frame).collect()
     assert found.asDict() == {
         "array": "0.25,", "struct": '{"a":1}', "map": '{"k":2.0}', "maps": '[{"k":1}]', "vector": "0.0,0.5",
     }  # fmt: skip

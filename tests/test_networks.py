@@ -81,9 +81,28 @@ def test_a_cnn_with_dropout_continues_as_if_it_had_never_stopped(digits, tmp_pat
             spark_mnist.fit(few, "parts", continuous=True, **{**rest, **change})
 
 
-def test_bytes_that_never_vary_have_no_deviation(monkeypatch):
-    monkeypatch.setattr(averaging, "total", list)  # one rank
+@pytest.fixture
+def one_rank(monkeypatch):
+    monkeypatch.setattr(averaging, "total", list)
+    monkeypatch.setattr(averaging, "extreme", lambda values, op: values)
+
+
+def test_bytes_that_never_vary_have_no_deviation(one_rank):
     parts = [np.array([[7, 0], [7, 255]], np.uint8), np.array([[7, 255]], np.uint8)] * 100
     mean, deviation = averaging.moments(lambda: iter(parts), 255.0)
     assert mean == pytest.approx((7 / 255, 2 / 3))
-    assert deviation == (1.0, pytest.approx(math.sqrt(2) / 3))
+    assert deviation == (0.0, pytest.approx(math.sqrt(2) / 3))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e-300, 1e22, 1e300])
+@pytest.mark.parametrize("offset", [0.0, 3e8])
+def test_moments_of_any_scale_and_offset(one_rank, scale, offset):
+    rows = np.random.default_rng(0).normal(0, 1, (1000, 1)) + offset
+    parts = [rows[:600] * scale, rows[600:] * scale]
+    (mean,), (deviation,) = averaging.moments(lambda: iter(parts), 1.0)
+    assert mean / scale == pytest.approx(rows.mean(), rel=1e-12)
+    assert deviation / scale == pytest.approx(rows.std(), rel=1e-6)
+
+
+def test_floats_that_never_vary_have_no_deviation(one_rank):
+    assert averaging.moments(lambda: iter([np.full((999, 1), 0.1)]), 1.0) == ((0.1,), (0.0,))
