@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from spark_mnist.catalog import delete as delete
     from spark_mnist.catalog import describe as describe
     from spark_mnist.catalog import models as models
+    from spark_mnist.catalog import publish as publish
     from spark_mnist.catalog import rollback as rollback
     from spark_mnist.exports import export as export
     from spark_mnist.results import FitResult as FitResult
@@ -44,6 +45,7 @@ _HOMES = {
     "plots": "",
     "predict": "verbs",
     "preflight": "verbs",
+    "publish": "catalog",
     "rollback": "catalog",
 }
 """The module of each public name; a name without one is a module itself."""
@@ -65,6 +67,7 @@ __all__ = [
     "plots",
     "predict",
     "preflight",
+    "publish",
     "rollback",
 ]
 

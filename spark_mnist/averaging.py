@@ -19,16 +19,23 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+BUCKET_BYTES = 4 << 20
+"""Gradients of which one allreduce takes at most so many bytes, or one that is larger alone."""
 TUNED = {
     "HOROVOD_CYCLE_TIME": "0.3",  # milliseconds between two looks for gradients; its own is 1
     "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",  # for a rank that starts late; its own is 30
 }
 """Horovod's settings where the user's environment has none."""
+UNFUSED = {"HOROVOD_FUSION_THRESHOLD": "0"}
+"""One more where there are other ranks: Horovod would fuse what arrives together, and so add in
+another order each time. A process that starts Horovod twice with both settings crashes, which only
+a single rank in the user's process would."""
 
 
 def start() -> None:
     """Start Horovod, tuned for short steps; what the user set in its environment stays."""
-    for name, value in TUNED.items():
+    settings = TUNED | (UNFUSED if os.environ.get("HOROVOD_SIZE", "1") != "1" else {})
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     with _threads_that_give_way():
         hvd.init()
@@ -58,8 +65,9 @@ def averaged(
 ) -> keras.optimizers.Optimizer:
     """Return the same optimizer, made to average the ranks' gradients before it applies them.
 
-    Clipping, weight decay and moments come after, on the average. One allreduce a tensor, so that
-    each starts while the backward pass still computes the next. A gradient that is None stays so.
+    Clipping, weight decay and moments come after, on the average. Gradients travel in buckets, in
+    the order in which the backward pass gives them, so that one bucket is summed while the next is
+    computed, and numbers are always added in the same order. A gradient that is None stays so.
 
     Args:
         optimizer: For the gradients of one rank.
@@ -69,7 +77,11 @@ def averaged(
     base = type(optimizer)
 
     def apply(self: Any, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        mean = grads if hvd.size() == 1 else _mean(grads, waited, compressed)
+        mean = grads
+        if hvd.size() > 1:
+            given = trainable_variables is not None
+            variables = trainable_variables if given else self._trainable_variables
+            mean = _mean(grads, variables, waited, compressed)
         base.apply(self, mean, trainable_variables)
 
     members = {"apply": apply, "__module__": base.__module__}
@@ -104,17 +116,79 @@ def _handle(variable: Any) -> tf.Tensor:
     return own.handle
 
 
-def _mean(grads: Sequence[Any], waited: tf.Variable, compressed: bool) -> list[Any]:
+def _mean(
+    grads: Sequence[Any], variables: Sequence[Any], waited: tf.Variable, compressed: bool
+) -> list[Any]:
     compression = hvd.Compression.fp16 if compressed else hvd.Compression.none
-    own = [g if g is None else tf.convert_to_tensor(g) for g in grads]
+    own = [
+        grad if grad is None else tf.ensure_shape(tf.convert_to_tensor(grad), variable.shape)
+        for grad, variable in zip(grads, variables, strict=True)
+    ]
     with tf.control_dependencies([g for g in own if g is not None]):
         begun = tf.timestamp()
-    mean = [
-        g if g is None else hvd.allreduce(g, op=hvd.Average, compression=compression) for g in own
-    ]
+    mean: list[Any] = [None] * len(own)
+    for bucket in _buckets(own):
+        flat = _joined([own[index] for index in bucket])
+        averaged = hvd.allreduce(flat, op=hvd.Average, compression=compression)
+        for index, part in zip(bucket, _parted(averaged, [own[i] for i in bucket]), strict=True):
+            mean[index] = part
     with tf.control_dependencies([g for g in mean if g is not None]):
         waited.assign_add(tf.timestamp() - begun)
     return mean
+
+
+def _buckets(grads: Sequence[Any]) -> list[list[int]]:
+    """Return the places of gradients that travel together, last layer first."""
+    buckets: list[list[int]] = []
+    size, dtype = 0, None
+    for index in reversed(range(len(grads))):
+        grad = grads[index]
+        if grad is None:
+            continue
+        bytes_of_grad = grad.shape.num_elements() * grad.dtype.size
+        if not buckets or size + bytes_of_grad > BUCKET_BYTES or grad.dtype != dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(index)
+        size, dtype = size + bytes_of_grad, grad.dtype
+    return buckets
+
+
+def _joined(grads: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return several gradients as one vector, one as it is."""
+    if len(grads) == 1:
+        return grads[0]
+    return tf.concat([tf.reshape(grad, [-1]) for grad in grads], axis=0)
+
+
+def _parted(flat: tf.Tensor, grads: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Undo ``_joined``."""
+    if len(grads) == 1:
+        return [flat]
+    parts = tf.split(flat, [grad.shape.num_elements() for grad in grads])
+    return [tf.reshape(part, grad.shape) for part, grad in zip(parts, grads, strict=True)]
+
+
+def synchronize_batch_norm(model: keras.Model) -> None:
+    """Let layers that normalise a batch take mean and variance over the batches of all ranks."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            base = type(layer)
+            members = {"_moments": _moments_of_all_ranks, "__module__": base.__module__}
+            layer.__class__ = type(base.__name__, (base,), members)
+
+
+def _moments_of_all_ranks(self: Any, inputs: Any, mask: Any) -> tuple[Any, Any]:
+    """Mean and variance of a batch over all ranks, each of which has as many rows."""
+    if mask is not None:
+        raise NotImplementedError("sync_batch_norm=true does not go with masked inputs")
+    axes = [axis for axis in range(len(inputs.shape)) if axis != self.axis % len(inputs.shape)]
+    x = tf.cast(inputs, tf.float32)
+    mean = hvd.allreduce(tf.reduce_mean(x, axes), op=hvd.Average)
+    shape = [-1 if axis not in axes else 1 for axis in range(len(inputs.shape))]
+    distances = tf.reduce_mean(tf.square(x - tf.reshape(mean, shape)), axes)
+    variance = hvd.allreduce(distances, op=hvd.Average)
+    return tf.cast(mean, inputs.dtype), tf.cast(variance, inputs.dtype)
 
 
 def state(model: keras.Model) -> list[keras.Variable]:
@@ -142,11 +216,26 @@ def seed_random_layers(model: keras.Model, key: Sequence[int]) -> None:
         variable.assign(rng.integers(0, 2**32, variable.shape, dtype=np.uint32))
 
 
-def average_statistics(model: keras.Model) -> None:
-    """Give every rank the mean of what layers like BatchNormalization noted of their own rows."""
-    for variable in model.non_trainable_weights:
+def statistics(model: keras.Model) -> list[npt.NDArray[Any]]:
+    """Return the weights that no gradient changes, as they are now."""
+    return [keras.ops.convert_to_numpy(variable) for variable in model.non_trainable_weights]
+
+
+def average_statistics(model: keras.Model, before: Sequence[npt.NDArray[Any]]) -> None:
+    """Give every rank the mean of what layers like BatchNormalization noted of their own rows.
+
+    Args:
+        model: Of this rank.
+        before: What ``statistics`` gave before the epoch. Weights that no rank has changed since
+            stay as they are, to the last bit, which the mean of equal numbers need not be.
+    """
+    if not before:
+        return
+    now = statistics(model)
+    changed = total([not np.array_equal(a, b) for a, b in zip(before, now, strict=True)])
+    for variable, ranks in zip(model.non_trainable_weights, changed, strict=False):
         value = tf.convert_to_tensor(variable.value)
-        if value.dtype.is_floating:
+        if ranks and value.dtype.is_floating:
             variable.assign(hvd.allreduce(value, op=hvd.Average))
 
 
@@ -211,7 +300,8 @@ def gathered(number: int) -> tuple[int, ...]:
 
 def finite(model: keras.Model) -> bool:
     """Whether all weights are numbers; the same on every rank, as the weights are."""
-    return all(np.isfinite(keras.ops.convert_to_numpy(w)).all() for w in model.trainable_weights)
+    floats = (w for w in model.weights if "float" in w.dtype)
+    return all(np.isfinite(keras.ops.convert_to_numpy(w)).all() for w in floats)
 
 
 def digest(model: keras.Model) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_mnist import errors, options, results
+from spark_mnist import errors, options, recovery, results
 from spark_mnist import store as stores
 
 logger = logging.getLogger(__name__)
@@ -130,13 +130,35 @@ def rollback(model_name: str, version: int, store: str | None = None) -> int:
         raise errors.OptionError("rollback needs the version to go back to, version=1")
     saved = checked_store(version, store)
     manifest, files = saved.read(model_name, saved.newest(model_name, version))
-    same = {k: v for k, v in manifest.items() if k not in ("format", "files")}
+    same = {k: v for k, v in manifest.items() if k not in ("format", "files", stores.DIGEST)}
     now = datetime.datetime.now(datetime.UTC).isoformat()
 
     def copy(number: int) -> dict[str, Any]:
         return {**same, "version": number, "parent": version, "created": now}
 
     return saved.publish(model_name, files, copy)
+
+
+def publish(model_name: str, work: str, store: str | None = None) -> int:
+    """Publish a trained model that ``fit`` could not, as ``errors.NotPublished`` tells.
+
+    Args:
+        model_name: What it is saved under.
+        work: URL of the fit's work directory, as the error has it; it is removed afterwards.
+        store: As for ``models``.
+
+    Returns:
+        The number of the new version.
+
+    Raises:
+        errors.ModelNotFound: There is no trained model in that directory.
+        errors.DamagedModel: It is not what was written.
+    """
+    saved = checked_store(None, store)
+    manifest, files = recovery.read_unpublished(work)
+    version = saved.publish(model_name, files, lambda number: {**manifest, "version": number})
+    stores.remove_work(work)
+    return version
 
 
 def models_table(spark: SparkSession, found: list[results.ModelInfo]) -> DataFrame:

@@ -2,6 +2,7 @@
 
     weights.npz    the weights, in the model's order
     optimizer.npz  the optimizer's variables, in its order, without the learning rate
+    loss_scale.npz in mixed_float16: the steps since the loss's scale has changed, and the scale
 
 Nothing is pickled. The learning rate is not among the arrays because the one that a rank trains
 with is scaled by the number of ranks; the manifest keeps the one that the user gave.
@@ -22,7 +23,10 @@ from spark_mnist import errors, networks, own, plan
 
 def save(model: keras.Model) -> dict[str, bytes]:
     """Return the checkpoint of a compiled model, as contents by file name."""
-    return {plan.WEIGHTS: pack_weights(model), plan.OPTIMIZER: _pack(_slots(model.optimizer))}
+    files = {plan.WEIGHTS: pack_weights(model), plan.OPTIMIZER: _pack(_slots(model.optimizer))}
+    if scale := _loss_scale(model.optimizer):
+        files[plan.LOSS_SCALE] = _pack(scale)
+    return files
 
 
 def restore(model: keras.Model, files: Mapping[str, bytes]) -> None:
@@ -39,6 +43,9 @@ def restore(model: keras.Model, files: Mapping[str, bytes]) -> None:
         restore_weights(model, files)
     if plan.OPTIMIZER in files:
         _unpack(files[plan.OPTIMIZER], _slots(model.optimizer))
+    scale = _loss_scale(model.optimizer)
+    if plan.LOSS_SCALE in files and scale:
+        _unpack(files[plan.LOSS_SCALE], scale)
 
 
 def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
@@ -75,10 +82,17 @@ def pack_weights(model: keras.Model) -> bytes:
 
 
 def _slots(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """The variables to save; how a loss is scaled is none of them, so precision may change."""
+    """The variables to save; those of the loss's scale lie apart, so precision may change."""
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     inner = optimizer.inner_optimizer if scaled else optimizer
     return [v for v in inner.variables if v is not inner.learning_rate]
+
+
+def _loss_scale(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """How far the scale of the loss has come, where there is one."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return []
+    return [optimizer.step_counter, optimizer.dynamic_scale]
 
 
 def _pack(variables: Sequence[keras.Variable]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -15,8 +16,12 @@ from pyspark.sql import functions as F
 
 from spark_mnist import errors, events, options
 
+logger = logging.getLogger(__name__)
+
 SLOTS_TIMEOUT = 4.0
 """Seconds that executors which are still starting get to offer their slots."""
+BUSY_TIMEOUT = 600.0
+"""Seconds that a fit without ``num_proc`` waits for other jobs, rather than train with fewer."""
 RANK_WORKERS = "SPARK_MNIST_RANK_WORKERS"
 """A variable that tells the Python workers of ranks from others."""
 T = TypeVar("T")
@@ -186,21 +191,34 @@ def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEO
     Raises:
         errors.TooFewSlots: They could not within that time.
     """
-    deadline = time.monotonic() + seconds
+    deadline, told = time.monotonic() + seconds, False
     while (free := free_slots(spark)) < ranks:
+        if slots(spark) >= ranks and not told and seconds > SLOTS_TIMEOUT:
+            logger.info(
+                "waiting for other jobs: %d of the %d slots that the ranks need are free",
+                *(free, ranks),
+            )
+            told = True
         if time.monotonic() > deadline:
             raise errors.TooFewSlots(_too_few(spark, ranks, free))
         time.sleep(0.1)
 
 
 def ranks(spark: SparkSession, num_proc: int | None) -> int:
-    """The number of ranks to run: the given one, or all that fit.
+    """Return the number of ranks to run: the given one, or all slots, busy or not.
 
     Raises:
         errors.TooFewSlots: They could not all run at once, so training could not start.
     """
-    wait_for_slots(spark, num_proc or 1)
-    return num_proc or free_slots(spark)
+    if num_proc:
+        wait_for_slots(spark, num_proc)
+        return num_proc
+    deadline = time.monotonic() + SLOTS_TIMEOUT
+    while not (found := slots(spark)):
+        if time.monotonic() > deadline:
+            raise errors.TooFewSlots(_too_few(spark, 1, 0))
+        time.sleep(0.1)
+    return found
 
 
 def _too_few(spark: SparkSession, ranks: int, free: int) -> str:

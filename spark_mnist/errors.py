@@ -24,6 +24,7 @@ SparkMnistError
     ├── FitCancelled                   somebody cancelled the job of the ranks in Spark
     ├── NotFinite                      the loss, or a weight, is no number any more
     ├── ShardsLost                     a shard was deleted or damaged before it was read
+    ├── NotPublished                   the model is trained, and the store did not take it
     ├── RowsLost                       a rank did not use each of its rows once an epoch
     └── RanksDiverged                  the ranks ended with different weights
 """
@@ -141,6 +142,14 @@ class NotFinite(TrainingError):
 
 class ShardsLost(TrainingError):
     """A shard was deleted or damaged before a rank could read it."""
+
+
+class NotPublished(TrainingError):
+    """The model is trained and the store did not take it: ``work`` has it, for ``publish``."""
+
+    def __init__(self, message: str, *, work: str) -> None:
+        super().__init__(message)
+        self.work = work
 
 
 class RowsLost(TrainingError):

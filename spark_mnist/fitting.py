@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_mnist import (
     errors,
+    interrupts,
     kinds,
     launch,
     lineage,
@@ -44,14 +45,18 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
         ready.check()
     counted = ready.counted
     _sweep(ready, name)
+    interrupts.check()
     with ready.shard_store.work(name) as work:
         training, report = _trained(spark, ready, chosen, name, work, clock)
         assert report.progress is not None
         assert report.spent is not None
         rows = receipts.account(training, report.progress, counted.given, counted.dropped)
+        interrupts.check()
         with clock.of("publish"):
             version = _publish(ready.store, name, ready.begin, training, report, rows)
     _tell_of_others(ready, name, version)
+    if chosen.keep is not None:
+        _delete_older(ready.store, name, chosen.keep)
     took = timing.measure(clock, report.spent, training)
     logger.log(logging.INFO if chosen.verbose else logging.DEBUG, "%s", took)
     records = report.progress.history
@@ -77,6 +82,16 @@ def _tell_of_others(ready: preparation.Preparation, name: str, version: int) -> 
         )
 
 
+def _delete_older(store: stores.Store, name: str, keep: int) -> None:
+    """Delete all versions but the newest; a store that refuses is no failure of the fit."""
+    try:
+        if older := store.versions(name)[:-keep]:
+            store.remove(name, older)
+            logger.info("versions %s of model %r are deleted: keep=%d", older, name, keep)
+    except OSError as error:
+        logger.warning("older versions of model %r could not be deleted: %s", name, error)
+
+
 def _trained(
     spark: SparkSession,
     ready: preparation.Preparation,
@@ -93,7 +108,8 @@ def _trained(
         ranks=ready.ranks,
         ratio=chosen.train_validation_ratio,
     )
-    for again in (True, False):
+    rounds = max(1, chosen.max_restarts)
+    for number in range(rounds + 1):
         logger.debug("writing shards")
         with contextlib.ExitStack() as stack:
             with clock.of("prepare"):
@@ -101,17 +117,17 @@ def _trained(
             recovery.save_start(work, ready.begin.files)
             logger.debug("starting %d ranks", ready.ranks)
             training = _training_plan(ready.begin, chosen, ready.ranks, *parts, work)
-            if not again:
-                training = launch.resumed(training, chosen.max_restarts + 1)
+            if number:
+                training = launch.resumed(training, number * (chosen.max_restarts + 1))
             try:
                 with clock.of("ranks"):
                     reports = _reports(spark, chosen, name, training)
                 return training, reports[0]
             except errors.ShardsLost as error:
-                if not again:
+                if number == rounds:
                     raise
                 logger.warning("%s; all shards are written once more", error)
-    raise AssertionError("unreachable: the second round returns or raises")
+    raise AssertionError("unreachable: the last round returns or raises")
 
 
 def _reports(
@@ -159,7 +175,18 @@ def _publish(
             rows=rows,
         )
 
-    return store.publish(name, files, describe)
+    recovery.save_unpublished(training.work, describe(0), report.logs)
+    try:
+        return store.publish(name, files, describe)
+    except errors.DamagedModel:
+        raise
+    except Exception as error:  # of any type, as stores' clients have their own
+        call = f"spark_mnist.publish({name!r}, {training.work!r}, store={store.url!r})"
+        raise errors.NotPublished(
+            f"the model is trained, and the store did not take it ({type(error).__name__}: "
+            f"{error}): when the store can be written again, {call} publishes it",
+            work=training.work,
+        ) from error
 
 
 def _training_plan(
@@ -185,6 +212,7 @@ def _training_plan(
         compressed=chosen.compression == options.FP16,
         standardize=begin.standardize,
         features=begin.reads.features,
+        sync_batch_norm=chosen.sync_batch_norm,
         patience=chosen.patience,
         make=begin.make,
         heartbeat_timeout=chosen.heartbeat_timeout,

@@ -15,6 +15,10 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from spark_mnist import errors
+
+_thread = threading.local()
+"""Has ``last``, what ``_last`` gave when ``unwound`` began."""
 TERMINATED = 143
 """Exit code of a process that SIGTERM ended: 128 + 15."""
 AGAIN = 0.5
@@ -27,13 +31,14 @@ GRACE = 5.0
 def unwound() -> Iterator[None]:
     """Let both signals unwind the stack, so that what was begun is cleaned up.
 
-    A handler of the caller's stays. Python sets handlers in the main thread alone, so elsewhere
-    nothing changes.
+    A handler of the caller's stays. Python sets handlers in the main thread alone; in others
+    ``check`` tells of what came since.
 
     Raises:
         KeyboardInterrupt: SIGINT came.
         SystemExit: SIGTERM came.
     """
+    _thread.last = _last()
     numbers = _ours() if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.getsignal(number) for number in numbers}
     taken = _Taken()
@@ -54,6 +59,26 @@ def unwound() -> Iterator[None]:
         raise KeyboardInterrupt from error
     if error is not None:
         raise error
+
+
+def check() -> None:
+    """Raise where the main thread was interrupted since ``unwound`` began in this one.
+
+    Python tells other threads nothing of it; but an interrupt that nothing has caught is known.
+
+    Raises:
+        errors.FitCancelled: It was.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    last = _last()
+    if not in_main and last is not None and last is not getattr(_thread, "last", None):
+        raise errors.FitCancelled("interrupted in the main thread; nothing was published")
+
+
+def _last() -> BaseException | None:
+    """Return the interrupt by which the main thread's last work ended, if it ended so."""
+    last: BaseException | None = getattr(sys, "last_value", None)
+    return last if isinstance(last, KeyboardInterrupt) else None
 
 
 def _ours() -> list[signal.Signals]:

@@ -53,9 +53,11 @@ def _is_number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return the plain Python value of a number of numpy's, or of a path; others as they are."""
+    """Return the plain Python value of numbers and names of numpy's and pandas', and of a path."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
+    if isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "pandas":
+        value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, np.bool_):
         return bool(value)
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -101,10 +103,9 @@ def columns(value: Any) -> tuple[str, ...]:
     """The column names in a value of the option ``features``; none where it has none."""
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(","))
-    names = value.tolist() if hasattr(value, "tolist") else value  # of numpy, or an Index of pandas
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         return ()
-    return tuple(map(str, names))  # as they are: blanks may belong to them
+    return tuple(map(str, value))  # as they are: blanks may belong to them
 
 
 def ports(value: object) -> range:

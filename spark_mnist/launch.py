@@ -21,6 +21,7 @@ from spark_mnist import (
     cluster,
     errors,
     events,
+    interrupts,
     job,
     plan,
     progress,
@@ -197,6 +198,7 @@ def _attempt(
         try:
             running.start()
             while not lost and not there.exit and not running.wait(POLL):
+                interrupts.check()
                 lost = _lost(there, watch)
                 if running.wait(0):
                     lost = None

@@ -117,7 +117,8 @@ def _continued(store: stores.Store, name: str, chosen: options.FitOptions) -> St
     reads, network, optimizer = manifests.described(manifest)
     _check_unchanged(name, network, optimizer, reads, chosen)
     manifests.check_makeable(name, network, chosen.network)
-    files = store.stored(name, version, (plan.WEIGHTS, plan.OPTIMIZER))
+    perhaps = (plan.LOSS_SCALE,) if plan.LOSS_SCALE in manifest["files"] else ()
+    files = store.stored(name, version, (plan.WEIGHTS, plan.OPTIMIZER, *perhaps))
     changes: dict[str, Any] = {
         "learning_rate": chosen.learning_rate,
         "warmup_epochs": chosen.warmup_epochs,

@@ -182,6 +182,10 @@ class _ModelReader(MLReader[MnistClassifierModel]):
         if not {stores.MANIFEST, plan.WEIGHTS} <= files.keys():
             raise errors.DamagedModel(f"{path} is no saved model: it has only {sorted(files)}")
         manifest, weights = json.loads(files[stores.MANIFEST]), files[plan.WEIGHTS]
+        try:
+            stores.check_digest(manifest)
+        except errors.DamagedModel as error:
+            raise errors.DamagedModel(f"{path}: {error}") from None
         if stores.stamp(weights) != manifest["files"][plan.WEIGHTS]:
             raise errors.DamagedModel(f"{path}: {plan.WEIGHTS} differs from its sha256")
         model = MnistClassifierModel(manifest, weights)

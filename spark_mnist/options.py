@@ -153,12 +153,20 @@ class FitOptions(RowOptions):
     compression: str = option(
         NONE, kinds.one_of(NONE, FP16), "in what gradients travel between ranks"
     )
+    sync_batch_norm: bool = option(
+        False,
+        kinds.BOOL,
+        "let BatchNormalization take mean and variance over the batches of all ranks",
+    )
     seed: int | None = option(None, kinds.SEED, *SEED)
     max_restarts: int = option(
         2, kinds.COUNT, "how often all ranks start again from the last epoch when one is lost"
     )
     heartbeat_timeout: float = option(
         60.0, kinds.AMOUNT, "seconds after which a rank that gives no sign of life is lost"
+    )
+    keep: int | None = option(
+        None, kinds.POSITIVE, "versions that the model keeps; older ones are deleted", "all"
     )
     launcher: str = option(
         SPARK,

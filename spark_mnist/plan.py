@@ -15,6 +15,8 @@ from spark_mnist import events, world
 WEIGHTS = "weights.npz"
 OPTIMIZER = "optimizer.npz"
 """The files of a checkpoint."""
+LOSS_SCALE = "loss_scale.npz"
+"""One more, of a model that was trained in ``mixed_float16``."""
 LOGS = "logs/"
 """Where a version's TensorBoard files lie."""
 OWN = "own"
@@ -218,6 +220,8 @@ class TrainingPlan:
     """Whether to learn mean and deviation of the features before training."""
     features: tuple[str, ...] = ()
     """The names of the features, for messages."""
+    sync_batch_norm: bool = False
+    """Whether layers that normalise a batch do so over all ranks."""
     patience: int | None = None
     """Epochs without a better loss after which training stops; None never stops it."""
     inbox: events.Address | None = None

@@ -94,7 +94,7 @@ class Preparation:
         self._spark, self._df, self._name, self._chosen = spark, df, name, chosen
         self._begin: lineage.Start | None = None
         self._census: census.Census | None = None
-        self._warms_up = False
+        self._warms_up = self._waits = False
         self.ranks = 0
         """How many will train."""
         self.before: list[int] = []
@@ -121,6 +121,7 @@ class Preparation:
             errors.SparkMnistError: The first of them that failed.
         """
         self._warms_up = self._chosen.launcher == options.SPARK
+        self._waits = True
         for _, look in self.checks:
             look()
 
@@ -179,8 +180,8 @@ class Preparation:
     def _try_store(self) -> str:
         shards.check_url(self.shard_store.url)
         shards.check_writable(self._spark, self.shard_store.url)
-        with _clear(self.store), self.store.work(self._name):
-            pass
+        with _clear(self.store), self.store.work(self._name) as url:
+            self.store.check_claims(self._name, url)
         with _clear(self.shard_store), self.shard_store.work(self._name) as url:
             hosts = _round_trip(self._spark, url, warm=self._warms_up)
         return f"{self.store.url}; written and read on {', '.join(hosts)}"
@@ -194,6 +195,8 @@ class Preparation:
         training = counted.training(chosen.train_validation_ratio)
         if chosen.num_proc is None:  # a rank that cannot fill a batch would only cost
             self.ranks = max(1, min(self.ranks, training // chosen.batch_size))
+            if self._waits and chosen.launcher == options.SPARK:
+                cluster.wait_for_slots(self._spark, self.ranks, cluster.BUSY_TIMEOUT)
         shards.check_enough(counted, self.ranks, chosen.train_validation_ratio)
         if chosen.batch_size > max(training // self.ranks, options.FitOptions.batch_size):
             logger.warning(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from spark_mnist import errors, plan
 from spark_mnist import store as stores
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 START = "start"
 """The name of what a fit starts from."""
+UNPUBLISHED = "unpublished"
+"""The name of what publishing needs beside the last checkpoint."""
 KEPT = "kept/"
 """Before the names of the files of the epoch that would be published."""
 
@@ -45,7 +47,7 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
     before = _name(attempt, progress.epoch - 1)
     try:
         if versions := store.versions(before):
-            store.remove(before, versions)
+            store.remove(before, versions, forget=True)
     except OSError as error:  # the new one is written, and all go when the fit ends
         logger.warning("the checkpoint before could not be removed: %s", error)
 
@@ -61,6 +63,35 @@ def read_start(url: str) -> Mapping[str, bytes]:
     """Read what ``save_start`` wrote."""
     store = stores.Store(url)
     return store.read(START, store.newest(START))[1]
+
+
+def save_unpublished(
+    url: str, manifest: Mapping[str, Any], logs: Mapping[str, bytes | stores.StoredFile]
+) -> None:
+    """Write what publishing needs beside the last checkpoint, should it fail. On the driver.
+
+    Args:
+        url: The fit's work directory.
+        manifest: Of the version.
+        logs: The version's files that are in no checkpoint.
+    """
+    stores.Store(url).publish(UNPUBLISHED, logs, lambda _: {"manifest": dict(manifest)})
+
+
+def read_unpublished(url: str) -> tuple[Mapping[str, Any], Mapping[str, stores.StoredFile]]:
+    """Read what ``save_unpublished`` wrote, and the files of the checkpoint. On the driver.
+
+    Raises:
+        errors.ModelNotFound: There is nothing.
+        errors.DamagedModel: The checkpoint is gone.
+    """
+    store = stores.Store(url)
+    version = store.newest(UNPUBLISHED)
+    manifest = store.manifest(UNPUBLISHED, version)["manifest"]
+    checkpoint = locate(url)
+    if checkpoint is None or checkpoint[0].kept.epoch != manifest["epochs"]:
+        raise errors.DamagedModel(f"the last checkpoint of the fit is not in {url} any more")
+    return manifest, {**checkpoint[1], **store.stored(UNPUBLISHED, version)}
 
 
 def newest(url: str) -> plan.Progress | None:
@@ -79,7 +110,7 @@ def locate(url: str) -> tuple[plan.Progress, Mapping[str, stores.StoredFile]] | 
 
 def _newest(url: str, look: Callable[[stores.Store, str, int], T]) -> T | None:
     store = stores.Store(url)
-    for name in sorted(set(store.names()) - {START}, reverse=True):
+    for name in sorted(set(store.names()) - {START, UNPUBLISHED}, reverse=True):
         try:
             return look(store, name, store.newest(name))
         except (errors.DamagedModel, errors.ModelNotFound) as error:

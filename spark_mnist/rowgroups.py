@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spark_mnist import errors, plan, schema
+from spark_mnist import errors, plan, retries, schema
 from spark_mnist.compat import petastorm
 
 Part = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
@@ -85,14 +85,31 @@ def _no_data() -> type[Exception]:
 
 
 def _footer(url: str) -> pq.FileMetaData:
-    with fsspec.open(url) as file:
-        return pq.read_metadata(file)
+    def read() -> pq.FileMetaData:
+        with fsspec.open(url) as file:
+            return pq.read_metadata(file)
+
+    return retries.call(f"read {url}", read)
 
 
 def _read(urls: Sequence[str], part: Callable[[Any], Part]) -> Iterator[Part]:
     """Make a part of each row group, as Petastorm gives it; holds on to none of them."""
-    if not urls:  # which it refuses
-        return
+    left, tries = list(urls), iter(retries.DELAYS_S)
+    while left:
+        try:
+            for some in _read_once(left, part):
+                # A file is one row group, and they come in order.
+                left, tries = left[1:], iter(retries.DELAYS_S)
+                yield some
+                del some  # it is large, and would be held while the next is read
+            return
+        except GeneratorExit:
+            raise
+        except Exception as error:  # of any type, as stores' clients have their own
+            retries.wait(f"read {left[0] if left else urls[-1]}", error, tries)
+
+
+def _read_once(urls: Sequence[str], part: Callable[[Any], Part]) -> Iterator[Part]:
     # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
     options = {"reader_pool_type": "dummy", "shuffle_row_groups": False, "num_epochs": 1}
     with _quiet():

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.functions import pandas_udf
@@ -35,6 +35,10 @@ from spark_mnist import errors, plan, versions
 logger = logging.getLogger(__name__)
 
 FIT_RESULT = "epoch int, losses map<string,double>, metrics map<string,double>"
+ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
+"""Spark's setting of the rows that it sends to Python at once."""
+ARROW_BYTES = 128 << 20
+"""That they should have at most."""
 PATTERN = "*"
 """What a name has that stands for several columns."""
 MOST_NAMES = 10
@@ -203,7 +207,8 @@ def order_key(source: Source, seed: int, label: Column) -> Column:
     """Return a hash of a row and a seed that is alike for all forms in which the row may come.
 
     Of pictures it is that of their bytes, also where integers hold these, or floats that are their
-    255th parts; of other numbers that of floats, also where doubles are learned from.
+    255th parts; of other numbers that of floats, also where doubles are learned from, with what
+    floats leave out of large ones: seconds since 1970 of the same minute are one float.
     """
 
     def key(content: Column) -> Column:
@@ -213,7 +218,12 @@ def order_key(source: Source, seed: int, label: Column) -> Column:
     if source.binary:
         return key(numbers)
     if not source.reads.pixels:
-        return key(numbers.cast("array<float>"))
+        floats = numbers.cast("array<float>")
+        if source.encoding.dtype != "float64":
+            return key(floats)
+        rest = F.zip_with(numbers, floats, lambda one, other: F.round(one - other, 3))
+        none = F.forall(rest, lambda number: number == 0)
+        return F.when(none, key(floats)).otherwise(key(F.concat(numbers, rest)))
     if source.encoding.dtype == "uint8":
         return key(_bytes(numbers))
     by_255 = F.transform(numbers, lambda number: F.round(number.cast("double") * 255))
@@ -225,6 +235,17 @@ def _bytes(numbers: Column) -> Column:
     """Return an array of whole numbers in 0..255 as binary."""
     characters = F.transform(numbers, lambda number: F.char(number.cast("int")))
     return F.encode(F.array_join(characters, ""), "ISO-8859-1")
+
+
+def arrow_rows(spark: SparkSession, source: Source) -> int | None:
+    """Return how many rows Spark may send to Python at once, where its own setting is too high.
+
+    Spark counts rows, ten thousand by default, and not bytes: that many pictures of 150,000 numbers
+    are more than Arrow can hold, let alone an executor.
+    """
+    size = 1 if source.binary else 8
+    most = max(1, ARROW_BYTES // (source.encoding.width * size))
+    return most if int(str(spark.conf.get(ARROW_ROWS))) > most else None
 
 
 def pack(source: Source) -> Column:

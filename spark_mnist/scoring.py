@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import sys
 import tempfile
@@ -22,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pyspark import cloudpickle
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_mnist import cluster, evaluation, manifests, options, plan, schema, shipment
+
+logger = logging.getLogger(__name__)
 
 Model = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
@@ -72,6 +75,7 @@ def _scored(
     dropping = mode == options.DROPMALFORMED
     if dropping:
         source = schema.usable(source)
+    _bound_batches(df.sparkSession, source)
     context = df.sparkSession.sparkContext
     # A broadcast is pickled by reference: a function of the user's script must travel by value.
     # PySpark ships its copy of cloudpickle without types, hence the ignore.
@@ -103,6 +107,16 @@ def _scored(
             yield pd.Series(found, dtype=object if len(good) < len(rows) else None)
 
     return schema.by_batch(score, returns)(source.column)
+
+
+def _bound_batches(spark: SparkSession, source: schema.Source) -> None:
+    """Lower a setting of the session where rows are so wide that executors could not hold a batch.
+
+    It stays lower: the rows are read after this returns.
+    """
+    if rows := schema.arrow_rows(spark, source):
+        logger.info("%s is %d from now on, as rows are wide", schema.ARROW_ROWS, rows)
+        spark.conf.set(schema.ARROW_ROWS, rows)
 
 
 def predicted(scores: Column) -> Column:

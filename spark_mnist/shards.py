@@ -16,6 +16,7 @@ import functools
 import itertools
 import logging
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,10 +29,12 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from spark_mnist import census, errors, plan, schema, world
+from spark_mnist import census, errors, plan, retries, schema, world
 
 GROUP_BYTES = 16 << 20
 """Most bytes of features in one row group, of which a rank that streams has a few in memory."""
+ROW_OVERHEAD_BYTES = 8
+"""Of a row in Parquet beside its features: their length, and the label."""
 BLOCK_BYTES = 128 << 20
 """Parquet's own bound on a row group: well above ours, so that a file never has two."""
 SORT_BYTES = 64 << 20
@@ -126,7 +129,8 @@ def materialized(
         .sortWithinPartitions("position")
         .select("features", "label")
     )
-    with _written(placed, url) as urls:
+    rows_at_once = schema.arrow_rows(placed.sparkSession, counted.source)
+    with _written(placed, url, rows_at_once) as urls:
         sizes = [
             world.share(part, number, count)
             for part, count in zip(rows, files, strict=True)
@@ -141,7 +145,8 @@ def materialized(
 
 def _files(rows: int, encoding: plan.Encoding, ranks: int) -> int:
     """In how many files, of one row group each, to write so many rows."""
-    return min(rows, ranks * math.ceil(rows * encoding.row_bytes / ranks / GROUP_BYTES))
+    row_bytes = encoding.row_bytes + ROW_OVERHEAD_BYTES
+    return min(rows, ranks * math.ceil(rows * row_bytes / ranks / GROUP_BYTES))
 
 
 def _ordered(counted: census.Census) -> DataFrame:
@@ -153,7 +158,7 @@ def _ordered(counted: census.Census) -> DataFrame:
     tasks = min(census.BUCKETS, max(slots, math.ceil(size / SORT_BYTES)))
     sizes = (counted.buckets.get(bucket, 0) for bucket in range(2 * census.BUCKETS))
     starts = _numbers([0, *itertools.accumulate(sizes)])
-    # Rows may share a key that are no equals: doubles that are the same as floats.
+    # Rows may share a key that are no equals: doubles that are nearly the same.
     order = ("key", F.xxhash64("features"), "features", "label")
     within = Window.partitionBy("bucket").orderBy(*order)
     return (
@@ -169,14 +174,22 @@ def _ordered(counted: census.Census) -> DataFrame:
 
 
 @contextlib.contextmanager
-def _written(placed: DataFrame, url: str) -> Iterator[tuple[str, ...]]:
-    """Let Petastorm write partitions as files; yields their URLs in order."""
+def _written(placed: DataFrame, url: str, rows: int | None) -> Iterator[tuple[str, ...]]:
+    """Let Petastorm write partitions as files; yields their URLs in order.
+
+    Args:
+        placed: In the partitions that become files.
+        url: A directory of this fit alone.
+        rows: That Spark may send to Python at once, where not as many as it would.
+    """
     # Petastorm returns an earlier result for an equal plan under the same parent directory, even
     # when the source has changed since; a directory of this fit alone has no earlier result.
     # It asks the first session of the process for that directory, whichever made the DataFrame.
     # Pictures are hardly ever the same, so that Parquet would build dictionaries in vain.
     first, cache = SparkSession.builder.getOrCreate(), {CACHE_DIR: url}
     files = {"spark.sql.files.maxRecordsPerFile": "0", "parquet.enable.dictionary": "false"}
+    if rows:
+        files[schema.ARROW_ROWS] = str(rows)
     with (
         _ONE_CONVERTER,
         _session_conf(first, cache),
@@ -188,9 +201,18 @@ def _written(placed: DataFrame, url: str) -> Iterator[tuple[str, ...]]:
         spark = petastorm.module("petastorm.spark")
         converter = spark.make_spark_converter(placed, parquet_row_group_size_bytes=BLOCK_BYTES)
     try:
-        yield tuple(sorted(converter.file_urls))
+        yield tuple(sorted(converter.file_urls, key=_part_number))
     finally:
         converter.delete()
+
+
+def _part_number(url: str) -> tuple[int, str]:
+    """Return a key by which files sort as the partitions that they hold.
+
+    Their names do so up to 99,999: Spark writes five digits, and more where it needs more.
+    """
+    match = re.match(r"part-(\d+)", url.rpartition("/")[2])
+    return (int(match[1]) if match else -1), url
 
 
 def _shards(urls: tuple[str, ...], rows: int, encoding: plan.Encoding) -> plan.Shards:
@@ -225,8 +247,7 @@ def _check_footers(urls: tuple[str, ...], sizes: list[int]) -> None:
     """Prove by the footers that each file is one row group of its share of the rows."""
     found = []
     for url in urls:
-        with fsspec.open(url) as file:
-            footer = pq.read_metadata(file)
+        footer = retries.call(f"read {url}", functools.partial(_footer, url))
         found.append((footer.num_row_groups, footer.num_rows))
     if found != [(1, size) for size in sizes]:
         written = sum(rows for _, rows in found)
@@ -235,6 +256,11 @@ def _check_footers(urls: tuple[str, ...], sizes: list[int]) -> None:
             f"files of (row groups, rows) {found[:10]}, not of {sizes[:10]} rows; its source "
             "changes or is random: persist or save it first"
         )
+
+
+def _footer(url: str) -> pq.FileMetaData:
+    with fsspec.open(url) as file:
+        return pq.read_metadata(file)
 
 
 @contextlib.contextmanager

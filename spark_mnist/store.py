@@ -26,19 +26,27 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spark_mnist import errors, owners
+from spark_mnist import errors, leases
 from spark_mnist.files import Files
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+"""Of manifests; those of format 1, which earlier releases wrote, have no hash of their own."""
+READABLE = (1, 2)
 MANIFEST = "manifest.json"
+DIGEST = "sha256"
+"""The key of a manifest's own hash."""
 CLAIM = ".claim"
 """Takes a version's number, and tells for whom; of a version that was deleted, for nobody."""
 OWNER = ".owner"
 """The same in a fit's work directory."""
 DELETED = b"deleted"
 """What a claim says whose version was deleted."""
+UNPUBLISHED = b"unpublished"
+"""What the lease of a fit says whose model is trained and could not be published."""
+PROBE = "probe"
+"""What is claimed in a work directory to see that only one of several can."""
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading JSON raises that is not as it should be."""
 NO_MANIFEST = f"it has no {MANIFEST}, since its fit was stopped or the file was removed"
@@ -80,7 +88,7 @@ class StoredFile:
         Raises:
             errors.DamagedModel: It has changed.
         """
-        files.write_blocks(path, self.files.blocks(self.path))
+        files.write_blocks(path, lambda: self.files.blocks(self.path))
         if _stamp_of(files.blocks(path)) != self.stamp:
             raise errors.DamagedModel(f"{self.path} changed while it was published")
 
@@ -150,12 +158,15 @@ class Store:
         try:
             manifest: Manifest = json.loads(self._files.read(f"{_path(name, version)}/{MANIFEST}"))
             known = manifest["format"]
-            if known == FORMAT:
+            if known in READABLE:
                 manifest["files"].items()
+                check_digest(manifest)
+        except errors.DamagedModel as error:
+            raise self._damaged(name, version, str(error)) from None
         except (OSError, *MALFORMED) as error:
             why = f"its {MANIFEST} is not readable ({error!r})"
             raise self._damaged(name, version, why) from None
-        if known != FORMAT:
+        if known not in READABLE:
             why = f"it has format {known!r}; this release reads {FORMAT}: use a newer one"
             raise self._damaged(name, version, why)
         return manifest
@@ -240,27 +251,49 @@ class Store:
             file: content.stamp if isinstance(content, StoredFile) else stamp(content)
             for file, content in files.items()
         }
-        version = self._claim(name)
+        version, lease = self._claim(name)
         path = _path(name, version)
         try:
-            for file, content in files.items():
-                if isinstance(content, StoredFile):
-                    content.copy_to(self._files, f"{path}/{file}")
-                else:
-                    self._files.write(f"{path}/{file}", content)
-            manifest = {"format": FORMAT, **describe(version), "files": stamps}
-            self._files.write(f"{path}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
-        except BaseException:
-            if not self._files.exist(f"{path}/{MANIFEST}"):  # else it is published
+            with self._renewed(f"{path}/{CLAIM}", lease):
+                for file, content in files.items():
+                    if isinstance(content, StoredFile):
+                        content.copy_to(self._files, f"{path}/{file}")
+                    else:
+                        self._files.write(f"{path}/{file}", content)
+                manifest = {"format": FORMAT, **describe(version), "files": stamps}
+                manifest[DIGEST] = digest(manifest)
+                self._files.write(f"{path}/{MANIFEST}", json.dumps(manifest, indent=2).encode())
+        except BaseException as error:
+            published = self._is_published(path)
+            if published and isinstance(error, OSError):
+                return version  # what failed came after
+            if not published:
                 self._files.remove(path)
             raise
         return version
 
-    def remove(self, name: str, versions: Collection[int]) -> None:
+    def _is_published(self, path: str) -> bool:
+        """Whether a version has its manifest; not where that cannot be found out."""
+        try:
+            return self._files.exist(f"{path}/{MANIFEST}")
+        except OSError:
+            return False
+
+    def _renewed(self, path: str, lease: bytes) -> contextlib.AbstractContextManager[None]:
+        """Renew a lease until a block ends."""
+        return leases.renewed(lambda: self._files.write(path, lease))
+
+    def remove(self, name: str, versions: Collection[int], *, forget: bool = False) -> None:
         """Delete versions: of each its manifest first, so that no reader sees a part of it.
 
-        Their numbers stay taken while the model has other versions, so that none is used twice.
-        What a fit under way has in the model's folder stays, too: its claim is not ``DELETED``.
+        The claim of the highest number stays, so that none is used twice. What a fit under way
+        has in the model's folder stays, too: its claim is not ``DELETED``.
+
+        Args:
+            name: The model.
+            versions: Their numbers.
+            forget: Whether to remove the folder, and with it the numbers, of a model that has no
+                version left.
         """
         self._check(name)
         for version in versions:
@@ -270,26 +303,56 @@ class Store:
             for entry in self._files.entries(path):
                 if entry != CLAIM:
                     self._files.remove(f"{path}/{entry}")
-        if self.versions(name):
+        if forget and not self.versions(name):
+            self._files.remove(name)
             return
-        for path in (_path(name, number) for number in self._numbers(name)):
+        for path in (_path(name, number) for number in self._numbers(name)[:-1]):
             claim = f"{path}/{CLAIM}"
             if self._files.entries(path) == [CLAIM] and self._files.read(claim) == DELETED:
                 self._files.remove(path)
-        self._files.remove_empty(name)
 
     @contextlib.contextmanager
     def work(self, name: str) -> Iterator[str]:
-        """A fresh directory for one fit, as a URL; removed at the end, whatever happens."""
+        """Make a fresh directory for one fit and yield its URL; it is removed at the end.
+
+        It stays where ``errors.NotPublished`` is raised, for ``publish``.
+        """
         self._check(name)
-        path = f"{name}/.work-{uuid.uuid4().hex}"
+        path, lease, stays = f"{name}/.work-{uuid.uuid4().hex}", leases.create(), False
         try:
             self._files.make_private(path)
-            self._files.write(f"{path}/{OWNER}", owners.note())
-            yield f"{self.url}/{path}"
+            self._files.write(f"{path}/{OWNER}", lease)
+            with self._renewed(f"{path}/{OWNER}", lease):
+                yield f"{self.url}/{path}"
+        except errors.NotPublished:
+            stays = True
+            with contextlib.suppress(OSError):  # the error tells of it, too
+                self._files.write(f"{path}/{OWNER}", UNPUBLISHED)
+            raise
         finally:
-            self._files.remove(path)
-            self._files.remove_empty(name)
+            if not stays:
+                self._files.remove(path)
+                self._files.remove_empty(name)
+
+    def check_claims(self, name: str, work: str) -> None:
+        """Refuse a store in which two fits could take the same version's number.
+
+        Args:
+            name: A model.
+            work: What ``work`` gave for it.
+
+        Raises:
+            errors.ClusterError: What is there is written over where it must not be, or cannot be
+                written so at all.
+        """
+        path = f"{name}/{work.rpartition('/')[2]}/{PROBE}"
+        try:
+            self._files.take(path, CLAIM, leases.create())
+            with contextlib.suppress(FileExistsError):
+                self._files.take(path, CLAIM, leases.create())
+                raise errors.ClusterError(_no_conditional_writes(self.url, "it wrote twice"))
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise errors.ClusterError(_no_conditional_writes(self.url, str(error))) from error
 
     def sweep(self, name: str) -> list[str]:
         """Remove what killed fits left behind; returns what that was."""
@@ -308,16 +371,17 @@ class Store:
 
     def _is_left(self, path: str, note: str) -> bool:
         """Whether a directory has something in it whose owner is gone."""
-        age = self._files.age(path)
+        lease = f"{path}/{note}"
+        age = self._files.age(lease if self._files.exist(lease) else path)
         if age is None:
             return False
         try:
-            content = self._files.read(f"{path}/{note}")
+            content = self._files.read(lease)
         except FileNotFoundError:
             content = b""
         except PermissionError:  # another user's, who alone can tell and remove it
             return False
-        left = content != DELETED and owners.left(content, age)
+        left = content not in (DELETED, UNPUBLISHED) and leases.is_stale(content, age)
         # Its owner may have finished and gone between the first look and this one.
         return left and not self._files.exist(f"{path}/{MANIFEST}")
 
@@ -328,12 +392,17 @@ class Store:
                 f"model {name!r} leads out of the store {self.url} by a link, to {target}"
             )
 
-    def _claim(self, name: str) -> int:
-        """Take the next free version number; of several writers, each gets one of its own."""
+    def _claim(self, name: str) -> tuple[int, bytes]:
+        """Take the next free version number; of several writers, each gets one of its own.
+
+        Returns:
+            The number, and the lease that says whose it is.
+        """
+        lease = leases.create()
         for version in itertools.count(max(self._numbers(name), default=0) + 1):
             with contextlib.suppress(FileExistsError):
-                self._files.take(_path(name, version), CLAIM, owners.note())
-                return version
+                self._files.take(_path(name, version), CLAIM, lease)
+                return version, lease
         raise AssertionError("unreachable: the count has no end")
 
     def _numbers(self, name: str) -> list[int]:
@@ -351,6 +420,36 @@ class Store:
 
 def _path(name: str, version: int) -> str:
     return f"{name}/v{version:06d}"
+
+
+def _no_conditional_writes(url: str, why: str) -> str:
+    return (
+        f"{url} cannot write a file only where there is none ({why}), by which two fits would take "
+        "the same version: use a store that can, say a disk, S3, Google's or Azure's"
+    )
+
+
+def digest(manifest: Manifest) -> str:
+    """Return the sha256 of all that a manifest says but this."""
+    said = {key: value for key, value in manifest.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def check_digest(manifest: Manifest) -> None:
+    """Compare a manifest with its hash, which those of format 1 do not have.
+
+    Raises:
+        errors.DamagedModel: It is not what was written.
+    """
+    if manifest["format"] != 1 and manifest.get(DIGEST) != digest(manifest):
+        raise errors.DamagedModel(f"its {MANIFEST} differs from its own {DIGEST}")
+
+
+def remove_work(url: str) -> None:
+    """Remove a fit's work directory."""
+    parent, _, name = url.rpartition("/")
+    if WORK.fullmatch(name):
+        Files(parent).remove(name)
 
 
 def stamp(content: bytes) -> dict[str, Any]:

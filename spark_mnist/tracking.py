@@ -32,9 +32,7 @@ def wanted(asked: bool | None) -> bool:
     Raises:
         errors.VersionError: It is asked for, and MLflow is missing or outside its range.
     """
-    mlflow = sys.modules.get("mlflow")  # a run can be active only where somebody has imported it
-    active = mlflow is not None and mlflow.active_run() is not None
-    if asked is False or not (asked or active):
+    if asked is False or not (asked or _active_run()):
         return False
     try:
         versions.check_extra("mlflow")
@@ -67,16 +65,32 @@ def log(result: results.FitResult, chosen: options.FitOptions, store: stores.Sto
 
 @contextlib.contextmanager
 def _run(result: results.FitResult) -> Iterator[None]:
-    """The active run if no fit is in it yet, or a new one, below the active one if there is one."""
+    """The active run of this thread if no fit is in it yet, or a new one, below an active one."""
     import mlflow
 
-    active = mlflow.active_run()
-    if active and MODEL not in mlflow.get_run(active.info.run_id).data.tags:
+    active, here = _active_run(), mlflow.active_run()
+    if here and MODEL not in mlflow.get_run(here.info.run_id).data.tags:
         yield
         return
     name = f"{result.model_name} v{result.version}"
-    with mlflow.start_run(run_name=name, nested=active is not None):
+    # Of another thread's run only a run below it can be ours: ours to end.
+    parent = active.info.run_id if active and not here else None
+    with mlflow.start_run(run_name=name, nested=active is not None, parent_run_id=parent):
         yield
+
+
+def _active_run() -> Any:
+    """Return the run that is active in this thread, or else in another: MLflow keeps one a thread.
+
+    Spark calls ``foreachBatch``, and fits under a ``CrossValidator``, in threads of their own.
+    """
+    mlflow = sys.modules.get("mlflow")  # a run can be active only where somebody has imported it
+    if mlflow is None:
+        return None
+    if run := mlflow.active_run():
+        return run
+    in_any_thread = getattr(mlflow.tracking.fluent, "_get_latest_active_run", None)
+    return in_any_thread() if in_any_thread else None
 
 
 def _log(result: results.FitResult, chosen: options.FitOptions, store: stores.Store) -> None:

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from spark_mnist import (
@@ -23,6 +25,7 @@ from spark_mnist import (
     fitting,
     grammar,
     interrupts,
+    job,
     launch,
     manifests,
     options,
@@ -79,7 +82,14 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
     if launch.ONE_FIT.locked():
         logger.info("waiting for the fit of another thread to end")
     with launch.ONE_FIT, interrupts.unwound():
-        result = fitting.fit(df, name, chosen)
+        try:
+            result = fitting.fit(df, name, chosen)
+        except (Py4JJavaError, PySparkException) as error:
+            if not job.CANCELLED.search(str(error)):
+                raise
+            raise errors.FitCancelled(
+                "a job of the fit was cancelled in Spark; nothing was published"
+            ) from error
         if tracked:
             tracking.log(result, chosen, catalog.open_store(chosen.store, df.sparkSession))
         return result

@@ -125,12 +125,13 @@ class Learner:
         averaging.seed_random_layers(self.model, (seed, epoch, rank))
         data = self.rows.training(division, rank=rank, seed=seed, epoch=epoch)
         self._set_rate(epoch)
+        before = averaging.statistics(self.model)
         for done in self.train_loop.run(data, division.steps):
             means = {"loss": self.meters.loss_here()}
             self.outbox.send_seldom(epoch=epoch + 1, step=done, means=means)
             if done < division.steps and done % steps.BLOCK == 0:
                 self._set_rate(epoch + done / division.steps)
-        averaging.average_statistics(self.model)
+        averaging.average_statistics(self.model, before)
 
     def _set_rate(self, epoch: float) -> None:
         rate = self.training.optimizer.rate(epoch, hvd.size())
@@ -212,7 +213,7 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
                 files = kept.files if now else checkpoint.save(learner.model)
                 state = dataclasses.replace(progress, files=files)
                 with outbox.busy():
-                    recovery.save(training.work, training.attempt, state)
+                    _save(training, state, last=learner.ended(progress))
         logs = journal.files() if journal else {}
     spent = learner.spent(progress.epoch - begun)
     kept = dataclasses.replace(progress.kept, files={})
@@ -222,6 +223,16 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
     return plan.RankReport(
         rank=hvd.rank(), progress=progress, network=learner.network, logs=logs, spent=spent
     )
+
+
+def _save(training: plan.TrainingPlan, state: plan.Progress, *, last: bool) -> None:
+    """Write a checkpoint; only the last one, which is published, must not fail."""
+    try:
+        recovery.save(training.work, training.attempt, state)
+    except OSError as error:
+        if last:
+            raise
+        logger.warning("epoch %d has no checkpoint: %s", state.epoch, error)
 
 
 @contextlib.contextmanager
@@ -303,6 +314,8 @@ def _learner(training: plan.TrainingPlan, outbox: events.Outbox) -> Learner:
         network = dataclasses.replace(network, mean=mean, deviation=deviation)
     with outbox.busy(), _precision(training.precision):
         model = networks.build(network, _made_again(training, made))
+    if training.sync_batch_norm and ranks > 1:
+        averaging.synchronize_batch_norm(model)
     measured, allreduce = meters.Meters(), tf.Variable(0.0, dtype=tf.float64)
     spec = training.optimizer
     optimizer = networks.optimizer(spec, spec.rate(training.first_epoch, ranks))

@@ -9,8 +9,8 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "spark_mnist"
 LAYERS = [
-    {"_version", "warm_server", "shipment"},
-    {"compat", "errors", "world", "events", "fork", "owners", "files", "interrupts", "rendezvous"},
+    {"_version", "warm_server", "shipment", "retries", "errors"},
+    {"compat", "world", "events", "fork", "leases", "files", "interrupts", "rendezvous"},
     {"plan", "watchdog", "agents"},
     {"own"},
     {"networks"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"exports"},
     {"tracking"},
     {"verbs"},
-    {"datasets", "ml"},
+    {"datasets", "ml", "outputs"},
     {"cli"},
 ]
 SEAMS = {

@@ -16,7 +16,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 import spark_mnist
-from spark_mnist import batches, errors, files, owners, plan
+from spark_mnist import batches, errors, files, leases, plan
 from spark_mnist import store as stores
 
 CACHE = "petastorm.spark.converter.parentCacheDirUrl"
@@ -94,7 +94,7 @@ def test_writers_that_meet_each_get_a_version_of_their_own(bucket):
 def test_a_version_is_seen_though_its_directory_was_listed_before(bucket):
     store = stores.Store(STORE)
     store.publish("m", {"weights": b"1"}, lambda _: {})
-    bucket.put_object(Key=f"team/m/v000002/{stores.CLAIM}", Body=owners.note())  # another host's
+    bucket.put_object(Key=f"team/m/v000002/{stores.CLAIM}", Body=leases.create())  # another host's
     assert store.newest("m") == 1
     body = json.dumps({"format": stores.FORMAT, "files": {}})
     bucket.put_object(Key=f"team/m/v000002/{stores.MANIFEST}", Body=body)
@@ -104,12 +104,12 @@ def test_a_version_is_seen_though_its_directory_was_listed_before(bucket):
 def test_what_a_killed_fit_left_is_swept(bucket):
     store = stores.Store(STORE)
     store.publish("m", {"weights": b"1"}, lambda _: {})
-    gone = json.dumps(json.loads(owners.note()) | {"started": 1})
+    gone = json.dumps(json.loads(leases.create()) | {"started": 1})
     left = [f"m/.work-{'0' * 32}", "m/v000002"]
     for path, note in zip(left, (stores.OWNER, stores.CLAIM), strict=True):
         bucket.put_object(Key=f"team/{path}/{note}", Body=gone)
     with store.work("m") as mine:
-        files.Files(mine).write(stores.OWNER, owners.note())
+        files.Files(mine).write(stores.OWNER, leases.create())
         assert store.sweep("m") == left
         assert files.Files(mine).exist(stores.OWNER)
     assert {found.key for found in bucket.objects.all()} == {

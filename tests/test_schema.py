@@ -54,6 +54,48 @@ def test_every_representation_gives_the_same_tensor(spark, form):
     assert census.take(df, PICTURES).rows == 1
 
 
+def test_every_representation_has_the_same_place_in_the_order(spark):
+    keys = set()
+    for image in FORMS.values():
+        df = frame(spark, image, LABELS["int"])
+        source = schema.features(df, PICTURES)
+        keys.add(df.select(schema.order_key(source, 7, F.col("label"))).first()[0])
+    assert len(keys) == 1
+
+
+def test_an_order_of_doubles_is_that_of_floats(spark):
+    reads = plan.Input(features=("x",), pixels=False, width=2, classes=2)
+    keys = set()
+    for kind in ("double", "float"):
+        df = spark.createDataFrame([([0.1, 7.0], 1)], f"x array<{kind}>, label int")
+        for standardized in (True, False):
+            source = schema.features(df, reads, standardized=standardized)
+            keys.add(df.select(schema.order_key(source, 7, F.col("label"))).first()[0])
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("PNG", b"\x89PNG\r\n\x1a\n" + bytes(776)),
+        ("JPEG", b"\xff\xd8\xff\xe0" + bytes(780)),
+        ("GIF", b"GIF89a" + bytes(778)),
+        ("BMP", b"BM\x10\x03\x00\x00" + bytes(778)),
+        ("TIFF", b"II*\x00" + bytes(780)),
+        ("WebP", b"RIFF\x00\x00\x00\x00WEBP" + bytes(772)),
+    ],
+)
+def test_files_are_no_pixels(spark, kind, content):
+    assert len(content) == 784
+    df = frame(spark, (T.BinaryType(), content), LABELS["int"])
+    with pytest.raises(errors.BadRows, match=f"1 x image is a {kind} file, not pixels"):
+        census.take(df, PICTURES)
+    if kind != "BMP":
+        source = schema.features(df, PICTURES)
+        with pytest.raises(errors.BadRows, match="has a file in image, not pixels: decode it"):
+            schema.reader(source)(pd.Series([content]))
+
+
 @pytest.mark.parametrize("form", LABELS)
 def test_every_label_form_gives_the_same_class(spark, form):
     df = frame(spark, FORMS["binary"], LABELS[form])
@@ -151,3 +193,10 @@ def test_rows_to_predict_are_checked_when_they_are_read(spark, bad):
     source = schema.features(frame(spark, FORMS["doubles"], LABELS["int"]), PICTURES)
     with pytest.raises(errors.BadRows, match="a row to predict"):
         schema.reader(source)(pd.Series([np.zeros(784), bad]))
+
+
+def test_large_numbers_that_are_one_float_have_places_of_their_own(spark):
+    reads = plan.Input(features=("x",), pixels=False, width=1, classes=2)
+    df = spark.createDataFrame([([1.7e9 + i], 1) for i in range(50)], "x array<double>, label int")
+    source = schema.features(df, reads, standardized=True)
+    assert df.select(schema.order_key(source, 7, F.col("label"))).distinct().count() == 50

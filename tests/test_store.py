@@ -10,16 +10,19 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pyarrow.fs
 import pytest
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark_mnist import errors, owners
+from spark_mnist import errors, leases, retries
 from spark_mnist.files import Files
 from spark_mnist.store import Store, checked_name
 
@@ -33,6 +36,11 @@ class Hadoop(ArrowFSWrapper):
 
     def __init__(self, **_):
         super().__init__(pyarrow.fs.LocalFileSystem())
+
+    def mv(self, path1, path2, **_):
+        if self.exists(path2):
+            raise OSError(f"rename {path1} to {path2} failed: the target is there")
+        super().mv(path1, path2)
 
 
 @pytest.fixture(params=["local", "object store", "hadoop"])
@@ -186,7 +194,7 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path):
         else:  # the directory was there, or the rename was done before it could be made sure of
             models.remove("m", models.versions("m")[1:])
             shutil.rmtree(tmp_path / "m" / "v000002")
-    assert failed > 20
+    assert failed > 17
 
 
 KILLED_WRITER = """
@@ -246,7 +254,7 @@ def test_a_real_kill_at_any_file_operation_is_survived_and_swept(tmp_path):
         ),
         (
             lambda d: (d / "manifest.json").write_text('{"format": 99}'),
-            "format 99; this release reads 1",
+            "format 99; this release reads 2",
         ),
     ],
 )
@@ -269,7 +277,7 @@ def test_a_missing_manifest_is_named_and_the_version_before_is_used(tmp_path, ca
     (tmp_path / "m" / "v000002" / "manifest.json").unlink()
     assert models.newest("m") == 1
     assert caplog.text == ""  # this process, which still lives, might be about to write it
-    monkeypatch.setattr(owners, "left", lambda *_: True)
+    monkeypatch.setattr(leases, "is_stale", lambda *_: True)
     assert models.newest("m") == 1
     assert "version 2 of model 'm' cannot be used: it has no manifest.json" in caplog.text
     with pytest.raises(errors.DamagedModel, match=r"no manifest.json.*version=1 is the one before"):
@@ -288,14 +296,14 @@ def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeyp
         assert models.sweep("m") == []
         left = tmp_path / "m" / f".work-{'0' * 32}"
         shutil.copytree(mine.removeprefix("file://"), left)
-        gone = json.loads(owners.note()) | {"started": 1}
+        gone = json.loads(leases.create()) | {"started": 1}
         (left / ".owner").write_text(json.dumps(gone))
         (tmp_path / "m" / "v000003").mkdir()
         (tmp_path / "m" / "v000003" / ".claim").write_text(json.dumps(gone))
         (tmp_path / "m" / "notes").mkdir()
         assert models.sweep("m") == [f"m/.work-{'0' * 32}", "m/v000003"]
         assert os.path.isdir(mine.removeprefix("file://"))
-    assert sorted(os.listdir(tmp_path / "m")) == ["notes", "v000001", "v000002"]
+    assert sorted(os.listdir(tmp_path / "m")) == ["notes", "v000002"]
     assert models.publish("m", FILES, describe) == 3
 
 
@@ -308,14 +316,16 @@ def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeyp
         ({"pid": "../.."}, 0, False),
         ({"pid": None}, 0, False),
         ({"machine": "another"}, 0, False),
-        ({"machine": "another"}, owners.MOST_AGE + 1, True),
+        ({"machine": "another"}, leases.LEASE_S - 1, False),
+        ({"machine": "another"}, leases.LEASE_S + 1, True),
+        ({"machine": "another", "lease": leases.UNRENEWED_S}, leases.LEASE_S + 1, False),
         (None, 0, False),
-        (None, owners.MOST_AGE + 1, True),
+        (None, leases.UNRENEWED_S + 1, True),
     ],
 )
 def test_a_note_tells_whether_its_process_is_gone(note, age, left):
-    content = b"torn" if note is None else json.dumps(json.loads(owners.note()) | note).encode()
-    assert owners.left(content, age) is left
+    content = b"torn" if note is None else json.dumps(json.loads(leases.create()) | note).encode()
+    assert leases.is_stale(content, age) is left
 
 
 def test_a_process_may_have_any_name():
@@ -323,7 +333,7 @@ def test_a_process_may_have_any_name():
     before = comm.read_bytes()
     comm.write_bytes(b"12345) 1 a\xc3")
     try:
-        assert not owners.left(owners.note(), 0)
+        assert not leases.is_stale(leases.create(), 0)
     finally:
         comm.write_bytes(before)
 
@@ -349,7 +359,7 @@ def test_deleting_a_model_leaves_the_number_that_a_fit_has_taken(tmp_path):
 
     assert models.publish("m", FILES, meanwhile) == 2
     assert models.versions("m") == [2]
-    assert models.publish("m", FILES, describe) == 3
+    assert models.publish("m", FILES, describe) == 4
 
 
 @pytest.mark.parametrize("link", ["m", "m/v000001"])
@@ -443,7 +453,7 @@ def test_a_version_that_is_finished_while_another_sweeps_stays(tmp_path, monkeyp
     path = tmp_path / "m" / "v000001" / "manifest.json"
     manifest = path.read_bytes()
     path.unlink()
-    monkeypatch.setattr(owners, "left", lambda *_: path.write_bytes(manifest) > 0)
+    monkeypatch.setattr(leases, "is_stale", lambda *_: path.write_bytes(manifest) > 0)
     assert models.sweep("m") == []
     assert models.versions("m") == [1]
 
@@ -470,7 +480,7 @@ def test_the_manifest_says_size_and_hash(tmp_path):
     models = Store(str(tmp_path))
     models.publish("m", FILES, describe)
     manifest = json.loads((tmp_path / "m" / "v000001" / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["files"]["weights.npz"]["bytes"] == 7
     assert len(manifest["files"]["weights.npz"]["sha256"]) == 64
 
@@ -493,3 +503,177 @@ def test_the_url_is_the_users_own_where_it_is_no_path(tmp_path):
     assert Store(f"file://{tmp_path}").url == f"file://{tmp_path}"
     assert Store("dbfs:/models").url == Store("/dbfs/models").url == "file:///dbfs/models"
     assert Store("dbfs:/Volumes/a/b").url == Store("/Volumes/a/b").url == "file:///Volumes/a/b"
+
+
+class Flaky(MemoryFileSystem):
+    """Refuses every operation on every path once: before it is done, or its answer after it."""
+
+    protocol = "flaky"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+    error = OSError(errno.EIO, "SlowDown")
+    late = False
+
+    def _refused(name):
+        def operation(self, *args, **kwargs):
+            if self.inside:  # one operation of fsspec's is made of others
+                return getattr(MemoryFileSystem, name)(self, *args, **kwargs)
+            key = (name, args[0] if args else "")
+            self.tried[key] = self.tried.get(key, 0) + 1
+            refused = self.tried[key] == 1
+            if not refused or self.late:
+                Flaky.inside = True
+                try:
+                    result = getattr(MemoryFileSystem, name)(self, *args, **kwargs)
+                finally:
+                    Flaky.inside = False
+            if refused:
+                raise self.error
+            return result
+
+        return operation
+
+    inside: ClassVar[bool] = False
+    tried: ClassVar[dict] = {}
+    for _name in (
+        "ls",
+        "exists",
+        "cat_file",
+        "pipe_file",
+        "rm",
+        "rm_file",
+        "mv",
+        "makedirs",
+        "modified",
+    ):
+        locals()[_name] = _refused(_name)
+
+
+ERRORS = [
+    OSError(errno.EIO, "SlowDown"),
+    TimeoutError("the endpoint did not answer"),
+    ConnectionResetError(errno.ECONNRESET, "reset by peer"),
+    OSError("An error occurred (503) when calling: Service Unavailable"),
+]
+
+
+@pytest.fixture
+def flaky(monkeypatch, tmp_path):
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(retries, "DELAYS_S", (0.0,) * 6)
+    Flaky.store, Flaky.tried, Flaky.pseudo_dirs = {}, {}, [""]
+    return Store(f"flaky://{tmp_path.name}")
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("late", [False, True])
+def test_what_a_store_refuses_for_a_moment_is_tried_again(flaky, monkeypatch, error, late):
+    monkeypatch.setattr(Flaky, "error", error)
+    monkeypatch.setattr(Flaky, "late", late)
+    with flaky.work("m") as work:
+        flaky.check_claims("m", work)
+        assert flaky.publish("m", FILES, describe) == 1
+    assert flaky.read("m", 1)[1] == FILES
+    stored = flaky.stored("m", 1)
+    assert flaky.publish("m", stored, describe) == 2
+    flaky.remove("m", [1])
+    assert flaky.versions("m") == [2]
+    assert flaky.sweep("m") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (PermissionError(errno.EACCES, "denied"), False),
+        (FileNotFoundError(errno.ENOENT, "gone"), False),
+        (OSError(errno.ENOSPC, "full"), False),
+        (ValueError("503"), False),
+        (OSError(errno.ETIMEDOUT, "timed out"), True),
+        (BrokenPipeError(), True),
+    ],
+)
+def test_which_errors_are_worth_another_try(error, transient):
+    assert retries.is_transient(error) is transient
+
+
+def test_what_stays_refused_is_raised(flaky, monkeypatch):
+    monkeypatch.setattr(retries, "DELAYS_S", (0.0,))
+    with pytest.raises(OSError, match="SlowDown"):
+        flaky.publish("m", FILES, describe)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epochs", 9), ("created", "never"), ("files", {}), ("sha256", "0" * 64)]
+)
+def test_a_manifest_that_was_changed_is_refused(tmp_path, key, value):
+    models = Store(str(tmp_path))
+    models.publish("m", FILES, describe)
+    path = tmp_path / "m" / "v000001" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(
+        errors.DamagedModel, match=r"its manifest\.json differs from its own sha256"
+    ):
+        models.manifest("m", 1)
+
+
+def test_a_manifest_of_an_earlier_release_has_no_hash(tmp_path):
+    models = Store(str(tmp_path))
+    models.publish("m", FILES, describe)
+    path = tmp_path / "m" / "v000001" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    path.write_text(json.dumps({**manifest, "format": 1}))
+    assert models.read("m", 1)[1] == FILES
+
+
+def test_the_numbers_of_a_deleted_model_are_not_used_again(models):
+    models.publish("m", FILES, describe)
+    models.publish("m", FILES, describe)
+    models.remove("m", [1, 2])
+    assert models.names() == []
+    assert models.publish("m", FILES, describe) == 3
+    assert models.sweep("m") == []
+
+
+def test_a_lease_is_renewed_while_its_owner_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "RENEWAL_S", 0.05)
+    with Store(str(tmp_path)).work("m") as url:
+        lease = Path(url.removeprefix("file://")) / ".owner"
+        before = lease.stat().st_mtime_ns
+        deadline = time.monotonic() + 10
+        while lease.stat().st_mtime_ns == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert lease.stat().st_mtime_ns > before
+
+
+class Overwriting(MemoryFileSystem):
+    """A store without conditional writes: it writes over what is there."""
+
+    protocol = "overwriting"
+
+    def pipe_file(self, path, value, mode="overwrite", **_):
+        super().pipe_file(path, value)
+
+
+def test_a_store_without_conditional_writes_is_found_out(tmp_path):
+    fsspec.register_implementation("overwriting", Overwriting, clobber=True)
+    models = Store(f"overwriting://{tmp_path.name}")
+    with (
+        pytest.raises(errors.ClusterError, match="cannot write a file only where there is none"),
+        models.work("m") as work,
+    ):
+        models.check_claims("m", work)
+
+
+def test_a_mount_that_opens_no_directory(tmp_path, monkeypatch):
+    real = os.open
+
+    def refuse(path, flags, *args):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "no directories here")
+        return real(path, flags, *args)
+
+    monkeypatch.setattr(os, "open", refuse)
+    models = Store(str(tmp_path))
+    assert models.publish("m", FILES, describe) == 1
+    assert models.versions("m") == [1]

@@ -1,5 +1,7 @@
 """Any table of numbers: its columns, its classes, standardised, trained, applied."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pyspark.ml.feature import VectorAssembler
@@ -76,6 +78,16 @@ def test_one_number_a_row_and_bytes_of_any_width(iris):
         ("label > 0", 2, ()),
         ("transform(array(0, 1, 2), i -> int(i = label))", 3, ()),
         ("concat_ws(',', transform(array(0, 1, 2), i -> int(i = label)))", 3, ()),
+        ("label + 1", 3, ("1", "2", "3")),
+        ("cast(label + 1 as string)", 3, ("1", "2", "3")),
+        ("concat(label + 1, '.0')", 3, ("1", "2", "3")),
+        ("element_at(array(-5.0D, 10.0D, 999.0D), label + 1)", 3, ("-5", "10", "999")),
+        ("if(label = 0, -1, 1)", 2, ("-1", "1")),
+        (
+            "element_at(array('\u0660', '\u0661', '\u0662'), label + 1)",
+            3,
+            tuple("\u0660\u0661\u0662"),
+        ),
     ],
 )
 def test_every_form_of_label_gives_its_classes(iris, label, classes, names):
@@ -126,13 +138,21 @@ def test_bad_rows_of_one_column_of_arrays(spark):
         (["petal_width", "day"], "label", errors.UnreadableColumn, "each must be a number"),
         (["day"], "label", errors.UnreadableColumn, "is date; it may be a number, an array"),
         (COLUMNS, "day", errors.UnreadableColumn, "is date; it may be an integer, the name"),
-        (COLUMNS, "id", errors.BadRows, "at most 1000 can be told apart: is it the label"),
+        (COLUMNS, "id", errors.BadRows, "looks like a quantity to predict .150 whole numbers in"),
+        (COLUMNS, "width", errors.BadRows, "looks like a quantity .*numbers that are not whole"),
+        (COLUMNS, "amount", errors.BadRows, "looks like a quantity to predict"),
         (COLUMNS, "nothing", errors.BadRows, "no row has a class in column 'nothing'"),
     ],
 )
 def test_columns_that_make_no_table(iris, store, features, label, error, message):
     df = iris.withColumns(
-        {"day": F.current_date(), "id": F.lit(1001), "nothing": F.lit(None).cast("int")}
+        {
+            "day": F.current_date(),
+            "id": F.monotonically_increasing_id(),
+            "nothing": F.lit(None).cast("int"),
+            "width": F.col("petal_width"),
+            "amount": F.col("petal_length").cast("string"),
+        }
     )
     with pytest.raises(error, match=message):
         spark_mnist.fit(df, "m", features=features, label=label, store=store, verbose=0)
@@ -183,6 +203,102 @@ def test_iris_on_two_ranks_names_its_species_and_goes_on(spark, iris, samples, s
     roses = iris.withColumn("species", known)
     with pytest.raises(errors.BadRows, match="50 x species is none of setosa, versicolor, virgin"):
         spark_mnist.fit(roses, "iris", **options)
+
+
+@pytest.mark.parametrize("change", ["{} * 1e-12", "{} * 1e-30", "{} * 1e22", "{} + 1.7e9"])
+def test_features_of_any_scale_and_offset_are_learned_alike(iris, store, in_process, change):
+    scaled = iris.selectExpr(*(f"{change.format(name)} AS {name}" for name in COLUMNS), "species")
+    options = {**FLOWERS, "epochs": 20, "learning_rate": 0.01, "store": store}
+    result = spark_mnist.fit(scaled, "m", **options)
+    assert result.epochs[-1].metrics["accuracy"] > 0.9
+    (row,) = spark_mnist.evaluate(scaled, "m", rate=1, store=store).collect()
+    assert row["metrics"]["accuracy"] > 0.9
+
+
+def test_a_feature_that_never_varies_is_named(iris, store, caplog):
+    table = iris.withColumn("same", F.lit(0.1))
+    options = {**FLOWERS, "features": [*COLUMNS, "same"], "epochs": 1, "num_proc": 2}
+    spark_mnist.fit(table, "m", store=store, **options)
+    assert "same: the same value in all training rows" in caplog.text
+    assert manifest(store, "m")["network"]["deviation"][4] == 1
+
+
+def test_classes_that_are_other_numbers_come_back_as_numbers(iris, store, in_process):
+    table = iris.withColumn("y", (F.col("label") * 2 - 1).cast("int"))
+    options = {**FLOWERS, "label": "y", "epochs": 30, "learning_rate": 0.01, "store": store}
+    spark_mnist.fit(table, "m", **options)
+    predicted = spark_mnist.predict(table, "m", interpret=True, store=store)
+    assert predicted.dtypes[-1] == ("interpreted", "int")
+    assert predicted.where("interpreted = y").count() > 130
+    doubles = table.withColumn("y", F.col("y").cast("double"))
+    (row,) = spark_mnist.evaluate(doubles, "m", rate=1, details=True, store=store).collect()
+    assert [figures["class"] for figures in row["classes"]] == ["-1", "1", "3"]
+    assert row["metrics"]["accuracy"] > 0.85
+
+
+def test_names_as_people_write_them(iris, store, in_process):
+    table = iris.withColumnsRenamed({"sepal_width": " sepal_width", "petal_width": "petal_width "})
+    options = {**FLOWERS, "epochs": 1, "store": store}
+    spark_mnist.fit(table, "m", **options)
+    spark_mnist.fit(iris, "m", **{**options, "features": ["SEPAL_length"], "label": "SPECIES"})
+    exact = [*COLUMNS[:1], " sepal_width"]
+    spark_mnist.fit(table, "m", **{**options, "features": exact})
+    spark_mnist.fit(iris, "m", **{**options, "features": "*_length"})
+    assert manifest(store, "m", 4)["input"]["features"] == ["sepal_length", "petal_length"]
+    with pytest.raises(errors.MissingColumn, match=r"no column matches 'depth\*'"):
+        spark_mnist.fit(iris, "m", **{**options, "features": "depth*"})
+    twice = iris.select("*", F.col("petal_width").alias("Petal_Width"))
+    with pytest.raises(errors.UnreadableColumn, match="has 2 columns called 'petal_width'"):
+        spark_mnist.fit(twice, "m", **options)
+
+
+def test_numbers_of_numpy_and_names_of_pandas(iris, store, in_process):
+    numbers = {"epochs": np.int64(1), "batch_size": np.int32(16), "seed": np.uint8(3)}
+    others = {"learning_rate": np.float32(0.01), "continuous": np.bool_(False)}
+    names = iris.limit(1).toPandas().columns[:4]
+    options = {**FLOWERS, **numbers, **others, "features": names, "store": Path(store)}
+    result = spark_mnist.fit(iris, "m", **options)
+    assert result.epochs[0].epoch == 1
+    with pytest.raises(errors.OptionError, match=r"epochs must be int >= 1, not 1\.5"):
+        spark_mnist.fit(iris, "m", **{**options, "epochs": np.float64(1.5)})
+
+
+@pytest.fixture(scope="module")
+def pixels(spark):
+    """The CSV that most people have of MNIST: a label, and a column for each pixel."""
+    digits = datasets.digits(spark, "train").limit(200)
+    names = ", ".join(f"pixel{number} int" for number in range(784))
+    rows = [(row["label"], *row["image"]) for row in digits.collect()]
+    return spark.createDataFrame(rows, f"label int, {names}").coalesce(1).cache()
+
+
+@pytest.mark.parametrize("network", ["mlp", "softmax"])
+def test_pictures_with_a_column_for_each_pixel(spark, pixels, store, in_process, network):
+    binary = datasets.digits(spark, "train").limit(200)
+    options = {"network": network, "epochs": 2, "store": store, "verbose": 0}
+    whole = spark_mnist.fit(binary, "whole", **options)
+    found = spark_mnist.fit(pixels, "found", **options)
+    named = spark_mnist.fit(pixels, "named", features="pixel*", **options)
+    text = pixels.select(*(F.col(name).cast("string") for name in pixels.columns))
+    as_text = spark_mnist.fit(text, "text", **options)
+    for result in (found, named, as_text):
+        assert result.epochs == whole.epochs
+    answers = spark_mnist.predict(text, "found", interpret=True, store=store)
+    assert (
+        answers.select("interpreted").collect()
+        == spark_mnist.predict(pixels, "found", interpret=True, store=store)
+        .select("interpreted")
+        .collect()
+    )
+    with pytest.raises(errors.OptionError, match="from one column or from 784, not from 111"):
+        spark_mnist.fit(pixels, "m", features="pixel2*", **options)
+
+
+def test_a_message_does_not_list_a_thousand_columns(pixels, store):
+    table = pixels.withColumn("id", F.lit(1))
+    with pytest.raises(errors.MissingColumn, match=r"786 in all; name the columns") as caught:
+        spark_mnist.fit(table, "m", store=store)
+    assert len(str(caught.value)) < 300
 
 
 def test_held_out_flowers_over_five_seeds(spark, samples, store, in_process):

@@ -25,15 +25,15 @@ handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 import spark_mnist
 from spark_mnist.files import Files
 
-write = Files.write
+write = Files.write_blocks
 
-def slowly(self, path, content):
-    write(self, path, content)
+def slowly(self, path, blocks):
+    write(self, path, blocks)
     if path.startswith("m/v") and path.endswith("weights.npz"):
         logging.getLogger("spark_mnist").info("half published")
         time.sleep(float(os.environ.get("SLOW", "0")))
 
-Files.write = slowly
+Files.write_blocks = slowly
 logging.basicConfig(level="WARNING")
 logging.getLogger("spark_mnist").setLevel("DEBUG")
 spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
