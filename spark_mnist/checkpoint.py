@@ -59,7 +59,10 @@ def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
 
 
 def built(
-    network: plan.Network, files: Mapping[str, bytes], make: plan.Maker | None
+    network: plan.Network,
+    files: Mapping[str, bytes],
+    make: plan.Maker | None,
+    dtype: str | None = None,
 ) -> keras.Model:
     """Build a saved network with its weights.
 
@@ -67,11 +70,12 @@ def built(
         network: What to build.
         files: A checkpoint.
         make: The user's function, for a network that only it can make.
+        dtype: Of the inputs, where not ``networks.input_dtype``.
 
     Raises:
         errors.ModelMismatch: The function is missing, or makes another network.
     """
-    model = networks.build(network, make() if make else None)
+    model = networks.build(network, make() if make else None, dtype)
     restore_weights(model, files)
     return model
 

@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from spark_mnist import catalog, errors, manifests, plan
+from spark_mnist import catalog, errors, manifests, networks, plan
 
 
 def export(
@@ -56,7 +56,13 @@ def export(
     if fs.exists(target):
         raise errors.OptionError(f"{path} is there already; delete it, or name another path")
     root = catalog.checked_store(version, store)
-    model = built(manifests.saved(root, model_name, version, network))
+    saved = manifests.saved(root, model_name, version, network)
+    if format == "tflite" and networks.exported_dtype(saved.network) != networks.FLOAT32:
+        raise errors.OptionError(
+            f"format=tflite takes floats, and features of model {model_name!r} are so far from 0 "
+            "that floats do not tell them apart: export it as keras or savedmodel"
+        )
+    model = built(saved)
     with tempfile.TemporaryDirectory() as directory:
         written = FORMATS[format](model, Path(directory))
         _put(fs, written, target)
@@ -78,7 +84,8 @@ def built(saved: manifests.Saved) -> Any:
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # ranks may need the rest
     from spark_mnist import checkpoint
 
-    return checkpoint.built(saved.network, saved.files, saved.make)
+    dtype = networks.exported_dtype(saved.network)
+    return checkpoint.built(saved.network, saved.files, saved.make, dtype)
 
 
 def _keras(model: Any, directory: Path) -> Path:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from spark_mnist import plan
 
 Stack = Callable[[Any, plan.Network], Any]
@@ -71,6 +73,8 @@ REGISTRY: Mapping[str, Architecture] = {
 """The networks, by the name in ``network=``."""
 FLOAT32, MIXED_FLOAT16, MIXED_BFLOAT16 = "float32", "mixed_float16", "mixed_bfloat16"
 """Precisions; the gradients of ``MIXED_FLOAT16`` would vanish if the loss were not scaled."""
+MOST_OFFSET = 1e4
+"""Deviations from zero up to which floats tell the values of a feature apart."""
 PICTURES, TABLE = "mlp", "dnn"
 """Those that are trained where none is named."""
 
@@ -87,12 +91,13 @@ def is_table(name: Any) -> bool:
     return isinstance(name, str) and name in REGISTRY and REGISTRY[name].table
 
 
-def build(network: plan.Network, made: Any = None) -> Any:
+def build(network: plan.Network, made: Any = None, dtype: str | None = None) -> Any:
     """Make the Keras model with fresh weights, drawn from Keras' global seed.
 
     Args:
         network: What to build.
         made: What the user's function gave, for a network that only it can make.
+        dtype: Of the inputs, where not ``input_dtype``.
 
     Raises:
         errors.ModelMismatch: The network is the user's own, and cannot be made without that.
@@ -103,8 +108,9 @@ def build(network: plan.Network, made: Any = None) -> Any:
 
     # Names of a user's model are his.
     name = None if network.name == plan.OWN else "features"
-    inputs = keras.Input((network.inputs,), name=name, dtype=input_dtype(network))
-    x = _standardized(inputs, network)
+    dtype = dtype or input_dtype(network)
+    inputs = keras.Input((network.inputs,), name=name, dtype=dtype)
+    x = _standardized(inputs, network, dtype)
     if network.name == plan.OWN:
         outputs = own.attach(x, network, made)
     else:
@@ -125,6 +131,18 @@ def input_dtype(network: plan.Network) -> str:
     return "float64" if network.mean else FLOAT32
 
 
+def exported_dtype(network: plan.Network) -> str:
+    """Return the dtype in which a network outside of Spark takes its inputs.
+
+    Floats, as other tools expect them, but where features could not be told apart as floats.
+    """
+    mean, deviation = np.asarray(network.mean), np.asarray(network.deviation)
+    coarse = bool((np.abs(mean) > MOST_OFFSET * deviation).any())
+    limits = np.finfo(np.float32)
+    outside = bool(((deviation < limits.tiny) | (deviation > limits.max / MOST_OFFSET)).any())
+    return "float64" if coarse or outside else FLOAT32
+
+
 def numbers(stored: Any, scale: float, dtype: str = FLOAT32) -> Any:
     """Convert rows as they are stored, ``[B, inputs]``, to what a network takes."""
     from keras import ops
@@ -140,15 +158,14 @@ def optimizer(spec: plan.Optimizer, learning_rate: float) -> Any:
     return getattr(keras.optimizers, rule.name)(learning_rate, **rule.settings)
 
 
-def _standardized(x: Any, network: plan.Network) -> Any:
+def _standardized(x: Any, network: plan.Network, dtype: str) -> Any:
     """Mean 0 and deviation 1 for each feature, as the training rows had them."""
     from keras import layers
 
     if not network.mean:
         return x
     # Not Keras's Normalization, which takes deviations below 1e-7 for 1e-7.
-    scale = [1 / deviation for deviation in network.deviation]
-    offset = [
-        -mean / deviation for mean, deviation in zip(network.mean, network.deviation, strict=True)
-    ]
-    return layers.Rescaling(scale, offset, dtype="float64", name="standardized")(x)
+    # As arrays of doubles, since TensorFlow makes floats of lists.
+    mean, deviation = np.asarray(network.mean), np.asarray(network.deviation)
+    scale, offset = 1 / deviation, -mean / deviation
+    return layers.Rescaling(scale, offset, dtype=dtype, name="standardized")(x)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from spark_mnist import errors, exports, manifests, options, results, versions
+from spark_mnist import errors, exports, manifests, networks, options, results, versions
 from spark_mnist import store as stores
 
 logger = logging.getLogger(__name__)
@@ -124,19 +124,22 @@ def _params(info: results.ModelInfo, chosen: options.FitOptions) -> dict[str, An
 
 
 def _log_model(saved: manifests.Saved) -> None:
-    """Log the Keras model: float32 ``[B, W]`` in, probabilities ``[B, C]`` out."""
+    """Log the Keras model: ``[B, W]`` in, mostly float32, and probabilities ``[B, C]`` out."""
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    def tensor(width: int) -> Schema:
-        return Schema([TensorSpec(np.dtype("float32"), (-1, width))])
+    def tensor(width: int, dtype: str = networks.FLOAT32) -> Schema:
+        return Schema([TensorSpec(np.dtype(dtype), (-1, width))])
+
+    network = saved.network
+    inputs = tensor(network.inputs, networks.exported_dtype(network))
 
     mlflow.tensorflow.log_model(
         exports.built(saved),
         name="model",
-        signature=ModelSignature(tensor(saved.network.inputs), tensor(saved.network.classes)),
+        signature=ModelSignature(inputs, tensor(network.classes)),
         # Named, since MLflow would load the model in a process of its own to find them.
         pip_requirements=mlflow.tensorflow.get_default_pip_requirements(),
     )

@@ -86,3 +86,17 @@ def test_pictures_of_a_model_with_objects_of_its_own(digits, store, tmp_path, in
 def test_formats_that_are_none(tmp_path, path, format, message):
     with pytest.raises(errors.OptionError, match=message):
         spark_mnist.export("m", tmp_path / path, format)
+
+
+def test_features_far_from_zero_are_exported_as_doubles(spark, store, tmp_path, in_process):
+    far = datasets.iris(spark).selectExpr("petal_length + 1.7e9 AS x", "species")
+    options = {"features": "x", "label": "species", "epochs": 5, "store": store, "verbose": 0}
+    spark_mnist.fit(far, "far", **options)
+    with pytest.raises(errors.OptionError, match="format=tflite takes floats"):
+        spark_mnist.export("far", tmp_path / "far.tflite", "tflite", store=store)
+    path = spark_mnist.export("far", tmp_path / "far.keras", store=store)
+    rows = far.collect()
+    outputs = np.asarray(keras.saving.load_model(path)(np.array([[row["x"]] for row in rows])))
+    names = ["setosa", "versicolor", "virginica"]
+    answers = spark_mnist.predict(far, "far", interpret=True, store=store).collect()
+    assert [names[i] for i in outputs.argmax(axis=1)] == [row["interpreted"] for row in answers]

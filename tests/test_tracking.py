@@ -1,5 +1,7 @@
 """Fits in a real tracking store of MLflow, in a file of SQLite."""
 
+import threading
+
 import mlflow
 import numpy as np
 import pytest
@@ -105,3 +107,16 @@ def test_without_mlflow_asking_for_it_is_an_error_before_any_work(digits, store,
     with pytest.raises(errors.VersionError, match=message):
         spark_mnist.fit(digits, "m", mlflow=True, store=store, **OPTIONS)
     assert spark_mnist.models(store) == []
+
+
+def test_a_fit_in_a_thread_is_logged_below_the_run_of_another(digits, store, tracked, in_process):
+    with mlflow.start_run(run_name="search") as active:
+        thread = threading.Thread(
+            target=lambda: spark_mnist.fit(digits, "m", store=store, **OPTIONS)
+        )
+        thread.start()
+        thread.join(120)
+    search, fit = tracked()
+    assert fit.data.tags["mlflow.parentRunId"] == active.info.run_id == search.info.run_id
+    assert (fit.info.run_name, fit.info.status) == ("m v1", "FINISHED")
+    assert "val_accuracy" in fit.data.metrics
