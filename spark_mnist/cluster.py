@@ -101,22 +101,36 @@ def check_input(df: object, *, streams: bool = False) -> None:
         errors.ClusterError: Its session was stopped.
     """
     kind = f"{type(df).__module__}.{type(df).__qualname__}"
-    if not (kind.startswith("pyspark.sql.") and hasattr(df, "sparkSession")):
+    if kind.startswith("pyspark.sql.connect"):  # refused with its session, see ``settings``
+        return
+    if not isinstance(df, DataFrame):
         hints = [hint for start, hint in INSTEAD.items() if kind.startswith(start)]
         hint = hints[0] if hints else "give a Spark DataFrame"
         raise errors.NotADataFrame(f"the input must be a Spark DataFrame, not {kind}: {hint}")
-    if kind.startswith("pyspark.sql.connect"):
-        return
-    assert isinstance(df, DataFrame)
-    context = df.sparkSession.sparkContext
-    if context._jsc is None or context._jsc.sc().isStopped():
-        raise errors.ClusterError(
-            "the DataFrame's Spark session was stopped: read the data again with a new session"
-        )
+    check_session(df.sparkSession)
     if df.isStreaming and not streams:
         raise errors.NotADataFrame(
             "the DataFrame is a stream, which has no end: train and evaluate on its parts with "
             "writeStream.foreachBatch, as examples/learn_from_stream.py does"
+        )
+
+
+def check_session(spark: object) -> None:
+    """Refuse what is no session, or one that was stopped.
+
+    Raises:
+        errors.ClusterError: It is.
+    """
+    if type(spark).__module__.startswith("pyspark.sql.connect"):
+        return
+    if not isinstance(spark, SparkSession):
+        raise errors.ClusterError(
+            f"a SparkSession is needed, not {type(spark).__qualname__}: give spark"
+        )
+    context = spark.sparkContext
+    if context._jsc is None or context._jsc.sc().isStopped():
+        raise errors.ClusterError(
+            "the Spark session was stopped: make a new one, and read the data again with it"
         )
 
 
@@ -191,14 +205,14 @@ def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEO
     Raises:
         errors.TooFewSlots: They could not within that time.
     """
-    deadline, told = time.monotonic() + seconds, False
+    deadline, logged = time.monotonic() + seconds, False
     while (free := free_slots(spark)) < ranks:
-        if slots(spark) >= ranks and not told and seconds > SLOTS_TIMEOUT:
+        if slots(spark) >= ranks and not logged and seconds > SLOTS_TIMEOUT:
             logger.info(
                 "waiting for other jobs: %d of the %d slots that the ranks need are free",
                 *(free, ranks),
             )
-            told = True
+            logged = True
         if time.monotonic() > deadline:
             raise errors.TooFewSlots(_too_few(spark, ranks, free))
         time.sleep(0.1)

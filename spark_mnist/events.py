@@ -89,7 +89,7 @@ class _Peer:
         self.buffer = b""
         self.greeted = False
         """Whether it carries signed lines."""
-        self.lines = self.told = 0
+        self.lines_received = self.lines_sent = 0
         """How many lines came, and went."""
         self.who: dict[str, int] = {}
         """``rank`` or ``agent``, once it has signed a line."""
@@ -149,8 +149,8 @@ class Inbox:
             if not (peer := self._peers.get(link)):
                 return False
             body = json.dumps(message).encode()
-            signature = _sign(self.address.key, b"driver", peer.nonce, peer.told, body)
-            peer.told += 1
+            signature = _sign(self.address.key, b"driver", peer.nonce, peer.lines_sent, body)
+            peer.lines_sent += 1
             try:
                 peer.connection.sendall(signature + b" " + body + b"\n")
             except OSError:  # its end shows when it is read
@@ -212,10 +212,10 @@ class Inbox:
         *lines, peer.buffer = peer.buffer.split(b"\n")
         for line in lines:
             signature, _, body = line.partition(b" ")
-            good = _sign(self.address.key, b"rank", peer.nonce, peer.lines, body)
+            good = _sign(self.address.key, b"rank", peer.nonce, peer.lines_received, body)
             if not hmac.compare_digest(signature, good):
                 return False
-            peer.lines += 1
+            peer.lines_received += 1
             self._hear(peer, json.loads(body))
         return len(peer.buffer) <= MOST_BYTES
 

@@ -25,6 +25,7 @@ from spark_mnist import (
     receipts,
     recovery,
     results,
+    retries,
     schema,
     shards,
     timing,
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResult:
     """Train a model and publish it; see ``verbs.fit``."""
+    interrupts.check()
     spark = df.sparkSession
     clock = timing.Clock()
     ready = preparation.Preparation(spark, df, name, chosen)
@@ -175,9 +177,12 @@ def _publish(
             rows=rows,
         )
 
-    recovery.save_unpublished(training.work, describe(0), report.logs)
     try:
-        return store.publish(name, files, describe)
+        recovery.save_unpublished(training.work, describe(0), report.logs)
+    except OSError as error:
+        logger.warning("should publishing fail, it cannot be done later: %s", error)
+    try:
+        return retries.call("publish", lambda: store.publish(name, files, describe))
     except errors.DamagedModel:
         raise
     except Exception as error:  # of any type, as stores' clients have their own

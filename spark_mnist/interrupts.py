@@ -19,6 +19,8 @@ from spark_mnist import errors
 
 _thread = threading.local()
 """Has ``last``, what ``_last`` gave when ``unwound`` began."""
+TUNING = "pyspark.ml.tuning"
+"""Whose fits run in threads of a pool."""
 TERMINATED = 143
 """Exit code of a process that SIGTERM ended: 128 + 15."""
 AGAIN = 0.5
@@ -62,17 +64,35 @@ def unwound() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise where the main thread was interrupted since ``unwound`` began in this one.
+    """Raise where an interrupt of the main thread should end this one's work, too.
 
-    Python tells other threads nothing of it; but an interrupt that nothing has caught is known.
+    Python tells other threads nothing of it. But an interrupt that nothing has caught is known, and
+    so is that nobody waits for this thread any more where Spark ML's tuning has started it.
 
     Raises:
-        errors.FitCancelled: It was.
+        errors.FitCancelled: It should.
     """
-    in_main = threading.current_thread() is threading.main_thread()
+    if threading.current_thread() is threading.main_thread():
+        return
     last = _last()
-    if not in_main and last is not None and last is not getattr(_thread, "last", None):
+    interrupted = last is not None and last is not getattr(_thread, "last", None)
+    if interrupted or _abandoned():
         raise errors.FitCancelled("interrupted in the main thread; nothing was published")
+
+
+def _abandoned() -> bool:
+    """Whether a ``CrossValidator``, or its like, started this thread and waits for it no more."""
+    frames = sys._current_frames()
+    mine = frames.pop(threading.get_ident(), None)
+    started = any(module == TUNING for module, _ in _calls(mine))
+    return started and not any((TUNING, "_fit") in _calls(frame) for frame in frames.values())
+
+
+def _calls(frame: FrameType | None) -> Iterator[tuple[str, str]]:
+    """Yield module and name of a thread's functions, the innermost first."""
+    while frame:
+        yield str(frame.f_globals.get("__name__")), frame.f_code.co_name
+        frame = frame.f_back
 
 
 def _last() -> BaseException | None:
@@ -148,8 +168,4 @@ class _Taken:
 
 
 def _calls_the_jvm(frame: FrameType | None) -> bool:
-    while frame:
-        if str(frame.f_globals.get("__name__")).startswith("py4j."):
-            return True
-        frame = frame.f_back
-    return False
+    return any(module.startswith("py4j.") for module, _ in _calls(frame))

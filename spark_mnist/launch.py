@@ -179,36 +179,36 @@ def _attempt(
     """Start all ranks and watch them to their end."""
     ranks = training.world.size
     watch = watchdog.Watchdog(ranks, training.heartbeat_timeout)
-    told = _Told(ranks, logging.INFO if shown.visible else logging.DEBUG)
+    rank_log = _RankLog(ranks, logging.INFO if shown.visible else logging.DEBUG)
     meeting = rendezvous.Rendezvous()
 
     def receive(event: events.Event) -> None:
         if "agent" in event:
-            there.hear(event)
+            agent_pool.hear(event)
             return
         watch.hear(event)
-        told.hear(event)
+        rank_log.hear(event)
         if event["rank"] == 0 and "epoch" in event:
             shown.update(event)
 
     with cluster.inbox(spark, ports, receive, meeting.answer) as inbox:
-        there = agents.Agents(ranks, inbox.tell, _horovod_settings(inbox.address))
+        agent_pool = agents.Agents(ranks, inbox.tell, _horovod_settings(inbox.address))
         running = job.Job(spark, ranks, _instructions(spark, training, inbox.address))
         lost = None
         try:
             running.start()
-            while not lost and not there.exit and not running.wait(POLL):
+            while not lost and not agent_pool.exit and not running.wait(POLL):
                 interrupts.check()
-                lost = _lost(there, watch)
+                lost = _lost(agent_pool, watch)
                 if running.wait(0):
                     lost = None
         finally:
-            running.stop(there.end)
+            running.stop(agent_pool.end)
             _wait_for_the_end(watch)
-    if there.exit:
-        raise _exit_failure(there, watch)
+    if agent_pool.exit:
+        raise _exit_failure(agent_pool, watch)
     if lost:  # told only now, since ranks print their last words when they end
-        raise errors.RanksLost(f"{lost}{there.tail}")
+        raise errors.RanksLost(f"{lost}{agent_pool.tail}")
     if running.cancelled:
         raise errors.FitCancelled(
             "the job of the ranks was cancelled in Spark; nothing was published"
@@ -216,7 +216,7 @@ def _attempt(
     if running.error or len(running.reports) < ranks:
         what = "Spark ended the ranks' job" if watch.begun() else "the ranks did not start"
         why = running.error or f"{len(running.reports)} of {ranks} ranks gave a report"
-        raise errors.RanksLost(f"{what} ({why}){there.tail}") from running.error
+        raise errors.RanksLost(f"{what} ({why}){agent_pool.tail}") from running.error
     check(running.reports)
     return running.reports
 
@@ -245,21 +245,21 @@ def _instructions(
     )
 
 
-def _lost(there: agents.Agents, watch: watchdog.Watchdog) -> str | None:
+def _lost(agent_pool: agents.Agents, watch: watchdog.Watchdog) -> str | None:
     """Why the attempt must end, or None while there is hope."""
-    rank = there.lost()
+    rank = agent_pool.lost()
     return watch.gone(rank) if rank is not None else watch.verdict()
 
 
-def _exit_failure(there: agents.Agents, watch: watchdog.Watchdog) -> errors.TrainingError:
+def _exit_failure(agent_pool: agents.Agents, watch: watchdog.Watchdog) -> errors.TrainingError:
     """What to raise where the process of a rank ended without a report."""
-    assert there.exit is not None
+    assert agent_pool.exit is not None
     # Python itself ends a process with 1, for what starting it again would not mend.
-    kind = errors.TrainingError if there.exit.code == 1 else errors.RanksLost
-    return kind(f"{watch.gone(there.exit.rank)} ({there.exit}){there.tail}")
+    kind = errors.TrainingError if agent_pool.exit.code == 1 else errors.RanksLost
+    return kind(f"{watch.gone(agent_pool.exit.rank)} ({agent_pool.exit}){agent_pool.tail}")
 
 
-class _Told:
+class _RankLog:
     """Logs what ranks tell of themselves: their warnings, each once, and their GPUs.
 
     Args:

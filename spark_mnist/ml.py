@@ -27,7 +27,7 @@ from pyspark.ml.util import (
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_mnist import catalog, errors, manifests, plan, results, scoring, shipment, verbs
+from spark_mnist import catalog, cluster, errors, manifests, plan, results, scoring, shipment, verbs
 from spark_mnist import store as stores
 from spark_mnist.params import FitParams
 
@@ -83,6 +83,7 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
         return _ModelReader()
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
+        cluster.check_input(dataset, streams=True)
         reads, network, _ = manifests.described(self._manifest)
         if len(reads.features) == 1:
             reads = dataclasses.replace(reads, features=(self.getFeaturesCol(),))

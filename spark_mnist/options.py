@@ -138,7 +138,7 @@ class FitOptions(RowOptions):
         None,
         kinds.POSITIVE,
         "ranks, one Spark task each",
-        "all that Spark can run at once, each with a batch or more",
+        "one for each slot of the session, busy or free, each with a batch or more",
     )
     cache: str = option(
         "1g",

@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_mnist import errors, labels, plan, schema
+from spark_mnist import cluster, errors, labels, plan, schema
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -72,6 +72,7 @@ def confusion(predictions: DataFrame, label: str = "label") -> Figure:
         errors.VersionError: matplotlib is not installed.
     """
     make = _figure()
+    cluster.check_input(predictions)
     truth, guess = _classes(predictions, label)
     pairs = predictions.select(truth.alias("truth"), guess.alias("guess"))
     found = pairs.groupBy("truth", "guess").count().dropna().collect()
@@ -113,6 +114,7 @@ def mistakes(
         errors.VersionError: matplotlib is not installed.
     """
     make = _figure()
+    cluster.check_input(predictions)
     truth, guess = _classes(predictions, label)
     source = schema.features(predictions, plan.Input(features=(image,)))
     wrong = predictions.select(

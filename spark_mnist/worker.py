@@ -32,6 +32,7 @@ from spark_mnist import (
     own,
     plan,
     recovery,
+    retries,
     steps,
     tensorboard,
 )
@@ -228,7 +229,8 @@ def _train(training: plan.TrainingPlan, outbox: events.Outbox) -> plan.RankRepor
 def _save(training: plan.TrainingPlan, state: plan.Progress, *, last: bool) -> None:
     """Write a checkpoint; only the last one, which is published, must not fail."""
     try:
-        recovery.save(training.work, training.attempt, state)
+        what = f"write the checkpoint of epoch {state.epoch}"
+        retries.call(what, lambda: recovery.save(training.work, training.attempt, state))
     except OSError as error:
         if last:
             raise

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -117,7 +120,7 @@ def test_a_shard_that_does_not_fit_is_streamed(digits, tmp_path):
     source = census.take(digits, plan.Input(), seed=0)
     options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 1.0}
     with shards.materialized(source, **options) as (train, _):
-        size = 128 * 784
+        size = 128 * (784 + batches.ROW_OVERHEAD_BYTES)
         kept, streamed = (
             batches.read(train, rank=1, ranks=2, memory=memory) for memory in (size, size - 1)
         )
@@ -140,3 +143,32 @@ def test_no_rows_are_no_rows():
     assert len(found) == 0
     assert found.features.shape == (0, 784)
     assert found.shards.encoding.scale == 1.0
+
+
+MEASURED = """
+import resource
+import numpy as np, tensorflow as tf
+from spark_mnist import batches, plan, world
+
+cache = 256 << 20
+shards = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("float32", 1.0, 4))
+count = cache // (shards.encoding.row_bytes + batches.ROW_OVERHEAD_BYTES)
+tf.constant(1.0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+features = batches._aligned((count, 4), "float32")
+labels = batches._aligned((count,), "int32")
+features[:], labels[:] = 1, 0
+shard = batches.InMemory(shards, (features, labels))
+division = world.World(size=1, rows=count, batch_size=65536)
+for epoch in range(3):
+    list(shard.training(division, rank=0, seed=0, epoch=epoch).take(9))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / cache)
+"""
+
+
+def test_rows_take_no_more_memory_than_they_may():
+    """Of four features, where labels, weights and places in the order are most of a row."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 1.1

@@ -67,11 +67,13 @@ def test_a_deleted_version_is_gone_and_its_number_is_not_used_again(saved, url):
     assert saved.publish("m", {}, lambda version: {**MANIFEST, "version": version}) == 4
 
 
-def test_a_deleted_model_leaves_nothing(saved, url, tmp_path):
+def test_a_deleted_model_leaves_nothing_but_its_last_number(saved, url, tmp_path):
     assert spark_mnist.delete("m", store=url) == [1, 2, 3]
     assert spark_mnist.models(url) == []
-    assert not [p for p in fsspec.filesystem("memory").find("/catalog") if "v0" in p]
-    assert not list((tmp_path / "models").glob("*"))
+    there = [*fsspec.filesystem("memory").find("/catalog"), *(tmp_path / "models").rglob("*")]
+    assert [str(p)[-14:] for p in there if "." in str(p)[-14:]] == ["v000003/.claim"]
+    assert saved.publish("m", {}, lambda version: {**MANIFEST, "version": version}) == 4
+    spark_mnist.delete("m", store=url)
     with pytest.raises(errors.ModelNotFound, match="no model 'm'"):
         spark_mnist.delete("m", store=url)
 

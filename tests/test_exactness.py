@@ -258,3 +258,37 @@ def test_wide_rows_are_sent_to_python_a_few_at_a_time(spark, store, in_process):
         assert predicted.where("prediction IS NOT NULL").count() == 64
     finally:
         spark.conf.set(setting, before)
+
+
+STOPPED = """
+from pyspark.sql import SparkSession
+import spark_mnist
+from spark_mnist import errors
+
+builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+spark = builder.getOrCreate()
+rows = spark_mnist.datasets.digits(spark, "test")
+spark.stop()
+calls = [
+    lambda: spark_mnist.fit(rows, "m"),
+    lambda: spark_mnist.predict(rows, "m"),
+    lambda: spark_mnist.evaluate(rows, "m"),
+    lambda: spark_mnist.preflight(rows),
+    lambda: spark_mnist.datasets.iris(spark),
+    lambda: spark_mnist.command("eval m", rows),
+]
+for call in calls:
+    try:
+        call()
+    except errors.ClusterError as error:
+        assert "session was stopped" in str(error), error
+    else:
+        raise AssertionError
+"""
+
+
+def test_a_session_that_was_stopped_is_named(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

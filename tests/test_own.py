@@ -14,6 +14,7 @@ from keras import layers
 
 import spark_mnist
 from spark_mnist import errors, networks, own, plan
+from spark_mnist import store as stores
 from tests.conftest import arrays
 
 ROWS = {"batch_size": 16, "verbose": 0}
@@ -307,6 +308,7 @@ def test_a_tampered_store_runs_nothing(digits, store, in_process, caplog):
     path = Path(store) / "m" / "v000001" / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["network"]["config"]["config"]["layers"][1]["class_name"] = "Lambda"
+    manifest["sha256"] = stores.digest(manifest)
     path.write_text(json.dumps(manifest))
     with caplog.at_level(logging.CRITICAL), pytest.raises(Exception, match="Keras's own"):
         spark_mnist.predict(digits.limit(3), "m", store=store).collect()

@@ -196,3 +196,18 @@ def test_a_file_system_that_spark_lacks_is_refused_before_it_writes(spark):
     with pytest.raises(errors.ClusterError, match=message):
         shards.check_writable(spark, "s3://bucket/work")
     shards.check_writable(spark, "file:///tmp")
+
+
+def test_files_keep_the_order_of_partitions_above_a_hundred_thousand():
+    urls = [f"file:///shards/part-{number:05d}-uuid.parquet" for number in (99_999, 100_000, 7)]
+    ordered = sorted(urls, key=shards._part_number)
+    assert [url.split("part-")[1].split("-")[0] for url in ordered] == ["00007", "99999", "100000"]
+
+
+def test_narrow_rows_fit_into_one_row_group():
+    encoding = plan.Encoding("uint8", 255.0, 1)
+    for rows in (10**7, 10**8):
+        files = shards._files(rows, encoding, ranks=2)
+        assert files % 2 == 0
+        # A row has a byte of features, and four each of its length and its label.
+        assert rows / files * 9 < shards.BLOCK_BYTES / 2

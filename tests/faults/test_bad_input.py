@@ -12,6 +12,7 @@ from pyspark.sql import types as T
 
 import spark_mnist
 from spark_mnist import errors, launch
+from spark_mnist import store as stores
 
 DOUBLES, FLOATS = T.ArrayType(T.DoubleType()), T.ArrayType(T.FloatType())
 INTEGERS, BYTES, TEXT = T.ArrayType(T.IntegerType()), T.BinaryType(), T.StringType()
@@ -158,6 +159,10 @@ def few(spark, count):
     return rows(spark, [blank(BYTES)] * count, [number % 10 for number in range(count)])
 
 
+def table(spark, *columns):
+    return spark.range(200).selectExpr("id AS x", *columns)
+
+
 OTHERS = {
     "no rows": (lambda s: few(s, 0), {}, errors.TooFewRows, "the DataFrame has no rows"),
     "only bad rows left out": (
@@ -208,6 +213,79 @@ OTHERS = {
         {},
         errors.UnreadableColumn,
         "column 'label' is date; it may be an integer",
+    ),
+    "PNG files": (
+        lambda s: rows(s, [b"\x89PNG\r\n\x1a\n" + bytes(300)] * 3, [1, 2, 3]),
+        {},
+        errors.BadRows,
+        "3 of 3 rows cannot be used: 3 x image is a PNG file, not pixels",
+    ),
+    "JPEG files among pixels": (
+        lambda s: rows(s, [b"\xff\xd8\xff\xe0" + bytes(780), bytes(784)], [1, 2]),
+        {},
+        errors.BadRows,
+        "1 of 2 rows cannot be used: 1 x image is a JPEG file, not pixels",
+    ),
+    "a price as the label": (
+        lambda s: table(s, "id * 1.5D AS y"),
+        {"features": "x", "label": "y"},
+        errors.BadRows,
+        "column 'y' looks like a quantity to predict",
+    ),
+    "an age as the label": (
+        lambda s: table(s, "20 + id % 70 AS y"),
+        {"features": "x", "label": "y"},
+        errors.BadRows,
+        "column 'y' looks like a quantity to predict .70 whole numbers in 200 rows",
+    ),
+    "a price as text": (
+        lambda s: table(s, "string(id * 1.5D) AS y"),
+        {"features": "x", "label": "y"},
+        errors.BadRows,
+        "column 'y' looks like a quantity to predict",
+    ),
+    "two columns of one name": (
+        lambda s: table(s, "id % 2 AS y", "x"),
+        {"features": "x", "label": "y"},
+        errors.UnreadableColumn,
+        "the DataFrame has 2 columns called 'x'",
+    ),
+    "a pattern that matches nothing": (
+        lambda s: table(s, "id % 2 AS y"),
+        {"features": "pixel*", "label": "y"},
+        errors.MissingColumn,
+        r"no column matches 'pixel\*' among \['x', 'y'\]",
+    ),
+    "a header that is none": (
+        lambda s: s.createDataFrame([(1, 2, 3)], ["5", "0", "0_1"]),
+        {},
+        errors.MissingColumn,
+        "these look like values: without a header, read it with header=false",
+    ),
+    "a JSON array": (
+        lambda s: s.createDataFrame([("[",)], ["_corrupt_record"]),
+        {},
+        errors.MissingColumn,
+        "has not one object a line: read it with multiLine=true",
+    ),
+    "a stream": (
+        lambda s: s.readStream.format("rate").load(),
+        {},
+        errors.NotADataFrame,
+        "is a stream, which has no end",
+    ),
+    "a DataFrame of pandas": (
+        lambda s: few(s, 9).toPandas(),
+        {},
+        errors.NotADataFrame,
+        r"not pandas\..*: use spark\.createDataFrame",
+    ),
+    "an RDD": (lambda s: few(s, 9).rdd, {}, errors.NotADataFrame, r"use \.toDF\(\)"),
+    "a network of another library's name": (
+        lambda s: few(s, 9),
+        {"model": "mlp"},
+        errors.UnknownOption,
+        "did you mean 'network'",
     ),
     "more ranks than slots": (
         lambda s: few(s, 9),
@@ -391,6 +469,7 @@ def test_a_model_file_in_place_of_weights_runs_nothing(digits, root, store, tmp_
     manifest = json.loads((version / "manifest.json").read_text())
     stamp = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     manifest["files"]["weights.npz"] = stamp
+    manifest["sha256"] = stores.digest(manifest)
     (version / "manifest.json").write_text(json.dumps(manifest))
     capfd.readouterr()
     with pytest.raises(Exception, match="a file of arrays cannot be read"):
