@@ -31,7 +31,7 @@ builder = SparkSession.builder.master(f"local[{max(counts)}]").config("spark.ui.
 spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
 spark.sparkContext.setLogLevel("OFF")
 digits = spark_mnist.datasets.digits(spark, "train").limit(256).cache()
-options = {"verbose": 0, "batch_size": 8, "epochs": 2, "store": sys.argv[1]}
+options = {"verbose": 0, "batch_size": 8, "epochs": 1, "store": sys.argv[1]}
 same = {}
 for ranks in counts:
     for name in ("one", "other"):  # three buckets of gradients
@@ -51,9 +51,7 @@ print(json.dumps({"same": same, "frozen": frozen, "trained": trained}))
 """
 
 
-@pytest.mark.parametrize(
-    "counts", [("2", "3", "4"), pytest.param(("3", "8"), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("counts", [("3", "4"), pytest.param(("2", "8"), marks=pytest.mark.slow)])
 def test_any_number_of_ranks_gives_the_same_model_again_and_frozen_layers_stay(tmp_path, counts):
     done = subprocess.run(
         [sys.executable, "-c", MANY_RANKS, str(tmp_path / "models"), *counts],

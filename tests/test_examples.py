@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,22 @@ def run(name, *words, cwd):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.fixture
+def run_here(spark, tmp_path, monkeypatch, capsys):
+    """Run a script in this process, whose session it then finds."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        try:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        finally:
+            spark.sparkContext.setLogLevel("OFF")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.slow
@@ -59,13 +76,13 @@ def test_the_keras_tutorial_reads_one_picture_in_spark_and_in_keras(tmp_path):
         pytest.param("cnn_tutorial.py", 0.93, marks=pytest.mark.slow),
     ],
 )
-def test_the_softmax_and_the_cnn_tutorial(tmp_path, name, least):
-    out = run(name, "digits", cwd=tmp_path)
+def test_the_softmax_and_the_cnn_tutorial(run_here, name, least):
+    out = run_here(name, "digits")
     assert float(re.search(r"test accuracy: (\d\.\d+)", out)[1]) > least
 
 
-def test_iris_knows_the_two_new_flowers(tmp_path):
-    out = run("iris.py", cwd=tmp_path)
+def test_iris_knows_the_two_new_flowers(run_here):
+    out = run_here("iris.py")
     assert float(re.search(r"test accuracy: (\d\.\d+)", out)[1]) >= 0.93
     assert "[6.4, 3.2, 4.5, 1.5]: class 1, versicolor" in out
     assert "[5.8, 3.1, 5.0, 1.7]: class 2, virginica" in out

@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_left_out(url, tmp_path, caplog):
 def test_one_that_cannot_be_removed_ends_no_fit(url, caplog, monkeypatch):
     recovery.save(url, 0, progress(1))
 
-    def fail(*_):
+    def fail(*_, **__):
         raise PermissionError("no")
 
     monkeypatch.setattr(recovery.stores.Store, "remove", fail)

@@ -272,10 +272,9 @@ def pixels(spark):
     return spark.createDataFrame(rows, f"label int, {names}").coalesce(1).cache()
 
 
-@pytest.mark.parametrize("network", ["mlp", "softmax"])
-def test_pictures_with_a_column_for_each_pixel(spark, pixels, store, in_process, network):
+def test_pictures_with_a_column_for_each_pixel(spark, pixels, store, in_process):
     binary = datasets.digits(spark, "train").limit(200)
-    options = {"network": network, "epochs": 2, "store": store, "verbose": 0}
+    options = {"epochs": 2, "store": store, "verbose": 0}
     whole = spark_mnist.fit(binary, "whole", **options)
     found = spark_mnist.fit(pixels, "found", **options)
     named = spark_mnist.fit(pixels, "named", features="pixel*", **options)

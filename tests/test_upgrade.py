@@ -37,8 +37,8 @@ def test_anothers_model_predicts_and_goes_on(old, digits, held_out, in_process):
 
 def test_a_format_to_come_is_refused_with_what_to_do(old, held_out):
     path = old / "digits" / "v000001" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    message = "version 1 of model 'digits' cannot be used: it has format 2; this release reads 1: use a newer one"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    message = "version 1 of model 'digits' cannot be used: it has format 3; this release reads 2: use a newer one"
     with pytest.raises(errors.DamagedModel, match=message):
         spark_mnist.predict(held_out, "digits", store=str(old))
 

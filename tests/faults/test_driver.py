@@ -63,7 +63,7 @@ PHASES = {
     "publishing": "half published",
 }
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-QUICK = {("training", signal.SIGTERM), ("training", signal.SIGKILL)}
+QUICK = {("training", signal.SIGKILL)}
 
 
 def cases(*numbers):
