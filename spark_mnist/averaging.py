@@ -232,7 +232,7 @@ def average_statistics(model: keras.Model, before: Sequence[npt.NDArray[Any]]) -
     if not before:
         return
     now = statistics(model)
-    changed = total([not np.array_equal(a, b) for a, b in zip(before, now, strict=True)])
+    changed = total([float(not np.array_equal(a, b)) for a, b in zip(before, now, strict=True)])
     for variable, ranks in zip(model.non_trainable_weights, changed, strict=False):
         value = tf.convert_to_tensor(variable.value)
         if ranks and value.dtype.is_floating:

@@ -154,9 +154,11 @@ def publish(model_name: str, work: str, store: str | None = None) -> int:
         errors.ModelNotFound: There is no trained model in that directory.
         errors.DamagedModel: It is not what was written.
     """
-    saved = checked_store(None, store)
+    saved, work = checked_store(None, store), stores.checked_work(work)
     manifest, files = recovery.read_unpublished(work)
-    version = saved.publish(model_name, files, lambda number: {**manifest, "version": number})
+    parent = manifest["parent"] if manifest["name"] == model_name else None
+    same = {**manifest, "name": model_name, "parent": parent}
+    version = saved.publish(model_name, files, lambda number: {**same, "version": number})
     stores.remove_work(work)
     return version
 

@@ -135,6 +135,7 @@ def _open_closed_streams() -> None:
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
+            os.set_inheritable(number, True)  # by the JVM, too
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
 
 

@@ -14,7 +14,7 @@ from pyspark import RDD, SparkConf, SparkContext, TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from spark_mnist import errors, events, options
+from spark_mnist import errors, events, interrupts, options
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +213,7 @@ def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEO
                 *(free, ranks),
             )
             logged = True
+        interrupts.check()
         if time.monotonic() > deadline:
             raise errors.TooFewSlots(_too_few(spark, ranks, free))
         time.sleep(0.1)

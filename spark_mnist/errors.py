@@ -74,7 +74,7 @@ class BadRows(SparkMnistError, ValueError):
     """Rows that no network can learn from. ``counts`` has their number by reason."""
 
     def __init__(self, message: str, counts: Mapping[str, int] | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, counts)  # both, for pickle
         self.counts = dict(counts or {})
 
 
@@ -121,8 +121,8 @@ class TrainingError(SparkMnistError, RuntimeError):
 class RankError(TrainingError):
     """One rank raised. ``rank`` and ``rank_traceback`` say which and where."""
 
-    def __init__(self, message: str, *, rank: int, rank_traceback: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, rank: int = 0, rank_traceback: str = "") -> None:
+        super().__init__(message, rank, rank_traceback)  # all, for pickle
         self.rank = rank
         self.rank_traceback = rank_traceback
         self.add_note(f"Traceback of rank {rank}:\n{rank_traceback}")
@@ -147,8 +147,8 @@ class ShardsLost(TrainingError):
 class NotPublished(TrainingError):
     """The model is trained and the store did not take it: ``work`` has it, for ``publish``."""
 
-    def __init__(self, message: str, *, work: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, work: str = "") -> None:
+        super().__init__(message, work)  # both, for pickle
         self.work = work
 
 

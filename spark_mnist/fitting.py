@@ -58,7 +58,7 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
             version = _publish(ready.store, name, ready.begin, training, report, rows)
     _tell_of_others(ready, name, version)
     if chosen.keep is not None:
-        _delete_older(ready.store, name, chosen.keep)
+        _delete_older(ready.store, name, version, chosen.keep)
     took = timing.measure(clock, report.spent, training)
     logger.log(logging.INFO if chosen.verbose else logging.DEBUG, "%s", took)
     records = report.progress.history
@@ -84,10 +84,13 @@ def _tell_of_others(ready: preparation.Preparation, name: str, version: int) -> 
         )
 
 
-def _delete_older(store: stores.Store, name: str, keep: int) -> None:
-    """Delete all versions but the newest; a store that refuses is no failure of the fit."""
+def _delete_older(store: stores.Store, name: str, version: int, keep: int) -> None:
+    """Delete versions before the new one, which is among those that stay.
+
+    A store that refuses is no failure of the fit. Newer ones are another fit's.
+    """
     try:
-        if older := store.versions(name)[:-keep]:
+        if older := [number for number in store.versions(name) if number <= version][:-keep]:
             store.remove(name, older)
             logger.info("versions %s of model %r are deleted: keep=%d", older, name, keep)
     except OSError as error:
@@ -182,7 +185,8 @@ def _publish(
     except OSError as error:
         logger.warning("should publishing fail, it cannot be done later: %s", error)
     try:
-        return retries.call("publish", lambda: store.publish(name, files, describe))
+        write = functools.partial(store.publish, name, files, describe)
+        return retries.call("publish", write, retries.DELAYS_S[-2:])
     except errors.DamagedModel:
         raise
     except Exception as error:  # of any type, as stores' clients have their own

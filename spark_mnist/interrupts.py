@@ -83,8 +83,8 @@ def check() -> None:
 def _abandoned() -> bool:
     """Whether a ``CrossValidator``, or its like, started this thread and waits for it no more."""
     frames = sys._current_frames()
-    mine = frames.pop(threading.get_ident(), None)
-    started = any(module == TUNING for module, _ in _calls(mine))
+    mine = [*_calls(frames.pop(threading.get_ident(), None))]
+    started = any(module == TUNING for module, _ in mine) and (TUNING, "_fit") not in mine
     return started and not any((TUNING, "_fit") in _calls(frame) for frame in frames.values())
 
 

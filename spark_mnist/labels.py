@@ -71,7 +71,7 @@ def column(df: DataFrame, reads: plan.Input) -> Column:
     if reads.names:
         names = F.array(*map(F.lit, reads.names))
         numbered = reads.numbered and isinstance(kind, T.NumericType | T.StringType)
-        word = _whole_as_text(df, reads.label) if numbered else F.trim(found.cast("string"))
+        word = whole_as_text(df, reads.label) if numbered else F.trim(found.cast("string"))
         place = F.call_function("array_position", names, word)
         return F.when(place > 0, place).cast("int") - 1
     if isinstance(kind, T.NumericType | T.BooleanType):
@@ -94,8 +94,9 @@ def _array(df: DataFrame, name: str) -> Column:
     """A label column of several numbers a row, or of text."""
     array = schema.numbers(df, name)
     if array is None:
+        kind = schema.column(df, name)[1].simpleString()
         raise errors.UnreadableColumn(
-            f"column {name!r} is {df.schema[name].dataType.simpleString()}; it may be an integer, "
+            f"column {name!r} is {kind}; it may be an integer, "
             f"the name of a class, or one-hot as {schema.ARRAYS}"
         )
     return array
@@ -127,7 +128,7 @@ def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     number = _number(df, name)
     counts = (
         df.where(number.isNotNull() & ~F.isnan(number))
-        .groupBy(_whole_as_text(df, name).alias("text"))
+        .groupBy(whole_as_text(df, name).alias("text"))
         .agg(F.count("*").alias("rows"))
     )
     rows = counts.orderBy(F.desc("rows")).limit(MOST_CLASSES + 2).collect()
@@ -148,6 +149,12 @@ def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
             f"concat('class ', {name})"
         )
     _bounded(len(whole), name)
+    if len(whole) > FEW_CLASSES:
+        logger.warning(
+            "column %r has %d whole numbers, which are taken for as many classes; if it is a "
+            "quantity, divide it into classes",
+            *(name, len(whole)),
+        )
     if whole == list(range(len(whole))):
         return len(whole), ()
     logger.info("the classes of column %r are %s", name, schema.shown([*map(str, whole)]))
@@ -167,7 +174,7 @@ def _number(df: DataFrame, name: str) -> Column:
     return F.expr(f"try_cast(trim({schema.quoted(schema.resolve(df, name))}) AS double)")
 
 
-def _whole_as_text(df: DataFrame, name: str) -> Column:
+def whole_as_text(df: DataFrame, name: str) -> Column:
     """Return a whole number in its only form as text, null for anything else."""
     found, kind = schema.column(df, name)
     if isinstance(kind, T.IntegralType):

@@ -5,12 +5,13 @@ Leaves the caller as it found him: signal handlers untouched, session alive, no 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cloudpickle
 from pyspark.sql import SparkSession
@@ -40,8 +41,23 @@ SLOTS_BACK = 180.0
 """Seconds in which Spark may replace an executor: one that froze it gives up after 120."""
 OURS = {kind.__name__: kind for kind in (errors.ShardsLost, errors.RowsLost)}
 """What ranks raise that is not the user's to mend."""
-ONE_FIT = threading.Lock()
+ONE_FIT = threading.RLock()
 """Held while a fit runs: ranks need all their slots."""
+TURN_S = 0.5
+"""Between two looks whether the fit of another thread has ended."""
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Wait for the fits of other threads to end, and hold them back until the block ends."""
+    if not ONE_FIT.acquire(blocking=False):
+        logger.info("waiting for the fit of another thread to end")
+        while not ONE_FIT.acquire(timeout=TURN_S):
+            interrupts.check()
+    try:
+        yield
+    finally:
+        ONE_FIT.release()
 
 
 def train(

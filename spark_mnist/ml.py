@@ -27,7 +27,19 @@ from pyspark.ml.util import (
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_mnist import catalog, cluster, errors, manifests, plan, results, scoring, shipment, verbs
+from spark_mnist import (
+    catalog,
+    cluster,
+    errors,
+    interrupts,
+    launch,
+    manifests,
+    plan,
+    results,
+    scoring,
+    shipment,
+    verbs,
+)
 from spark_mnist import store as stores
 from spark_mnist.params import FitParams
 
@@ -133,11 +145,16 @@ class MnistClassifier(
 
     def _fit(self, dataset: DataFrame) -> MnistClassifierModel:
         given = self.given()
-        result = verbs.fit(dataset, self.getModelName(), **given)
+        cluster.check_input(dataset)
         store = catalog.open_store(given.get("store"), dataset.sparkSession)
         name = self.getModelName()
-        saved = manifests.saved(store, name, result.version, given.get("network"))
-        manifest = store.manifest(name, result.version)
+        with (
+            interrupts.unwound(),
+            launch.turn(),
+        ):  # else a fit of another thread with keep=1 could delete the version
+            result = verbs.fit(dataset, name, **given)
+            saved = manifests.saved(store, name, result.version, given.get("network"))
+            manifest = store.manifest(name, result.version)
         model = MnistClassifierModel(manifest, saved.files[plan.WEIGHTS], saved.make)
         self._copyValues(model)
         if not isinstance(given.get("network", ""), str):

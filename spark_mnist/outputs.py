@@ -54,7 +54,7 @@ class Writer:
         self, spark: SparkSession, path: str, given: str | None, *, overwrite: bool
     ) -> None:
         self._format = format_of(path, given, "--output-format")
-        self._shown = path
+        self._shown, self._overwrite = path, overwrite
         jvm: Any = spark._jvm
         configuration = spark.sparkContext._jsc.hadoopConfiguration()
         try:
@@ -90,7 +90,12 @@ class Writer:
             written = written.option("ignoreNullFields", False)
         try:
             written.save(self._part.toString())
-            self._files.delete(self._path, True)
+            if self._overwrite:
+                self._files.delete(self._path, True)
+            elif self._files.exists(self._path):
+                raise errors.DatasetError(
+                    f"--output {self._shown}: another has written there meanwhile; add --overwrite"
+                )
             if not self._files.rename(self._part, self._path):
                 raise errors.DatasetError(
                     f"--output {self._shown}: {self._part.toString()} cannot be moved there"

@@ -150,8 +150,10 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
         truth, kind_of_truth = schema.column(predictions, label)
         if isinstance(kind, T.StringType):
             return F.trim(truth.cast("string")), found
-        if isinstance(kind_of_truth, T.IntegralType):
-            return truth, found
+        if isinstance(kind_of_truth, T.NumericType) or (
+            isinstance(kind_of_truth, T.StringType) and not _one_hot(predictions, truth)
+        ):
+            return labels.whole_as_text(predictions, label), found.cast("string")
     prediction, _ = schema.column(predictions, "prediction")
     made = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
     first = made.select(F.size(prediction).alias("classes")).first()
@@ -163,6 +165,11 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
             "predict with interpret=True"
         )
     return truth, F.array_position(prediction, 1).cast("int") - 1
+
+
+def _one_hot(predictions: DataFrame, truth: Column) -> bool:
+    """Whether a column of text has one-hot labels."""
+    return not predictions.where(truth.contains(",")).isEmpty()
 
 
 @functools.cache

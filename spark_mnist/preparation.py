@@ -212,11 +212,14 @@ class Preparation:
         if self.begin.version and reads:
             return reads
         if reads is None:
-            names = schema.expand(df.columns, kinds.columns(chosen.features))
-            return labels.discover(df, names, chosen.label or plan.Input.label)
-        names = schema.expand(df.columns, reads.features)
+            label = chosen.label or plan.Input.label
+            others = (label, chosen.validation_indicator)
+            names = schema.expand(df.columns, kinds.columns(chosen.features), others)
+            return labels.discover(df, names, label)
+        others = (reads.label, chosen.validation_indicator)
+        names = schema.expand(df.columns, reads.features, others)
         if not chosen.features:
-            names = schema.pixel_columns(df, reads) or names
+            names = schema.pixel_columns(df, reads, others) or names
         lineage.check_pixels(self.begin.network.name, names)
         return schema.with_text(df, dataclasses.replace(reads, features=names))
 

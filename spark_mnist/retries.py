@@ -7,8 +7,8 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,13 @@ STATUSES = {408, 425, 429, 500, 502, 503, 504}
 WORDS = (
     *("slowdown", "slow down", "serviceunavailable", "service unavailable", "internalerror"),
     *("requesttimeout", "timed out", "timeout", "throttl", "too many requests", "reduce your"),
-    *("connection reset", "connection aborted", "temporarily", "disconnected"),
+    *("connection reset", "connection aborted", "connection refused", "connection was closed"),
+    *("could not connect", "cannot connect", "temporarily", "disconnected"),
+    *("incomplete", "payload"),
 )
 """Of errors that have neither a number nor a status."""
+CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
+"""Packages of stores' clients, whose errors need be no OSError."""
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 S = TypeVar("S")
@@ -54,43 +58,49 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
+    of_store = isinstance(error, OSError) or _is_clients(error)
+    if not of_store:
+        return False
+    # A client's own answer says more than the number into which fsspec translates it.
+    cause = error.__cause__ or error.__context__
+    for known in (error, getattr(error, "response", None), cause, getattr(cause, "response", None)):
+        if (status := _status(known)) is not None:
+            return status in STATUSES
     number = getattr(error, "errno", None)
     if number is not None:
         return number in TRANSIENT
-    if any(_status(holder) in STATUSES for holder in (error, getattr(error, "response", None))):
-        return True
-    cause = error.__cause__
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in CLIENTS:
-        text = f"{type(error).__name__} {error}".lower()
-        return any(word in text for word in WORDS) or (cause is not None and is_transient(cause))
-    return False
+    text = f"{type(error).__name__} {error}".lower()
+    return any(word in text for word in WORDS) or (cause is not None and is_transient(cause))
 
 
-CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
-"""Packages of stores' clients, whose errors need be no OSError."""
+def _is_clients(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in CLIENTS
 
 
 def _status(holder: object) -> int | None:
     """Return the status of HTTP that an error, or its response, has under one of its names."""
+    found: Any
     if isinstance(holder, dict):
         found = holder.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
         names = ("status", "status_code", "code")
         found = next((v for n in names if (v := getattr(holder, n, None)) is not None), None)
     try:
-        return int(found) if found is not None else None
-    except (TypeError, ValueError):
+        status = int(found)
+    except (TypeError, ValueError):  # None, or a code that is no status
         return None
+    return status if 100 <= status < 600 else None
 
 
-def call(what: str, operation: Callable[[], R]) -> R:
+def call(what: str, operation: Callable[[], R], delays: Sequence[float] | None = None) -> R:
     """Carry out an operation, and try again where it is refused for a moment.
 
     Args:
         what: It is, for messages.
         operation: May be carried out several times.
+        delays: Before further tries, in seconds; else ``DELAYS_S``.
     """
-    tries = iter(DELAYS_S)
+    tries = iter(DELAYS_S if delays is None else delays)
     while True:
         try:
             return operation()
@@ -102,11 +112,14 @@ def wait(what: str, error: BaseException, tries: Iterator[float]) -> None:
     """Wait before the next try.
 
     Raises:
-        BaseException: The error, where it is not transient or no try is left.
+        Exception: The error, where it is not transient or no try is left; that of a store's client
+            as an OSError.
     """
     delay = next(tries, None) if is_transient(error) else None
     if delay is None:
-        raise error
+        if isinstance(error, OSError) or not _is_clients(error):
+            raise error
+        raise OSError(f"{type(error).__name__}: {error}") from error
     logger.warning("%s failed for a moment and is tried again: %s", what, error)
     time.sleep(delay * random.uniform(0.5, 1.0))
 

@@ -101,7 +101,7 @@ def features(df: DataFrame, reads: plan.Input, *, standardized: bool = False) ->
     in_bytes = plan.Encoding("uint8", 255.0, reads.width)
     if len(reads.features) > 1:
         if reads.pixels and _in_bytes(df, reads):
-            pixels = (_number(df, name, "int") for name in reads.features)
+            pixels = (_whole_number(df, name) for name in reads.features)
             return Source(F.array(*pixels), in_bytes, reads)
         values = (_number(df, name, kind_of_number) for name in reads.features)
         return Source(F.array(*values), floats, reads)
@@ -123,29 +123,51 @@ def features(df: DataFrame, reads: plan.Input, *, standardized: bool = False) ->
     return Source(array, floats, reads)
 
 
-def expand(columns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+def expand(
+    columns: Sequence[str], names: Sequence[str], besides: Sequence[str | None] = ()
+) -> tuple[str, ...]:
     """Put the columns that a pattern like ``pixel*`` matches in its place, in their order.
 
+    Args:
+        columns: That there are.
+        names: With or without patterns.
+        besides: Columns that are no features, in any spelling: patterns do not match them.
+
     Raises:
-        errors.MissingColumn: It matches none.
+        errors.MissingColumn: A pattern matches none.
     """
     expanded: list[str] = []
+    taken = [_spelling(name) for name in besides if name]
     for name in names:
         if PATTERN not in name or name in columns:
             expanded.append(name)
             continue
-        matched = [other for other in columns if fnmatch.fnmatchcase(other, name)]
+        free = [other for other in columns if _spelling(other) not in taken]
+        matched = [other for other in free if fnmatch.fnmatchcase(other, name)]
         if not matched:
             raise errors.MissingColumn(f"no column matches {name!r} among {shown(columns)}")
-        expanded += matched
+        expanded += [other for other in matched if other not in names and other not in expanded]
     return tuple(expanded)
 
 
-def pixel_columns(df: DataFrame, reads: plan.Input) -> tuple[str, ...]:
-    """Return the columns of pixels of a table that has nothing else but labels, or ()."""
-    image, label = reads.features[0].lower(), reads.label.lower()
-    names = tuple(name for name in df.columns if name.strip().lower() != label)
-    if image in map(str.lower, df.columns) or len(names) != reads.width:
+def _spelling(name: str) -> str:
+    """Return what is alike for all spellings of a column's name."""
+    return name.strip().lower()
+
+
+def pixel_columns(
+    df: DataFrame, reads: plan.Input, besides: Sequence[str | None]
+) -> tuple[str, ...]:
+    """Return the columns of pixels of a table that has nothing else, or ().
+
+    Args:
+        df: The table.
+        reads: Of pictures in one column.
+        besides: Columns that are no features.
+    """
+    taken = [_spelling(name) for name in besides if name]
+    names = tuple(name for name in df.columns if _spelling(name) not in taken)
+    if _spelling(reads.features[0]) in map(_spelling, df.columns) or len(names) != reads.width:
         return ()
     logger.info("%s to %s are the pixels", names[0], names[-1])
     return names
@@ -158,9 +180,14 @@ def with_text(df: DataFrame, reads: plan.Input) -> plan.Input:
     types = [column(df, name)[1] for name in reads.features]
     in_bytes = all(isinstance(kind, T.IntegralType) for kind in types)
     if any(isinstance(kind, T.StringType) for kind in types):
+        # Of most rows: one that is damaged decides nothing.
         values = F.array(*(_number(df, name, "double") for name in reads.features))
-        largest = df.select(F.max(F.array_max(values))).first()
-        in_bytes = largest is not None and largest[0] is not None and largest[0] > 1
+        finite = F.filter(values, lambda value: ~_not_finite(value))
+        above = F.exists(finite, lambda value: value > 1)
+        between = F.exists(finite, lambda value: value != F.floor(value))
+        counts = df.select(F.count_if(above).alias("above"), F.count_if(between).alias("between"))
+        found = counts.first()
+        in_bytes = found is not None and found["above"] > found["between"]
     return dataclasses.replace(reads, text_in_bytes=in_bytes)
 
 
@@ -245,7 +272,8 @@ def arrow_rows(spark: SparkSession, source: Source) -> int | None:
     """
     size = 1 if source.binary else 8
     most = max(1, ARROW_BYTES // (source.encoding.width * size))
-    return most if int(str(spark.conf.get(ARROW_ROWS))) > most else None
+    now = int(str(spark.conf.get(ARROW_ROWS)))  # 0 and less are all
+    return most if now > most or now <= 0 else None
 
 
 def pack(source: Source) -> Column:
@@ -417,6 +445,15 @@ def _number(df: DataFrame, name: str, kind_of_number: str) -> Column:
     raise errors.UnreadableColumn(
         f"column {name!r} is {kind.simpleString()}; of several features each must be a number"
     )
+
+
+def _whole_number(df: DataFrame, name: str) -> Column:
+    """Return a column of one whole number a row, null where it is none."""
+    found, kind = column(df, name)
+    if isinstance(kind, T.IntegralType):
+        return found.cast("bigint")
+    number = _number(df, name, "double")
+    return F.when(number == F.floor(number), number.cast("bigint"))
 
 
 def _files(content: Column) -> list[tuple[str, Column]]:

@@ -445,11 +445,28 @@ def check_digest(manifest: Manifest) -> None:
         raise errors.DamagedModel(f"its {MANIFEST} differs from its own {DIGEST}")
 
 
+def checked_work(url: str) -> str:
+    """Return the URL of a fit's work directory.
+
+    Raises:
+        errors.ModelNotFound: It is none, or is not there.
+    """
+    parent, _, name = str(url).rstrip("/").rpartition("/")
+    try:
+        there = WORK.fullmatch(name) and Files(parent).exist(name)
+    except (ImportError, ValueError) as error:  # what fsspec raises of a URL that it cannot open
+        raise errors.ModelNotFound(f"{url} cannot be opened: {error}") from error
+    if not there:
+        raise errors.ModelNotFound(
+            f"{url} is no directory of a fit that could not publish: errors.NotPublished has it"
+        )
+    return f"{parent}/{name}"
+
+
 def remove_work(url: str) -> None:
-    """Remove a fit's work directory."""
+    """Remove a fit's work directory, as ``checked_work`` gave it."""
     parent, _, name = url.rpartition("/")
-    if WORK.fullmatch(name):
-        Files(parent).remove(name)
+    Files(parent).remove(name)
 
 
 def stamp(content: bytes) -> dict[str, Any]:

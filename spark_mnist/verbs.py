@@ -79,9 +79,7 @@ def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
     chosen = options.make(options.FitOptions, given, cluster.settings(df.sparkSession))
     name = stores.checked_name(model_name)
     tracked = tracking.wanted(chosen.mlflow)
-    if launch.ONE_FIT.locked():
-        logger.info("waiting for the fit of another thread to end")
-    with launch.ONE_FIT, interrupts.unwound():
+    with interrupts.unwound(), launch.turn():
         try:
             result = fitting.fit(df, name, chosen)
         except (Py4JJavaError, PySparkException) as error:

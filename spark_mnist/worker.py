@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import resource
@@ -230,7 +231,8 @@ def _save(training: plan.TrainingPlan, state: plan.Progress, *, last: bool) -> N
     """Write a checkpoint; only the last one, which is published, must not fail."""
     try:
         what = f"write the checkpoint of epoch {state.epoch}"
-        retries.call(what, lambda: recovery.save(training.work, training.attempt, state))
+        write = functools.partial(recovery.save, training.work, training.attempt, state)
+        retries.call(what, write, retries.DELAYS_S[-2:] if last else ())
     except OSError as error:
         if last:
             raise

@@ -133,8 +133,9 @@ def test_a_model_that_the_store_did_not_take_is_published_later(
     assert (info.version, info.epochs) == (3, 4)
     assert spark_mnist.predict(digits, "m", store=store).count() == 256
     assert not list((Path(store) / "m").glob(".work-*"))
-    with pytest.raises(errors.ModelNotFound):
-        spark_mnist.publish("m", caught.value.work, store=store)
+    for gone in (caught.value.work, f"{store}/m", "nowhere://m/.work-" + "0" * 32):
+        with pytest.raises(errors.ModelNotFound):
+            spark_mnist.publish("m", gone, store=store)
 
 
 def test_only_the_newest_versions_are_kept(digits, store, in_process):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from spark_mnist import interrupts
+from spark_mnist import errors, interrupts
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -111,3 +111,22 @@ def test_a_handler_of_the_caller_stays(handlers):
         time.sleep(0.1)
     assert came == [1]
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_a_cross_validator_in_a_thread_may_fit_its_best_model_last(spark):
+    """There its own ``_fit`` calls ours: nobody else waits."""
+    scope = {"__name__": interrupts.TUNING, "check": interrupts.check}
+    exec("def _fit():\n    check()\n\ndef task():\n    check()", scope)
+    found = []
+    for function in (scope["_fit"], scope["task"]):
+
+        def run(function=function):
+            try:
+                found.append(function())
+            except errors.FitCancelled as error:
+                found.append(type(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert found == [None, errors.FitCancelled]

@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import stat
@@ -17,6 +18,7 @@ from typing import ClassVar
 import fsspec
 import pyarrow.fs
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
@@ -581,6 +583,18 @@ def test_what_a_store_refuses_for_a_moment_is_tried_again(flaky, monkeypatch, er
     assert flaky.sweep("m") == []
 
 
+def answered(status):
+    """What S3's client raises for an answer."""
+    return ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+
+
+def translated(status):
+    """What s3fs makes of it where it knows no better number."""
+    error = OSError(errno.EIO, "an answer")
+    error.__cause__ = answered(status)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "transient"),
     [
@@ -590,6 +604,12 @@ def test_what_a_store_refuses_for_a_moment_is_tried_again(flaky, monkeypatch, er
         (ValueError("503"), False),
         (OSError(errno.ETIMEDOUT, "timed out"), True),
         (BrokenPipeError(), True),
+        (EndpointConnectionError(endpoint_url="http://store"), True),
+        (answered(503), True),
+        (answered(501), False),
+        (translated(501), False),
+        (translated(503), True),
+        (OSError("Connection refused by namenode"), True),
     ],
 )
 def test_which_errors_are_worth_another_try(error, transient):
@@ -677,3 +697,24 @@ def test_a_mount_that_opens_no_directory(tmp_path, monkeypatch):
     models = Store(str(tmp_path))
     assert models.publish("m", FILES, describe) == 1
     assert models.versions("m") == [1]
+
+
+def test_an_error_of_a_stores_client_becomes_an_os_error():
+    def refuse():
+        raise answered(403)
+
+    with pytest.raises(OSError, match="ClientError"):
+        retries.call("write", refuse)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.NotPublished("not taken", work="file:///store/m/.work-1"),
+        errors.RankError("rank 1 raised", rank=1, rank_traceback="line 1"),
+        errors.BadRows("2 rows", {"null": 2}),
+    ],
+)
+def test_errors_travel_between_processes(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), vars(copy)) == (str(error), vars(error))

@@ -245,6 +245,8 @@ def test_names_as_people_write_them(iris, store, in_process):
     spark_mnist.fit(table, "m", **{**options, "features": exact})
     spark_mnist.fit(iris, "m", **{**options, "features": "*_length"})
     assert manifest(store, "m", 4)["input"]["features"] == ["sepal_length", "petal_length"]
+    spark_mnist.fit(iris.drop("species"), "m", **{**options, "features": "*", "label": "label"})
+    assert manifest(store, "m", 5)["input"]["features"] == COLUMNS
     with pytest.raises(errors.MissingColumn, match=r"no column matches 'depth\*'"):
         spark_mnist.fit(iris, "m", **{**options, "features": "depth*"})
     twice = iris.select("*", F.col("petal_width").alias("Petal_Width"))
@@ -278,7 +280,9 @@ def test_pictures_with_a_column_for_each_pixel(spark, pixels, store, in_process)
     whole = spark_mnist.fit(binary, "whole", **options)
     found = spark_mnist.fit(pixels, "found", **options)
     named = spark_mnist.fit(pixels, "named", features="pixel*", **options)
-    text = pixels.select(*(F.col(name).cast("string") for name in pixels.columns))
+    text = pixels.select(*(F.col(name).cast("double").cast("string") for name in pixels.columns))
+    checked = pixels.select("*", (F.col("label") > 20).alias("checks"))
+    spark_mnist.fit(checked, "checked", validation_indicator="checks", **options)
     as_text = spark_mnist.fit(text, "text", **options)
     for result in (found, named, as_text):
         assert result.epochs == whole.epochs

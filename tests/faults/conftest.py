@@ -10,6 +10,8 @@ SCENARIOS = {
     "test_ranks.py": "fault scenarios",
     "test_driver.py": "fault scenarios",
     "test_executors.py": "fault scenarios",
+    "test_slow_imports.py": "fault scenarios",
+    "test_tuning.py": "fault scenarios",
     "test_bad_input.py": "bad inputs refused before a rank starts",
 }
 
