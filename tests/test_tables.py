@@ -276,7 +276,7 @@ def pixels(spark):
 
 def test_pictures_with_a_column_for_each_pixel(spark, pixels, store, in_process):
     binary = datasets.digits(spark, "train").limit(200)
-    options = {"epochs": 2, "store": store, "verbose": 0}
+    options = {"network": "mlp", "epochs": 2, "store": store, "verbose": 0}
     whole = spark_mnist.fit(binary, "whole", **options)
     found = spark_mnist.fit(pixels, "found", **options)
     named = spark_mnist.fit(pixels, "named", features="pixel*", **options)
