@@ -79,8 +79,9 @@ def averaged(
     def apply(self: Any, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         mean = grads
         if hvd.size() > 1:
-            given = trainable_variables is not None
-            variables = trainable_variables if given else self._trainable_variables
+            variables = trainable_variables
+            if variables is None:
+                variables = self._trainable_variables
             mean = _mean(grads, variables, waited, compressed)
         base.apply(self, mean, trainable_variables)
 
@@ -180,7 +181,7 @@ def synchronize_batch_norm(model: keras.Model) -> None:
 
 def _moments_of_all_ranks(self: Any, inputs: Any, mask: Any) -> tuple[Any, Any]:
     """Mean and variance of a batch over all ranks, each of which has as many rows."""
-    if mask is not None:
+    if mask is not None:  # its rows would need weights; only tracing the layer tells of one
         raise NotImplementedError("sync_batch_norm=true does not go with masked inputs")
     axes = [axis for axis in range(len(inputs.shape)) if axis != self.axis % len(inputs.shape)]
     x = tf.cast(inputs, tf.float32)
@@ -281,8 +282,8 @@ def moments(
 
 def extreme(values: npt.NDArray[np.float64], op: Any) -> npt.NDArray[np.float64]:
     """Return the least or largest of each value over the ranks."""
-    found: npt.NDArray[np.float64] = np.asarray(hvd.allreduce(tf.constant(values), op=op))
-    return found
+    extremes: npt.NDArray[np.float64] = np.asarray(hvd.allreduce(tf.constant(values), op=op))
+    return extremes
 
 
 def total(values: npt.ArrayLike) -> list[float]:

@@ -229,11 +229,11 @@ def ranks(spark: SparkSession, num_proc: int | None) -> int:
         wait_for_slots(spark, num_proc)
         return num_proc
     deadline = time.monotonic() + SLOTS_TIMEOUT
-    while not (found := slots(spark)):
+    while not (num_slots := slots(spark)):
         if time.monotonic() > deadline:
             raise errors.TooFewSlots(_too_few(spark, 1, 0))
         time.sleep(0.1)
-    return found
+    return num_slots
 
 
 def _too_few(spark: SparkSession, ranks: int, free: int) -> str:

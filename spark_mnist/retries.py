@@ -79,14 +79,14 @@ def _is_clients(error: BaseException) -> bool:
 
 def _status(holder: object) -> int | None:
     """Return the status of HTTP that an error, or its response, has under one of its names."""
-    found: Any
+    code: Any
     if isinstance(holder, dict):
-        found = holder.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        code = holder.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
         names = ("status", "status_code", "code")
-        found = next((v for n in names if (v := getattr(holder, n, None)) is not None), None)
+        code = next((v for n in names if (v := getattr(holder, n, None)) is not None), None)
     try:
-        status = int(found)
+        status = int(code)
     except (TypeError, ValueError):  # None, or a code that is no status
         return None
     return status if 100 <= status < 600 else None

@@ -137,12 +137,12 @@ def expand(
         errors.MissingColumn: A pattern matches none.
     """
     expanded: list[str] = []
-    taken = [_spelling(name) for name in besides if name]
+    other_names = [_spelling(name) for name in besides if name]
     for name in names:
         if PATTERN not in name or name in columns:
             expanded.append(name)
             continue
-        free = [other for other in columns if _spelling(other) not in taken]
+        free = [other for other in columns if _spelling(other) not in other_names]
         matched = [other for other in free if fnmatch.fnmatchcase(other, name)]
         if not matched:
             raise errors.MissingColumn(f"no column matches {name!r} among {shown(columns)}")
@@ -165,8 +165,8 @@ def pixel_columns(
         reads: Of pictures in one column.
         besides: Columns that are no features.
     """
-    taken = [_spelling(name) for name in besides if name]
-    names = tuple(name for name in df.columns if _spelling(name) not in taken)
+    other_names = [_spelling(name) for name in besides if name]
+    names = tuple(name for name in df.columns if _spelling(name) not in other_names)
     if _spelling(reads.features[0]) in map(_spelling, df.columns) or len(names) != reads.width:
         return ()
     logger.info("%s to %s are the pixels", names[0], names[-1])
