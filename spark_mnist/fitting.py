@@ -67,9 +67,34 @@ def fit(df: DataFrame, name: str, chosen: options.FitOptions) -> results.FitResu
 
 def _sweep(ready: preparation.Preparation, name: str) -> None:
     """Remove what fits of this model left behind that were killed."""
+    spare = functools.partial(_is_unpublished, ready.store, name)
     for place in {store.url: store for store in (ready.store, ready.shard_store)}.values():
-        if left := place.sweep(name):
+        if left := place.sweep(name, spare):
             logger.warning("removed what killed fits left behind: %s", ", ".join(left))
+
+
+def _is_unpublished(store: stores.Store, name: str, work: str) -> bool:
+    """Return whether a work directory holds a trained model that is no version yet."""
+    try:
+        manifest, _ = recovery.read_unpublished(work)
+        for version in store.versions(name):
+            if store.manifest(name, version).get("created") == manifest["created"]:
+                return False
+    except errors.ModelNotFound:  # killed before it was trained
+        return False
+    except (errors.DamagedModel, OSError) as error:
+        logger.warning("%s is left: it is not known whether it can be published: %s", work, error)
+        return True
+    logger.warning(
+        "%s holds a trained model that was not published: %s publishes it; or remove the directory",
+        *(work, _publish_call(store, name, work)),
+    )
+    return True
+
+
+def _publish_call(store: stores.Store, name: str, work: str) -> str:
+    """Return the call that publishes what a fit has trained."""
+    return f"spark_mnist.publish({name!r}, {work!r}, store={store.url!r})"
 
 
 def _tell_of_others(ready: preparation.Preparation, name: str, version: int) -> None:
@@ -168,20 +193,22 @@ def _publish(
     logger.debug("publishing")
     files: dict[str, bytes | stores.StoredFile] = {**checkpoint[1], **report.logs}
 
+    assert begin.reads is not None
+    manifest = manifests.compose(
+        name,
+        0,
+        parent=begin.version,
+        reads=begin.reads,
+        training=training,
+        report=report,
+        rows=rows,
+    )
+
     def describe(number: int) -> dict[str, Any]:
-        assert begin.reads is not None
-        return manifests.compose(
-            name,
-            number,
-            parent=begin.version,
-            reads=begin.reads,
-            training=training,
-            report=report,
-            rows=rows,
-        )
+        return {**manifest, "version": number}
 
     try:
-        recovery.save_unpublished(training.work, describe(0), report.logs)
+        recovery.save_unpublished(training.work, manifest, report.logs)
     except OSError as error:
         logger.warning("should publishing fail, it cannot be done later: %s", error)
     try:
@@ -190,7 +217,7 @@ def _publish(
     except errors.DamagedModel:
         raise
     except Exception as error:  # of any type, as stores' clients have their own
-        call = f"spark_mnist.publish({name!r}, {training.work!r}, store={store.url!r})"
+        call = _publish_call(store, name, training.work)
         raise errors.NotPublished(
             f"the model is trained, and the store did not take it ({type(error).__name__}: "
             f"{error}): when the store can be written again, {call} publishes it",

@@ -62,15 +62,21 @@ def is_transient(error: BaseException) -> bool:
     if not of_store:
         return False
     # A client's own answer says more than the number into which fsspec translates it.
+    if (status := http_status(error)) is not None:
+        return status in STATUSES
     cause = error.__cause__ or error.__context__
-    for known in (error, getattr(error, "response", None), cause, getattr(cause, "response", None)):
-        if (status := _status(known)) is not None:
-            return status in STATUSES
     number = getattr(error, "errno", None)
     if number is not None:
         return number in TRANSIENT
     text = f"{type(error).__name__} {error}".lower()
     return any(word in text for word in WORDS) or (cause is not None and is_transient(cause))
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the status of HTTP by which an error came about, if it did so."""
+    cause = error.__cause__ or error.__context__
+    holders = (error, getattr(error, "response", None), cause, getattr(cause, "response", None))
+    return next((status for status in map(_status, holders) if status is not None), None)
 
 
 def _is_clients(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http
 import itertools
 import json
 import logging
@@ -26,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spark_mnist import errors, leases
+from spark_mnist import errors, leases, retries
 from spark_mnist.files import Files
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,6 @@ OWNER = ".owner"
 """The same in a fit's work directory."""
 DELETED = b"deleted"
 """What a claim says whose version was deleted."""
-UNPUBLISHED = b"unpublished"
-"""What the lease of a fit says whose model is trained and could not be published."""
 PROBE = "probe"
 """What is claimed in a work directory to see that only one of several can."""
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -326,8 +325,6 @@ class Store:
                 yield f"{self.url}/{path}"
         except errors.NotPublished:
             stays = True
-            with contextlib.suppress(OSError):  # the error tells of it, too
-                self._files.write(f"{path}/{OWNER}", UNPUBLISHED)
             raise
         finally:
             if not stays:
@@ -353,12 +350,22 @@ class Store:
                 raise errors.ClusterError(_no_conditional_writes(self.url, "it wrote twice"))
         except (NotImplementedError, TypeError, ValueError) as error:
             raise errors.ClusterError(_no_conditional_writes(self.url, str(error))) from error
+        except OSError as error:
+            if retries.http_status(error) != http.HTTPStatus.NOT_IMPLEMENTED:
+                raise
+            raise errors.ClusterError(_no_conditional_writes(self.url, str(error))) from error
 
-    def sweep(self, name: str) -> list[str]:
-        """Remove what killed fits left behind; returns what that was."""
+    def sweep(self, name: str, spare: Callable[[str], bool] = lambda work: False) -> list[str]:
+        """Remove what killed fits left behind; returns what that was.
+
+        Args:
+            name: The model.
+            spare: Whether to leave a work directory, by its URL, whose fit is gone.
+        """
         self._check(name)
         left = [f"{name}/{entry}" for entry in self._files.entries(name) if WORK.fullmatch(entry)]
         left = [path for path in left if self._is_left(path, OWNER)]
+        left = [path for path in left if not spare(f"{self.url}/{path}")]
         left += [_path(name, number) for number in self._stopped(name, self.versions(name))]
         for path in left:
             self._files.remove(path)
@@ -381,7 +388,7 @@ class Store:
             content = b""
         except PermissionError:  # another user's, who alone can tell and remove it
             return False
-        left = content not in (DELETED, UNPUBLISHED) and leases.is_stale(content, age)
+        left = content != DELETED and leases.is_stale(content, age)
         # Its owner may have finished and gone between the first look and this one.
         return left and not self._files.exist(f"{path}/{MANIFEST}")
 

@@ -1,6 +1,7 @@
 """The same call gives the same model, to the last bit, however many ranks there are."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from keras import layers
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import averaging, errors, interrupts
+from spark_mnist import averaging, errors, interrupts, leases
 from spark_mnist import store as stores
 from tests.conftest import arrays
 
@@ -112,7 +113,7 @@ def test_a_statistic_that_is_no_number_is_not_published():
 
 
 def test_a_model_that_the_store_did_not_take_is_published_later(
-    digits, store, in_process, monkeypatch
+    digits, store, in_process, monkeypatch, caplog
 ):
     options = {**QUIET, "epochs": 1, "store": store}
     spark_mnist.fit(digits, "m", **options)
@@ -127,11 +128,18 @@ def test_a_model_that_the_store_did_not_take_is_published_later(
     with pytest.raises(errors.NotPublished, match=r"spark_mnist\.publish\('m', ") as caught:
         spark_mnist.fit(digits, "m", epochs=3, continuous=True, **{**QUIET, "store": store})
     monkeypatch.setattr(stores.Store, "publish", real)
-    assert spark_mnist.fit(digits, "m", **options).version == 2  # it sweeps, and leaves that
+    work = Path(caught.value.work.removeprefix("file://"))
+    gone = {**json.loads(leases.create()), "started": 0}
+    (work / stores.OWNER).write_text(json.dumps(gone))  # as the next process finds it
+    assert spark_mnist.fit(digits, "m", **options).version == 2
+    assert "holds a trained model that was not published" in caplog.text
+    copy = work.with_name(".work-" + "1" * 32)
+    shutil.copytree(work, copy)
     assert spark_mnist.publish("m", caught.value.work, store=store) == 3
     info = spark_mnist.describe("m", store=store)
     assert (info.version, info.epochs) == (3, 4)
     assert spark_mnist.predict(digits, "m", store=store).count() == 256
+    assert spark_mnist.fit(digits, "m", **options).version == 4  # the copy is of a version
     assert not list((Path(store) / "m").glob(".work-*"))
     for gone in (caught.value.work, f"{store}/m", "nowhere://m/.work-" + "0" * 32):
         with pytest.raises(errors.ModelNotFound):

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
+from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
+from werkzeug.serving import make_server
 
 import spark_mnist
 from spark_mnist import batches, errors, files, leases, plan
@@ -70,6 +71,34 @@ def test_two_ranks_train_continue_and_score(digits, bucket, shared):
     right = found.where("label = interpreted").count() / digits.count()
     (row,) = spark_mnist.evaluate(digits, "m", rate=1, store=STORE).collect()
     assert row["metrics"]["accuracy"] == right > 0.9
+
+
+@pytest.fixture
+def without_conditional_writes(server):
+    """A bucket of a store that answers them with 501, as some that speak S3's language do."""
+
+    def answer(environ, start):
+        if "HTTP_IF_NONE_MATCH" in environ:
+            body = b"<Error><Code>NotImplemented</Code><Message>A header you sent</Message></Error>"
+            start("501 Not Implemented", [("Content-Type", "application/xml")])
+            return [body]
+        return app(environ, start)
+
+    app = DomainDispatcherApplication(create_backend_app)
+    proxy = make_server("127.0.0.1", 0, answer, threaded=True)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{proxy.server_port}"
+    proxy.shutdown()
+
+
+def test_a_store_without_conditional_writes_is_refused(
+    digits, without_conditional_writes, bucket, shared, monkeypatch
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", without_conditional_writes)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(errors.ClusterError, match="cannot write a file only where there is none"):
+        spark_mnist.fit(digits, "m", **OPTIONS)
+    assert stores.Store(STORE).names() == []
 
 
 def test_writers_that_meet_each_get_a_version_of_their_own(bucket):

@@ -34,7 +34,8 @@ def state(spark):
     jvm.System.gc()
     time.sleep(0.5)  # Spark's cleaner follows the collection
     jvm.System.gc()
-    runtime, storage = jvm.Runtime.getRuntime(), jvm.org.apache.spark.SparkEnv.get().blockManager()
+    runtime = jvm.Runtime.getRuntime()
+    storage = spark.sparkContext._jsc.sc().getExecutorMemoryStatus().values().head()
     me = psutil.Process()
     children = me.children(recursive=True)
     workers = [child for child in children if child.name().startswith("python")]
@@ -42,7 +43,7 @@ def state(spark):
         "driver": megabytes(me),
         "jvm heap": (runtime.totalMemory() - runtime.freeMemory()) / 2**20,
         "python workers": sum(map(megabytes, workers)),
-        "spark storage": storage.memoryStore().memoryUsed() / 2**20,
+        "spark storage": (storage._1() - storage._2()) / 2**20,
         "driver's threads": threading.active_count(),
         "JVM's threads": jvm.Thread.activeCount(),
         "open files": me.num_fds(),

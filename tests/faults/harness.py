@@ -127,3 +127,15 @@ def contents(store: str) -> dict[str, bytes]:
         for path in Path(store).rglob("*")
         if path.is_file()
     }
+
+
+def processes_in(home: Path) -> list[psutil.Process]:
+    """Processes that work for drivers in this directory: the JVM, Python workers, ranks."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == home:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
+import spark_mnist
 from spark_mnist import store as stores
 from tests.faults import harness
 
@@ -121,7 +121,7 @@ def struck(driver, phase, number, *, alone=False):
         process.send_signal(number)
     said = process.stdout.read()
     process.wait(harness.PATIENCE)
-    harness.wait(lambda: not spark_processes(driver.home))
+    harness.wait(lambda: not harness.processes_in(driver.home))
     return process, said
 
 
@@ -158,20 +158,13 @@ def test_a_killed_driver_leaves_the_version_before_and_the_next_fit_sweeps(drive
     assert harness.leftovers(driver.store) or phase == "looking at the rows"
     said = driver.fit(epochs=2)
     assert ("removed what killed fits left behind" in said) or phase == "looking at the rows"
+    if phase == "publishing":  # what it trained is not lost
+        [work] = Path(driver.store).glob("m/.work-*")
+        assert str(work) in said
+        assert spark_mnist.publish("m", str(work), store=driver.store) == models.newest("m")
+        assert models.manifest("m", models.newest("m"))["parent"] == newest
     assert harness.leftovers(driver.store) == []
     assert models.read("m", newest) == before
-
-
-def spark_processes(home):
-    """Processes that work for drivers in this directory: the JVM, Python workers, ranks."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == home:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 ROUNDS = 20
