@@ -12,7 +12,7 @@ SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra plo
 DATA ?= digits
 DEMO := $(BIN)/python -m spark_mnist
 DEMO_STORE := demo-output/models
-ON_TWO_RANKS := $(patsubst %,tests/test_%.py,versions petastorm executors schema shards batches fit score tables own ml s3 upgrade cluster)
+ON_TWO_RANKS := $(patsubst %,tests/test_%.py,requirements petastorm worker_checks feature_columns shard_writer batches fit score tables custom ml s3 upgrade cluster)
 DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 
 # Spark's machine-local parts need an address; laptops and containers often have no usable host name.

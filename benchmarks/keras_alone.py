@@ -17,7 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spark_mnist import networks, plan
+from spark_mnist.core import plan
+from spark_mnist.networks import registry
 
 
 def main(
@@ -28,9 +29,9 @@ def main(
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     with np.load(path) as saved:
         images, labels = saved["images"].astype("float32") / 255, saved["labels"]
-    hidden = networks.REGISTRY[network].hidden
-    dropout = networks.REGISTRY[network].dropout
-    model = networks.build(
+    hidden = registry.REGISTRY[network].hidden
+    dropout = registry.REGISTRY[network].dropout
+    model = registry.build(
         plan.Network(name=network, inputs=784, classes=10, hidden=hidden, dropout=dropout)
     )
     model.compile(

@@ -17,7 +17,8 @@ from pyspark.sql import DataFrame
 import spark_mnist
 from benchmarks import databricks
 from benchmarks.data import Data
-from spark_mnist import census, plan, shards
+from spark_mnist.core import plan
+from spark_mnist.data import profile, shard_writer
 
 EPOCHS, CNN_EPOCHS = 5, 3
 BIG, SMALL = 1024, 128
@@ -152,9 +153,9 @@ class Sides:
     def writes(self) -> tuple[float, float]:
         """Seconds of writing shards for two ranks, and their bytes for a pixel."""
         with self._directory() as directory:
-            counted = census.take(self.data.pictures, plan.Input(), seed=0)
+            counted = profile.profile_rows(self.data.pictures, plan.InputSpec(), seed=0)
             begun = time.perf_counter()
-            with shards.materialized(counted, url=f"file://{directory}", ranks=2, ratio=1.0):
+            with shard_writer.write_shards(counted, url=f"file://{directory}", ranks=2, ratio=1.0):
                 seconds = time.perf_counter() - begun
                 return seconds, _bytes(directory) / (counted.rows * 784)
 

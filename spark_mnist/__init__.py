@@ -14,62 +14,43 @@ if TYPE_CHECKING:
     from spark_mnist import datasets as datasets
     from spark_mnist import errors as errors
     from spark_mnist import plots as plots
-    from spark_mnist.catalog import delete as delete
-    from spark_mnist.catalog import describe as describe
-    from spark_mnist.catalog import models as models
-    from spark_mnist.catalog import publish as publish
-    from spark_mnist.catalog import rollback as rollback
-    from spark_mnist.exports import export as export
-    from spark_mnist.results import FitResult as FitResult
-    from spark_mnist.results import ModelInfo as ModelInfo
-    from spark_mnist.verbs import command as command
-    from spark_mnist.verbs import evaluate as eval
-    from spark_mnist.verbs import evaluate as evaluate
-    from spark_mnist.verbs import fit as fit
-    from spark_mnist.verbs import predict as predict
-    from spark_mnist.verbs import preflight as preflight
+    from spark_mnist.api import command as command
+    from spark_mnist.api import evaluate as eval  # noqa: F401
+    from spark_mnist.api import evaluate as evaluate
+    from spark_mnist.api import fit as fit
+    from spark_mnist.api import predict as predict
+    from spark_mnist.api import preflight as preflight
+    from spark_mnist.catalog.exports import export as export
+    from spark_mnist.catalog.versions import delete as delete
+    from spark_mnist.catalog.versions import describe as describe
+    from spark_mnist.catalog.versions import models as models
+    from spark_mnist.catalog.versions import publish as publish
+    from spark_mnist.catalog.versions import rollback as rollback
+    from spark_mnist.fitting.results import FitResult as FitResult
+    from spark_mnist.fitting.results import ModelInfo as ModelInfo
 
 _HOMES = {
-    "FitResult": "results",
-    "ModelInfo": "results",
-    "command": "verbs",
+    "FitResult": "fitting.results",
+    "ModelInfo": "fitting.results",
+    "command": "api",
     "datasets": "",
-    "delete": "catalog",
-    "describe": "catalog",
+    "delete": "catalog.versions",
+    "describe": "catalog.versions",
     "errors": "",
-    "eval": "verbs",
-    "evaluate": "verbs",
-    "export": "exports",
-    "fit": "verbs",
-    "models": "catalog",
+    "eval": "api",
+    "evaluate": "api",
+    "export": "catalog.exports",
+    "fit": "api",
+    "models": "catalog.versions",
     "plots": "",
-    "predict": "verbs",
-    "preflight": "verbs",
-    "publish": "catalog",
-    "rollback": "catalog",
+    "predict": "api",
+    "preflight": "api",
+    "publish": "catalog.versions",
+    "rollback": "catalog.versions",
 }
 """The module of each public name; a name without one is a module itself."""
 
-__all__ = [
-    "FitResult",
-    "ModelInfo",
-    "__version__",
-    "command",
-    "datasets",
-    "delete",
-    "describe",
-    "errors",
-    "eval",
-    "evaluate",
-    "export",
-    "fit",
-    "models",
-    "plots",
-    "predict",
-    "preflight",
-    "publish",
-    "rollback",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

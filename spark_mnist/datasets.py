@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from pyspark.sql import DataFrame, SparkSession
 
-from spark_mnist import cluster, errors
+from spark_mnist import errors
+from spark_mnist.cluster import session
 
 MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 FILES = {
@@ -51,7 +52,7 @@ def digits(spark: SparkSession, split: str) -> DataFrame:
     Raises:
         errors.DatasetError: There is no such split, or scikit-learn is not installed.
     """
-    cluster.check_session(spark)
+    session.check_session(spark)
     _check_split(split)
     source = _scikit_learn("load_digits")
     from scipy import ndimage  # scikit-learn brings it
@@ -80,7 +81,7 @@ def iris(spark: SparkSession, split: str | None = None) -> DataFrame:
     Raises:
         errors.DatasetError: There is no such split, or scikit-learn is not installed.
     """
-    cluster.check_session(spark)
+    session.check_session(spark)
     if split is not None:
         _check_split(split)
     source = _scikit_learn("load_iris")
@@ -107,7 +108,7 @@ def mnist(spark: SparkSession, split: str, path: str | os.PathLike[str] | None =
     Raises:
         errors.DatasetError: There is no such split, or the files are missing or not MNIST's.
     """
-    cluster.check_session(spark)
+    session.check_session(spark)
     _check_split(split)
     directory = path or os.environ.get("MNIST_DIR")
     images, labels = _read(Path(directory), split) if directory else _download(split)

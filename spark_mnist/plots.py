@@ -17,7 +17,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark_mnist import cluster, errors, labels, plan, schema
+from spark_mnist import errors
+from spark_mnist.cluster import session
+from spark_mnist.core import plan
+from spark_mnist.data import feature_columns, labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -72,7 +75,7 @@ def confusion(predictions: DataFrame, label: str = "label") -> Figure:
         errors.VersionError: matplotlib is not installed.
     """
     make = _figure()
-    cluster.check_input(predictions)
+    session.check_input(predictions)
     truth, guess = _classes(predictions, label)
     pairs = predictions.select(truth.alias("truth"), guess.alias("guess"))
     found = pairs.groupBy("truth", "guess").count().dropna().collect()
@@ -114,14 +117,14 @@ def mistakes(
         errors.VersionError: matplotlib is not installed.
     """
     make = _figure()
-    cluster.check_input(predictions)
+    session.check_input(predictions)
     truth, guess = _classes(predictions, label)
-    source = schema.features(predictions, plan.Input(features=(image,)))
+    source = feature_columns.features(predictions, plan.InputSpec(features=(image,)))
     wrong = predictions.select(
         source.column.alias("image"), truth.alias("truth"), guess.alias("guess")
     ).where("truth != guess")
     rows: Any = wrong.limit(count).toPandas()
-    pictures = schema.reader(source)(rows["image"])
+    pictures = feature_columns.reader(source)(rows["image"])
     columns = max(1, min(5, len(rows)))
     lines = max(1, -(-len(rows) // columns))
     figure: Figure = make(figsize=(1.3 * columns, 1.5 * lines), layout="constrained")
@@ -146,20 +149,22 @@ def png(figure: Figure) -> bytes:
 def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
     """The true and the predicted class of each row: names if there are any, else numbers."""
     if "interpreted" in predictions.columns:
-        found, kind = schema.column(predictions, "interpreted")
-        truth, kind_of_truth = schema.column(predictions, label)
+        found, kind = feature_columns.column(predictions, "interpreted")
+        truth, kind_of_truth = feature_columns.column(predictions, label)
         if isinstance(kind, T.StringType):
             return F.trim(truth.cast("string")), found
         if isinstance(kind_of_truth, T.NumericType) or (
             isinstance(kind_of_truth, T.StringType) and not _one_hot(predictions, truth)
         ):
             return labels.whole_as_text(predictions, label), found.cast("string")
-    prediction, _ = schema.column(predictions, "prediction")
+    prediction, _ = feature_columns.column(predictions, "prediction")
     made = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
     first = made.select(F.size(prediction).alias("classes")).first()
-    reads = plan.Input(label=label, classes=first["classes"] if first else 1)
-    truth = labels.column(predictions, reads)
-    if made.where(truth.isNull() & schema.column(predictions, label)[0].isNotNull()).take(1):
+    input_spec = plan.InputSpec(label=label, classes=first["classes"] if first else 1)
+    truth = labels.column(predictions, input_spec)
+    if made.where(truth.isNull() & feature_columns.column(predictions, label)[0].isNotNull()).take(
+        1
+    ):
         raise errors.BadRows(
             f"column {label!r} has values that are no numbers of classes; if they are their names, "
             "predict with interpret=True"

@@ -23,6 +23,8 @@ os.environ["UNRELATED_TOKEN"] = "ranks must not see it"
 from pyspark.sql import DataFrame, SparkSession
 
 REPOSITORY = Path(__file__).parent.parent
+PROGRAMS = REPOSITORY / "tests" / "programs"
+"""What tests run in a process of its own."""
 os.environ["PYTHONPATH"] = os.pathsep.join(  # Spark's workers, which run elsewhere, find the tests
     [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
@@ -156,15 +158,15 @@ def in_process(spark: SparkSession) -> Iterator[None]:
     spark.conf.unset("spark.mnist.launcher")
 
 
-def run_on_cluster(job: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script that makes a local cluster of its own, in a directory; it must succeed."""
+def run_on_cluster(program: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program of ``PROGRAMS`` that makes a local cluster of its own, in a directory; it must succeed."""
     environment = {
         **os.environ,
         "SPARK_HOME": str(spark_home(directory / "spark")),
         "PYSPARK_PYTHON": sys.executable,
     }
     done = subprocess.run(
-        [sys.executable, "-c", job],
+        [sys.executable, PROGRAMS / program],
         cwd=directory, env=environment, text=True, capture_output=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from spark_mnist import batches, census, errors, plan, shards
+from spark_mnist import errors
 from spark_mnist.compat import petastorm
-from spark_mnist.world import World, share
+from spark_mnist.core import plan
+from spark_mnist.core.sharding import RowSharding, share
+from spark_mnist.data import profile, shard_writer
+from spark_mnist.ranks import batches
+from tests.conftest import PROGRAMS
 
 PLENTY = 1 << 30
 SHARDS = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("uint8", 255.0, 784))
@@ -53,7 +57,7 @@ def epoch(make, world, rank, number, seed=0):
     [(1, 10, 3), (2, 11, 4), (3, 7, 2), (2, 5, 99), (2, 9, 4), (2, 9, 1), (1, 50, 7)],
 )
 def test_every_row_once_in_equal_steps(make, size, rows, batch_size):
-    world = World(size=size, rows=rows, batch_size=batch_size)
+    world = RowSharding(size=size, rows=rows, batch_size=batch_size)
     for rank in range(size):
         found = epoch(make, world, rank, 0)
         assert len(found) == world.steps
@@ -67,14 +71,14 @@ def test_every_row_once_in_equal_steps(make, size, rows, batch_size):
 
 @pytest.mark.parametrize("make", [kept, streamed])
 def test_the_order_is_new_each_epoch_and_the_same_each_time(make):
-    world = World(size=1, rows=50, batch_size=50)
+    world = RowSharding(size=1, rows=50, batch_size=50)
     orders = [epoch(make, world, 0, number)[0][1].tolist() for number in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
     assert orders[0] != epoch(make, world, 0, 0, seed=1)[0][1].tolist()
 
 
 def test_a_stream_mixes_rows_of_several_files():
-    world = World(size=1, rows=60, batch_size=60)
+    world = RowSharding(size=1, rows=60, batch_size=60)
     ((_, labels, _),) = epoch(lambda rows: Streamed(rows, part=30), world, 0, 0)
     files = labels // 3
     assert np.mean(files[1:] == files[:-1]) < 0.3
@@ -88,8 +92,8 @@ def test_validation_is_every_row_once(make):
 
 
 def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
-    with shards.materialized(
-        census.take(digits, plan.Input(), seed=0),
+    with shard_writer.write_shards(
+        profile.profile_rows(digits, plan.InputSpec(), seed=0),
         url=f"file://{tmp_path}",
         ranks=2,
         ratio=1.0,
@@ -108,7 +112,7 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
         with pytest.raises(errors.RowsLost, match=words):
             batches.read(train, rank=0, ranks=2, memory=PLENTY)
         stream = batches.read(train, rank=0, ranks=2, memory=0)
-        world = World(size=2, rows=256, batch_size=64)
+        world = RowSharding(size=2, rows=256, batch_size=64)
         data = stream.training(world, rank=0, seed=0, epoch=0)
         with pytest.raises(tf.errors.OpError):
             list(data.take(world.steps))
@@ -117,9 +121,9 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
 
 
 def test_a_shard_that_does_not_fit_is_streamed(digits, tmp_path):
-    source = census.take(digits, plan.Input(), seed=0)
+    source = profile.profile_rows(digits, plan.InputSpec(), seed=0)
     options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 1.0}
-    with shards.materialized(source, **options) as (train, _):
+    with shard_writer.write_shards(source, **options) as (train, _):
         size = 128 * (784 + batches.ROW_OVERHEAD_BYTES)
         kept, streamed = (
             batches.read(train, rank=1, ranks=2, memory=memory) for memory in (size, size - 1)
@@ -131,7 +135,7 @@ def test_a_shard_that_does_not_fit_is_streamed(digits, tmp_path):
             for shard in (kept, streamed)
         ]
         assert rows[0] == rows[1]
-        world = World(size=2, rows=256, batch_size=50)
+        world = RowSharding(size=2, rows=256, batch_size=50)
         data = streamed.training(world, rank=1, seed=0, epoch=0)
         labels = np.concatenate([labels.numpy() for _, labels, _ in data])
         assert sorted(labels) == sorted(kept.labels.numpy())
@@ -145,30 +149,9 @@ def test_no_rows_are_no_rows():
     assert found.shards.encoding.scale == 1.0
 
 
-MEASURED = """
-import resource
-import numpy as np, tensorflow as tf
-from spark_mnist import batches, plan, world
-
-cache = 256 << 20
-shards = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("float32", 1.0, 4))
-count = cache // (shards.encoding.row_bytes + batches.ROW_OVERHEAD_BYTES)
-tf.constant(1.0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-features = batches._aligned((count, 4), "float32")
-labels = batches._aligned((count,), "int32")
-features[:], labels[:] = 1, 0
-shard = batches.InMemory(shards, (features, labels))
-division = world.World(size=1, rows=count, batch_size=65536)
-for epoch in range(3):
-    list(shard.training(division, rank=0, seed=0, epoch=epoch).take(9))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / cache)
-"""
-
-
 def test_rows_take_no_more_memory_than_they_may():
     """Of four features, where labels, weights and places in the order are most of a row."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True
+        [sys.executable, PROGRAMS / "batch_memory.py"], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 1.1

@@ -9,7 +9,7 @@ import pytest
 
 import spark_mnist
 from spark_mnist import errors
-from spark_mnist import store as stores
+from spark_mnist.store import model_store
 
 MANIFEST = {
     "name": "m", "parent": None, "created": "2026-01-02T03:04:05+00:00", "epochs": 2,
@@ -37,7 +37,7 @@ def url(request, tmp_path):
 @pytest.fixture
 def saved(url):
     """A store with three versions of a model."""
-    store = stores.Store(url)
+    store = model_store.Store(url)
     for number in (1, 2, 3):
         files = {"weights.npz": b"w%d" % number, "logs/train/events": b"e"}
         store.publish("m", files, lambda version: {**MANIFEST, "version": version})
@@ -191,7 +191,7 @@ def test_the_session_of_the_process_names_the_store(spark, saved, url):
 
 def test_an_old_manifest_without_input_reads_pictures(tmp_path):
     old = {k: v for k, v in MANIFEST.items() if k != "input"}
-    store = stores.Store(str(tmp_path))
+    store = model_store.Store(str(tmp_path))
     store.publish("m", {"weights.npz": b""}, lambda version: {**old, "version": version})
     info = spark_mnist.describe("m", store=str(tmp_path))
     assert (info.input.features, info.input.width, info.network.mean) == (("image",), 784, ())

@@ -13,7 +13,9 @@ import pytest
 from pyspark.ml.linalg import Vectors
 
 import spark_mnist
-from spark_mnist import cli, datasets, errors, grammar, options, outputs
+from spark_mnist import datasets, errors, options
+from spark_mnist.cli import app, outputs
+from spark_mnist.options import grammar
 from tests.conftest import REPOSITORY
 
 MYMNIST = str(Path(sys.executable).parent / "mymnist")
@@ -116,7 +118,7 @@ def test_a_csv_of_the_manuals_table_through_spark_submit(home, spark):
 @pytest.fixture
 def here(tmp_path, spark, capfd, monkeypatch):
     """Run a command in this process and a new directory, on the session of the tests."""
-    monkeypatch.setattr(cli, "_session", lambda _: spark)
+    monkeypatch.setattr(app, "_session", lambda _: spark)
     monkeypatch.chdir(tmp_path)  # the JVM's directory stays
     store = f"store={tmp_path / 'models'}"
 
@@ -125,7 +127,7 @@ def here(tmp_path, spark, capfd, monkeypatch):
         given = any(word.startswith("store=") for word in words)
         stored = [*named, *([] if given else [store]), *words[len(named) :]]
         capfd.readouterr()
-        assert cli.main(stored) == code, capfd.readouterr().err
+        assert app.main(stored) == code, capfd.readouterr().err
         out, err = capfd.readouterr()
         return out if code == 0 else err
 
@@ -237,7 +239,7 @@ def test_a_reader_that_has_read_enough_is_no_failure(home, close):
     ],
 )
 def test_usage_errors_come_before_a_session_and_exit_with_2(words, code, message, capsys):
-    assert cli.main(words) == code
+    assert app.main(words) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("mymnist: ")
@@ -289,13 +291,13 @@ def ranks(home):
 
 def test_help_has_every_option_and_the_manuals_examples(capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["--help"])
+        app.main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for name, field in options.FIELDS.items():
         assert f"  {name} " in text
         assert field.metadata["doc"].split()[0] in text
-    for line in cli.EXAMPLES.splitlines()[1:]:
+    for line in app.EXAMPLES.splitlines()[1:]:
         assert line in text
         words = line.split(" --")[0].split()
         assert grammar.parse_words(words[1:]).operation in options.OPERATIONS
@@ -303,14 +305,14 @@ def test_help_has_every_option_and_the_manuals_examples(capsys):
 
 def test_version(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["--version"])
+        app.main(["--version"])
     assert capsys.readouterr().out == f"mymnist {spark_mnist.__version__}\n"
 
 
 def test_debug_lets_the_traceback_through(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(errors.CommandError):
-        cli.main(["fit", "--debug"])
+        app.main(["fit", "--debug"])
 
 
 def test_what_csv_cannot_hold_becomes_text(spark):
@@ -326,6 +328,6 @@ def test_what_csv_cannot_hold_becomes_text(spark):
 
 
 def test_quiet_is_no_option_of_what_shows_no_progress(tmp_path, capfd, monkeypatch, spark):
-    monkeypatch.setattr(cli, "_session", lambda _: spark)
-    assert cli.main(["models", "--quiet", "--store", str(tmp_path)]) == 0
+    monkeypatch.setattr(app, "_session", lambda _: spark)
+    assert app.main(["models", "--quiet", "--store", str(tmp_path)]) == 0
     assert "verbose" not in capfd.readouterr().err

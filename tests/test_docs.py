@@ -8,7 +8,9 @@ import sys
 import zipfile
 
 import spark_mnist
-from spark_mnist import cli, grammar, options
+from spark_mnist import options
+from spark_mnist.cli import app
+from spark_mnist.options import grammar
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -39,7 +41,7 @@ def test_the_commands_are_understood():
         parsed = grammar.parse(command)
         assert parsed == grammar.parse_words(command.split())
         assert (parsed.operation in grammar.WITHOUT_ROWS) == (not flags)
-    assert {line.strip() for line in cli.EXAMPLES.splitlines()[1:]} <= set(commands())
+    assert {line.strip() for line in app.EXAMPLES.splitlines()[1:]} <= set(commands())
 
 
 def test_the_make_targets_are_there():
@@ -67,10 +69,10 @@ def test_links_to_files_lead_somewhere():
 
 def test_the_commands_of_the_readme_run(spark, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_session", lambda _: spark)
+    monkeypatch.setattr(app, "_session", lambda _: spark)
     for line in commands():  # the session's JVM runs in another directory
         words = line.replace("out.parquet", f"{tmp_path}/out.parquet").split()
-        assert cli.main(words[1:]) == 0, capfd.readouterr().err
+        assert app.main(words[1:]) == 0, capfd.readouterr().err
     assert spark.read.parquet(str(tmp_path / "out.parquet")).count() == 364
     assert [(model.name, model.version) for model in spark_mnist.models()] == [
         ("flowers", 1),
@@ -128,7 +130,7 @@ def test_the_wheels_metadata_is_whole(tmp_path):
         "tensorflow-cpu",
     } <= requires
     assert not any("#" in line for line in metadata.get_all("Requires-Dist"))
-    assert "mymnist = spark_mnist.cli:main" in scripts
+    assert "mymnist = spark_mnist.cli.app:main" in scripts
     assert "spark_mnist/py.typed" in names
     assert not [name for name in names if name.startswith("tests")]
 

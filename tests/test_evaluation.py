@@ -6,9 +6,11 @@ from pyspark.sql import types as T
 from sklearn import metrics
 
 import spark_mnist
-from spark_mnist import errors, evaluation, plan
+from spark_mnist import errors
+from spark_mnist.core import plan
+from spark_mnist.scoring import evaluation
 
-READS = plan.Input(classes=3, names=("a", "b", "c"))
+READS = plan.InputSpec(classes=3, names=("a", "b", "c"))
 
 
 def cell(label, predicted, rows, loss=0.0, no=1, group=None):

@@ -14,48 +14,19 @@ from keras import layers
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import averaging, errors, interrupts, leases
-from spark_mnist import store as stores
-from tests.conftest import arrays
+from spark_mnist import errors
+from spark_mnist.cluster import signals
+from spark_mnist.ranks import collectives
+from spark_mnist.store import leases, model_store
+from tests.conftest import PROGRAMS, arrays
 
 QUIET = {"verbose": 0, "batch_size": 16}
-MANY_RANKS = """
-import json, sys
-import keras
-import numpy as np
-from pyspark.sql import SparkSession
-import spark_mnist
-from tests.conftest import arrays
-
-counts = [int(word) for word in sys.argv[2:]]
-builder = SparkSession.builder.master(f"local[{max(counts)}]").config("spark.ui.enabled", "false")
-spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
-spark.sparkContext.setLogLevel("OFF")
-digits = spark_mnist.datasets.digits(spark, "train").limit(256).cache()
-options = {"verbose": 0, "batch_size": 8, "epochs": 1, "store": sys.argv[1]}
-same = {}
-for ranks in counts:
-    for name in ("one", "other"):  # three buckets of gradients
-        spark_mnist.fit(digits, f"{name}-{ranks}", hidden="1024,512", num_proc=ranks, **options)
-    pairs = zip(*(arrays(sys.argv[1], f"{name}-{ranks}", 1) for name in ("one", "other")))
-    same[ranks] = all(np.array_equal(one, other) for one, other in pairs)
-model = keras.Sequential([
-    keras.Input((784,)), keras.layers.Dense(64, trainable=False),
-    keras.layers.BatchNormalization(), keras.layers.Dense(10, activation="softmax"),
-])
-spark_mnist.fit(digits, "frozen", network=model, num_proc=3, **options)
-found = arrays(sys.argv[1], "frozen", 1)
-before = model.get_weights()
-frozen = [any(np.array_equal(weight, other) for other in found) for weight in before[:2]]
-trained = [any(np.array_equal(weight, other) for other in found) for weight in before[-2:]]
-print(json.dumps({"same": same, "frozen": frozen, "trained": trained}))
-"""
 
 
 @pytest.mark.parametrize("counts", [("3", "4"), pytest.param(("2", "8"), marks=pytest.mark.slow)])
 def test_any_number_of_ranks_gives_the_same_model_again_and_frozen_layers_stay(tmp_path, counts):
     done = subprocess.run(
-        [sys.executable, "-c", MANY_RANKS, str(tmp_path / "models"), *counts],
+        [sys.executable, PROGRAMS / "many_ranks.py", str(tmp_path / "models"), *counts],
         cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -102,14 +73,14 @@ def test_how_far_the_loss_is_scaled_goes_on(digits, store, in_process):
     assert arrays(store, "m", 2, "loss_scale.npz")[0] == 12
     whole = {**QUIET, "store": store, "continuous": True, "epochs": 1}
     spark_mnist.fit(digits.limit(80), "m", **whole)  # another precision may follow
-    assert "loss_scale.npz" not in stores.Store(store).manifest("m", 3)["files"]
+    assert "loss_scale.npz" not in model_store.Store(store).manifest("m", 3)["files"]
 
 
 def test_a_statistic_that_is_no_number_is_not_published():
     model = normalised()
-    assert averaging.finite(model)
+    assert collectives.finite(model)
     model.layers[1].moving_variance.assign(np.full(16, np.nan))
-    assert not averaging.finite(model)
+    assert not collectives.finite(model)
 
 
 def test_a_model_that_the_store_did_not_take_is_published_later(
@@ -117,20 +88,20 @@ def test_a_model_that_the_store_did_not_take_is_published_later(
 ):
     options = {**QUIET, "epochs": 1, "store": store}
     spark_mnist.fit(digits, "m", **options)
-    real = stores.Store.publish
+    real = model_store.Store.publish
 
     def refuse(self, name, *rest):
         if name == "m":
             raise PermissionError("read-only")
         return real(self, name, *rest)
 
-    monkeypatch.setattr(stores.Store, "publish", refuse)
+    monkeypatch.setattr(model_store.Store, "publish", refuse)
     with pytest.raises(errors.NotPublished, match=r"spark_mnist\.publish\('m', ") as caught:
         spark_mnist.fit(digits, "m", epochs=3, continuous=True, **{**QUIET, "store": store})
-    monkeypatch.setattr(stores.Store, "publish", real)
+    monkeypatch.setattr(model_store.Store, "publish", real)
     work = Path(caught.value.work.removeprefix("file://"))
     gone = {**json.loads(leases.create()), "started": 0}
-    (work / stores.OWNER).write_text(json.dumps(gone))  # as the next process finds it
+    (work / model_store.OWNER).write_text(json.dumps(gone))  # as the next process finds it
     assert spark_mnist.fit(digits, "m", **options).version == 2
     assert "holds a trained model that was not published" in caplog.text
     copy = work.with_name(".work-" + "1" * 32)
@@ -150,7 +121,7 @@ def test_only_the_newest_versions_are_kept(digits, store, in_process):
     for version in (1, 2, 3):
         options = {**QUIET, "network": "softmax", "epochs": 1, "store": store}
         assert spark_mnist.fit(digits, "m", keep=2, **options).version == version
-    assert stores.Store(store).versions("m") == [2, 3]
+    assert model_store.Store(store).versions("m") == [2, 3]
 
 
 def in_a_thread(function):
@@ -172,7 +143,7 @@ def test_an_interrupt_of_the_main_thread_ends_a_fit_in_another(
     digits, store, in_process, monkeypatch
 ):
     """As under a CrossValidator: the main thread has gone, and no job was there to cancel."""
-    real = stores.Store.work
+    real = model_store.Store.work
 
     def interrupted(self, name):
         monkeypatch.setattr(sys, "last_value", KeyboardInterrupt(), raising=False)
@@ -181,11 +152,11 @@ def test_an_interrupt_of_the_main_thread_ends_a_fit_in_another(
     options = {**QUIET, "network": "softmax", "epochs": 1, "store": store}
     monkeypatch.setattr(sys, "last_value", KeyboardInterrupt(), raising=False)  # long ago
     assert in_a_thread(lambda: spark_mnist.fit(digits, "m", **options)).version == 1
-    monkeypatch.setattr(stores.Store, "work", interrupted)
+    monkeypatch.setattr(model_store.Store, "work", interrupted)
     ended = in_a_thread(lambda: spark_mnist.fit(digits, "m", **options))
     assert isinstance(ended, errors.FitCancelled)
-    assert stores.Store(store).versions("m") == [1]
-    interrupts.check()  # in the main thread an interrupt is raised where it comes
+    assert model_store.Store(store).versions("m") == [1]
+    signals.check()  # in the main thread an interrupt is raised where it comes
 
 
 @pytest.mark.parametrize(
@@ -267,35 +238,12 @@ def test_wide_rows_are_sent_to_python_a_few_at_a_time(spark, store, in_process):
         spark.conf.set(setting, before)
 
 
-STOPPED = """
-from pyspark.sql import SparkSession
-import spark_mnist
-from spark_mnist import errors
-
-builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-spark = builder.getOrCreate()
-rows = spark_mnist.datasets.digits(spark, "test")
-spark.stop()
-calls = [
-    lambda: spark_mnist.fit(rows, "m"),
-    lambda: spark_mnist.predict(rows, "m"),
-    lambda: spark_mnist.evaluate(rows, "m"),
-    lambda: spark_mnist.preflight(rows),
-    lambda: spark_mnist.datasets.iris(spark),
-    lambda: spark_mnist.command("eval m", rows),
-]
-for call in calls:
-    try:
-        call()
-    except errors.ClusterError as error:
-        assert "session was stopped" in str(error), error
-    else:
-        raise AssertionError
-"""
-
-
 def test_a_session_that_was_stopped_is_named(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, PROGRAMS / "stopped_session.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,10 @@ import tensorflow as tf
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import datasets, errors, manifests, scoring
-from spark_mnist import store as stores
-from tests.test_own import custom_model
+from spark_mnist import datasets, errors
+from spark_mnist.scoring import score_columns
+from spark_mnist.store import manifests, model_store
+from tests.test_custom import custom_model
 from tests.test_tables import FLOWERS
 
 
@@ -20,8 +21,8 @@ def flowers(spark, store, in_process):
     """A standardised table's model, its rows, and its scores as executors compute them."""
     iris = datasets.iris(spark)
     spark_mnist.fit(iris, "m", **{**FLOWERS, "epochs": 3}, store=store)
-    saved = manifests.saved(stores.Store(store), "m", None, None)
-    scores = scoring.probabilities(iris, saved, batch_size=32)
+    saved = manifests.saved(model_store.Store(store), "m", None, None)
+    scores = score_columns.probabilities(iris, saved, batch_size=32)
     rows = np.array(iris.select(*datasets.MEASURES).collect(), "float32")
     return rows, np.array([row[0] for row in iris.select(F.array(scores)[0]).collect()])
 

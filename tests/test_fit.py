@@ -13,7 +13,10 @@ import pytest
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import errors, job, launch, plan, shards
+from spark_mnist import errors
+from spark_mnist.core import plan
+from spark_mnist.data import shard_writer
+from spark_mnist.launch import job, launcher
 from tests.conftest import arrays
 from tests.faults import harness
 
@@ -179,7 +182,7 @@ def test_nothing_is_left_and_the_session_works_on(spark, digits, store):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert threading.active_count() <= threads + 2  # Horovod's job thread may still be ending
     assert len(spark.sparkContext._jsc.getPersistentRDDs()) == cached
-    assert spark.conf.get(shards.CACHE_DIR, None) is None
+    assert spark.conf.get(shard_writer.CACHE_DIR, None) is None
     assert spark.range(3).count() == 3
 
 
@@ -229,7 +232,7 @@ def test_verbose_0_is_silent(digits, store, capfd, caplog):
 def test_what_cannot_work_is_refused_before_a_rank_starts(
     digits, store, monkeypatch, options, error, message
 ):
-    monkeypatch.setattr(launch, "train", lambda *_, **__: pytest.fail("ranks were started"))
+    monkeypatch.setattr(launcher, "train", lambda *_, **__: pytest.fail("ranks were started"))
     with pytest.raises(error, match=message):
         spark_mnist.fit(digits, "m", **{**QUIET, "store": store, **options})
     assert not list(Path(store).glob("*"))
@@ -280,19 +283,19 @@ def report(rank, digest="same", epoch=1, **failure):
     if failure:
         return plan.RankReport(rank=rank, failure=plan.Failure(**failure))
     record = plan.EpochRecord(epoch=1, losses={"loss": float("nan")}, metrics={})
-    kept = plan.Kept(epoch=epoch, digest=digest)
-    return plan.RankReport(rank=rank, progress=plan.Progress(epoch=1, history=(record,), kept=kept))
+    best = plan.BestEpoch(epoch=epoch, digest=digest)
+    return plan.RankReport(rank=rank, progress=plan.Progress(epoch=1, history=(record,), best=best))
 
 
 def test_ranks_that_drifted_apart_are_an_error():
-    launch.check([report(0), report(1)])
+    launcher.check([report(0), report(1)])
     with pytest.raises(errors.RanksDiverged, match="nothing was saved"):
-        launch.check([report(0), report(1, digest="other")])
+        launcher.check([report(0), report(1, digest="other")])
 
 
 def test_a_loss_that_is_no_number_is_an_error():
     with pytest.raises(errors.NotFinite, match=r"in epoch 1: its losses are .*nan.*learning_rate"):
-        launch.check([report(0, epoch=0), report(1, epoch=0)])
+        launcher.check([report(0, epoch=0), report(1, epoch=0)])
 
 
 def test_the_first_cause_is_told_and_not_its_effects():
@@ -304,7 +307,7 @@ def test_the_first_cause_is_told_and_not_its_effects():
     }
     cause = {"type": "ValueError", "message": "bad row", "traceback": "line 1", "collective": False}
     with pytest.raises(errors.RankError, match="rank 1 of 2 raised ValueError: bad row") as caught:
-        launch.check([report(0, time=1.0, **effect), report(1, time=2.0, **cause)])
+        launcher.check([report(0, time=1.0, **effect), report(1, time=2.0, **cause)])
     assert (caught.value.rank, caught.value.rank_traceback) == (1, "line 1")
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 import spark_mnist
-from spark_mnist import errors, gpus
+from spark_mnist import errors
+from spark_mnist.ranks import gpus
 from tests.conftest import arrays
 
 
@@ -11,7 +12,7 @@ def test_two_ranks_on_one_gpu_are_an_error(monkeypatch):
     def both(place):
         return (place, place)
 
-    monkeypatch.setattr(gpus.averaging, "gathered", both)
+    monkeypatch.setattr(gpus.collectives, "allgather_int", both)
     monkeypatch.delenv(gpus.VISIBLE, raising=False)
     assert gpus.claim([], 0) == "CPU"
     monkeypatch.setenv(gpus.VISIBLE, "")
@@ -28,7 +29,7 @@ def test_more_ranks_than_gpus_are_an_error(monkeypatch):
     monkeypatch.setattr(
         gpus.tf.config.experimental, "set_memory_growth", lambda gpu, on: claimed.append((gpu, on))
     )
-    monkeypatch.setattr(gpus.averaging, "gathered", lambda place: (place, 0))
+    monkeypatch.setattr(gpus.collectives, "allgather_int", lambda place: (place, 0))
     assert gpus.claim([], 1) == "GPU 1"
     assert claimed == [["second"], ("second", True)]
     with pytest.raises(errors.ClusterError, match=r"has 2 GPUs for more ranks: lower num_proc"):

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark_mnist import errors, grammar
+from spark_mnist import errors
+from spark_mnist.options import grammar
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 
@@ -8,55 +10,60 @@ import spark_mnist
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "spark_mnist"
-LAYERS = [
-    {"_version", "warm_server", "shipment", "retries", "errors"},
-    {"compat", "world", "events", "fork", "leases", "files", "interrupts", "rendezvous"},
-    {"plan", "watchdog", "agents"},
-    {"own"},
-    {"networks"},
-    {"kinds", "store", "versions"},
-    {"options"},
-    {"cluster", "receipts", "recovery", "timing"},
-    {"schema", "executors", "agent"},
-    {"labels", "grammar", "manifests", "checkpoint", "averaging", "progress", "tensorboard"},
-    {"census", "evaluation", "meters", "rowgroups", "steps"},
-    {"shards", "batches", "plots", "lineage", "gpus", "params"},
-    {"worker", "results", "job"},
-    {"entry"},
-    {"launch", "scoring", "catalog"},
-    {"preparation"},
-    {"fitting"},
-    {"exports"},
-    {"tracking"},
-    {"verbs"},
-    {"datasets", "ml", "outputs"},
-    {"cli"},
+HEAVY = {"tensorflow", "keras", "horovod"}
+ORDER = [
+    *("_version", "errors", "compat", "core", "networks", "options", "cluster", "data", "plots"),
+    *("store", "ranks", "scoring", "launch", "fitting", "catalog", "api", "datasets", "ml", "cli"),
 ]
+"""Packages and modules of the package; each imports only from those before it."""
+SIDES = ("driver", "rank", "rank 0", "Spark task", "Spark tasks")
+OF_DRIVER = {
+    "cluster",
+    "data",
+    "plots",
+    "scoring",
+    "launch",
+    "fitting",
+    "catalog",
+    "api",
+    "ml",
+    "cli",
+}
+"""What no module of ``ranks`` imports, but for the two that say what they need of it."""
 SEAMS = {
-    "horovod": {"averaging", "worker"},
+    "horovod": {"ranks.collectives", "ranks.trainer"},
     "petastorm": set(),  # it needs what compat gives it
-    "spark_mnist.compat.petastorm": {"rowgroups", "shards"},
+    "spark_mnist.compat.petastorm": {"ranks.shard_reader", "data.shard_writer"},
     "tensorflow": {
-        "averaging",
-        "batches",
-        "gpus",
-        "exports",
-        "meters",
-        "scoring",
-        "steps",
-        "tensorboard",
-        "worker",
+        "catalog.exports",
+        "ranks.batches",
+        "ranks.collectives",
+        "ranks.gpus",
+        "ranks.loop",
+        "ranks.metrics",
+        "ranks.summaries",
+        "ranks.trainer",
+        "scoring.executor",
     },
-    "keras": {"averaging", "checkpoint", "meters", "networks", "own", "tensorboard", "worker"},
+    "keras": {
+        "networks.array_files",
+        "networks.custom",
+        "networks.registry",
+        "ranks.collectives",
+        "ranks.metrics",
+        "ranks.summaries",
+        "ranks.trainer",
+    },
     "matplotlib": {"plots"},
-    "mlflow": {"tracking"},
+    "mlflow": {"catalog.mlflow_runs"},
 }
 
 
-def imported(path):
-    """Names of all modules that a file imports, at any depth, outside type checking."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
+def imported(path, *, late=True):
+    """Names of the modules that a file imports: at its top, or also late, inside functions."""
+    body = ast.parse(path.read_text()).body
+    nodes = [inner for node in body for inner in ast.walk(node)] if late else body
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -64,31 +71,85 @@ def imported(path):
 
 
 def modules():
-    return sorted(p for p in PACKAGE.rglob("*.py") if not p.stem.startswith("__"))
+    return sorted(
+        p for p in PACKAGE.rglob("*.py") if p.stem != "__main__" and p.parent != PACKAGE / "compat"
+    )
 
 
-def part(path):
-    """What a module is called in the layers: by its package, where it is in one."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name(path):
+    """A module's name inside the package, ``store.leases``; that of a package is its folder's."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
 
 
-def test_every_module_has_a_layer():
-    assert {part(p) for p in modules()} == set.union(*LAYERS)
+def ours(path, **how):
+    """Names inside the package of the modules of ours that a file imports."""
+    known = {name(path) for path in modules()}
+    for full in imported(path, **how):
+        inner = full.removeprefix("spark_mnist.")
+        if full != inner:
+            yield next((n for n in (inner, inner.rpartition(".")[0]) if n in known), inner)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: p.stem)
-def test_a_module_imports_only_from_lower_layers_or_its_own(path):
-    height = {name: level for level, names in enumerate(LAYERS) for name in names}
-    ours = {n.split(".")[1] for n in imported(path) if n.startswith("spark_mnist.")}
-    upward = {name for name in ours if height[name] > height[part(path)]}
-    assert not upward
+def test_every_package_has_its_place():
+    assert {name(path).partition(".")[0] for path in modules()} - {"__init__"} == {*ORDER} - {
+        "compat"
+    }
+
+
+@pytest.mark.parametrize("path", modules(), ids=name)
+def test_a_module_imports_only_from_packages_before_its_own(path):
+    if path == PACKAGE / "__init__.py":
+        return
+    place = ORDER.index(name(path).partition(".")[0])
+    later = {other for other in ours(path) if ORDER.index(other.partition(".")[0]) > place}
+    assert not later
+
+
+def test_no_modules_import_each_other():
+    graph = {
+        name(path): {*ours(path)} - {name(path)} for path in modules() if path.stem != "__init__"
+    }
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_each_package_says_which_side_runs_it():
+    for path in PACKAGE.glob("*/__init__.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        sides = re.search(r"Runs on: ([^.;]+)[.;]", docstring.replace("\n", " "))
+        assert sides, path
+        assert {*sides[1].split(", ")} <= {*SIDES}, path
+
+
+def test_ranks_import_nothing_of_the_driver():
+    """Neither at the top of a module nor of those that it imports: no PySpark, no package of the driver."""
+    paths = {name(path): path for path in modules()}
+    seen, left = set(), [n for n in paths if n.startswith("ranks.")]
+    while left:
+        if (module := left.pop()) not in seen:
+            seen.add(module)
+            left += [other for other in ours(paths[module], late=False) if other in paths]
+    assert not {module for module in seen if module.partition(".")[0] in OF_DRIVER}
+    users = {
+        m for m in seen if any(n.startswith("pyspark") for n in imported(paths[m], late=False))
+    }
+    assert not users
 
 
 @pytest.mark.parametrize("library", SEAMS)
 def test_each_foreign_library_has_its_seam(library):
     inside = f"{library}."
-    users = {p.stem for p in modules() if any(f"{n}.".startswith(inside) for n in imported(p))}
+    users = {name(p) for p in modules() if any(f"{n}.".startswith(inside) for n in imported(p))}
     assert users == SEAMS[library]
+
+
+@pytest.mark.parametrize("package", [path.parent.name for path in PACKAGE.glob("*/__init__.py")])
+def test_heavy_libraries_are_imported_on_ranks_alone(package):
+    """But for the modules that make models, which are imported when a model is made."""
+    allowed = {"ranks", "networks"}
+    for path in (PACKAGE / package).glob("*.py"):
+        heavy = {n.partition(".")[0] for n in imported(path, late=False)} & HEAVY
+        assert package in allowed or not heavy, path
 
 
 def test_import_is_light():
@@ -98,7 +159,7 @@ def test_import_is_light():
 
 
 def test_public_names_are_sorted_and_there():
-    assert spark_mnist.__all__ == sorted(spark_mnist.__all__)
+    assert spark_mnist.__all__[1:] == sorted(spark_mnist.__all__[1:])
     for name in spark_mnist.__all__:
         assert getattr(spark_mnist, name) is not None
     assert spark_mnist.eval is spark_mnist.evaluate

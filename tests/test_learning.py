@@ -11,7 +11,9 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 import spark_mnist
-from spark_mnist import errors, meters, plan
+from spark_mnist import errors
+from spark_mnist.core import plan
+from spark_mnist.ranks import metrics
 from tests.conftest import arrays
 from tests.test_fit import manifest
 
@@ -156,13 +158,13 @@ def test_training_that_comes_to_no_number_saves_nothing(digits, store, in_proces
 def test_with_patience_what_was_best_before_there_were_no_numbers_is_kept(
     digits, store, in_process, monkeypatch
 ):
-    real = meters.Meters.means
+    real = metrics.Metrics.means
     losses = iter([3.0, 3.0, 2.0, 2.0, math.nan, math.nan])
 
     def means(self, prefix=""):
         return {**real(self, prefix), f"{prefix}loss": next(losses)}
 
-    monkeypatch.setattr(meters.Meters, "means", means)
+    monkeypatch.setattr(metrics.Metrics, "means", means)
     result = spark_mnist.fit(digits.limit(64), "m", epochs=9, patience=4, store=store, **QUIET)
     assert len(result.epochs) == 3
     assert manifest(store, "m")["epochs"] == 2
@@ -178,8 +180,9 @@ def test_curves_are_written_without_tensorboard():
     code = (
         "import sys\n"
         "sys.modules['tensorboard'] = None\n"
-        "from spark_mnist import plan, tensorboard\n"
-        "with tensorboard.Journal() as journal:\n"
+        "from spark_mnist.core import plan\n"
+        "from spark_mnist.ranks import summaries\n"
+        "with summaries.Journal() as journal:\n"
         "    record = plan.EpochRecord(epoch=1, losses={'val_loss': 0.5}, metrics={})\n"
         "    journal.epoch(record, 0.1)\n"
         "    (train, validation) = sorted(journal.files())\n"

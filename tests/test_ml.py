@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 import spark_mnist
 from spark_mnist import errors
 from spark_mnist.ml import MnistClassifier, MnistClassifierModel
-from spark_mnist.params import OPTIONS
+from spark_mnist.ml.params import OPTIONS
 
 MEASURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 import spark_mnist
-from spark_mnist import averaging, errors, lineage, networks, options, plan, store
+from spark_mnist import errors, options
+from spark_mnist.core import plan
+from spark_mnist.fitting import training_start
+from spark_mnist.networks import registry
+from spark_mnist.ranks import collectives
+from spark_mnist.store import model_store
 from tests.conftest import arrays
 
 
 def build(**chosen):
-    start = lineage.start(store.Store("memory://"), "m", options.FitOptions(**chosen))
-    return networks.build(start.reading(plan.Input()).network)
+    start = training_start.load(model_store.Store("memory://"), "m", options.FitOptions(**chosen))
+    return registry.build(start.for_rows(plan.InputSpec()).network)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,7 @@ def test_dropout_follows_its_key():
     ones = np.ones((1, 50), "float32")
 
     def mask(*key):
-        averaging.seed_random_layers(model, key)
+        collectives.seed_random_layers(model, key)
         return model(ones, training=True).numpy()
 
     np.testing.assert_array_equal(mask(0, 1, 0), mask(0, 1, 0))
@@ -83,13 +88,13 @@ def test_a_cnn_with_dropout_continues_as_if_it_had_never_stopped(digits, tmp_pat
 
 @pytest.fixture
 def one_rank(monkeypatch):
-    monkeypatch.setattr(averaging, "total", list)
-    monkeypatch.setattr(averaging, "extreme", lambda values, op: values)
+    monkeypatch.setattr(collectives, "allreduce_sum", list)
+    monkeypatch.setattr(collectives, "extreme", lambda values, op: values)
 
 
 def test_bytes_that_never_vary_have_no_deviation(one_rank):
     parts = [np.array([[7, 0], [7, 255]], np.uint8), np.array([[7, 255]], np.uint8)] * 100
-    mean, deviation = averaging.moments(lambda: iter(parts), 255.0)
+    mean, deviation = collectives.moments(lambda: iter(parts), 255.0)
     assert mean == pytest.approx((7 / 255, 2 / 3))
     assert deviation == (0.0, pytest.approx(math.sqrt(2) / 3))
 
@@ -99,10 +104,10 @@ def test_bytes_that_never_vary_have_no_deviation(one_rank):
 def test_moments_of_any_scale_and_offset(one_rank, scale, offset):
     rows = np.random.default_rng(0).normal(0, 1, (1000, 1)) + offset
     parts = [rows[:600] * scale, rows[600:] * scale]
-    (mean,), (deviation,) = averaging.moments(lambda: iter(parts), 1.0)
+    (mean,), (deviation,) = collectives.moments(lambda: iter(parts), 1.0)
     assert mean / scale == pytest.approx(rows.mean(), rel=1e-12)
     assert deviation / scale == pytest.approx(rows.std(), rel=1e-6)
 
 
 def test_floats_that_never_vary_have_no_deviation(one_rank):
-    assert averaging.moments(lambda: iter([np.full((999, 1), 0.1)]), 1.0) == ((0.1,), (0.0,))
+    assert collectives.moments(lambda: iter([np.full((999, 1), 0.1)]), 1.0) == ((0.1,), (0.0,))

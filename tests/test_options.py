@@ -2,7 +2,12 @@ import dataclasses
 
 import pytest
 
-from spark_mnist import errors, kinds, lineage, networks, options, plan, store
+from spark_mnist import errors, options
+from spark_mnist.core import plan
+from spark_mnist.fitting import training_start
+from spark_mnist.networks import registry
+from spark_mnist.options import value_types
+from spark_mnist.store import model_store
 
 
 def test_the_manuals_defaults():
@@ -48,14 +53,14 @@ def test_options_are_frozen():
 
 
 def test_every_network_and_optimizer_of_the_registries_can_be_named_and_built():
-    for name in networks.REGISTRY:
-        features = "a,b" if networks.REGISTRY[name].table else None
-        for optimizer in networks.OPTIMIZERS:
+    for name in registry.REGISTRY:
+        features = "a,b" if registry.REGISTRY[name].table else None
+        for optimizer in registry.OPTIMIZERS:
             chosen = options.FitOptions(network=name, optimizer=optimizer, features=features)
-            start = lineage.start(store.Store("memory://"), "m", chosen)
-            begin = start.reading(plan.Input(classes=4))
-            assert networks.build(begin.network).output_shape == (None, 4)
-            assert float(networks.optimizer(begin.optimizer, 0.5).learning_rate) == 0.5
+            start = training_start.load(model_store.Store("memory://"), "m", chosen)
+            begin = start.for_rows(plan.InputSpec(classes=4))
+            assert registry.build(begin.network).output_shape == (None, 4)
+            assert float(registry.optimizer(begin.optimizer, 0.5).learning_rate) == 0.5
 
 
 def test_settings_are_not_for_what_a_saved_model_has():
@@ -87,7 +92,7 @@ def test_settings_are_not_for_what_a_saved_model_has():
     ],
 )
 def test_ports_are_one_or_a_range(value, expected):
-    assert list(kinds.ports(value)) == expected
+    assert list(value_types.ports(value)) == expected
     if expected:
         assert options.FitOptions(port=value).port == value
     elif value is not None:

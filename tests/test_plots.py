@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
-from spark_mnist import datasets, errors, plan, plots, results
+from spark_mnist import datasets, errors, plots
+from spark_mnist.core import plan
+from spark_mnist.fitting import results
 
 RECORDS = tuple(
     plan.EpochRecord(
@@ -150,7 +152,8 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
 
 def test_matplotlib_and_pyplot_come_late_or_never():
     code = (
-        "import sys; from spark_mnist import plots, plan; assert 'matplotlib' not in sys.modules;"
+        "import sys; from spark_mnist import plots; from spark_mnist.core import plan;"
+        "assert 'matplotlib' not in sys.modules;"
         "r = [plan.EpochRecord(epoch=1, losses={'loss': 1.0}, metrics={'accuracy': 0.5})];"
         "plots.png(plots.history(r)); assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -4,7 +4,9 @@ import pytest
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import errors, preparation, shards
+from spark_mnist import errors
+from spark_mnist.data import shard_writer
+from spark_mnist.fitting import preparation
 
 
 def found(preflight):
@@ -59,7 +61,10 @@ def test_a_store_that_spark_cannot_write_to_is_told(digits):
     checks = found(spark_mnist.preflight(digits, store="memory://preflight"))
     assert not checks["store"][0]
     assert "Spark cannot write shards to memory://preflight" in checks["store"][1]
-    assert f"set {shards.CACHE_DIR} to a directory that all executors share" in checks["store"][1]
+    assert (
+        f"set {shard_writer.CACHE_DIR} to a directory that all executors share"
+        in checks["store"][1]
+    )
 
 
 def test_a_store_that_executors_do_not_share_is_told(spark):

@@ -8,7 +8,8 @@ import types
 from pathlib import Path
 
 import spark_mnist
-from spark_mnist import cli, options
+from spark_mnist import options
+from spark_mnist.cli import app
 
 KEPT = Path(__file__).with_name("public.txt")
 
@@ -34,16 +35,16 @@ def members(kind):
 
 
 def public():
-    from spark_mnist import ml
+    from spark_mnist.ml import classifier
 
     for name in spark_mnist.__all__:
         if name != "__version__":
             yield from described(name, getattr(spark_mnist, name))
-    for kind in (ml.MnistClassifier, ml.MnistClassifierModel):
+    for kind in (classifier.MnistClassifier, classifier.MnistClassifierModel):
         yield f"ml.{kind.__name__}: {', '.join(sorted(param.name for param in kind().params))}"
     for operation in options.OPERATIONS:
         yield f"mymnist {operation}"
-    for action in cli._parser()._actions:
+    for action in app._parser()._actions:
         yield f"mymnist {', '.join(action.option_strings) or action.dest} {action.choices or ''}".strip()
 
 

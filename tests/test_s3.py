@@ -17,8 +17,10 @@ from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_
 from werkzeug.serving import make_server
 
 import spark_mnist
-from spark_mnist import batches, errors, files, leases, plan
-from spark_mnist import store as stores
+from spark_mnist import errors
+from spark_mnist.core import plan
+from spark_mnist.ranks import batches
+from spark_mnist.store import filesystem, leases, model_store
 
 CACHE = "petastorm.spark.converter.parentCacheDirUrl"
 STORE = "s3://models/team"
@@ -62,7 +64,7 @@ def test_two_ranks_train_continue_and_score(digits, bucket, shared):
     spark_mnist.fit(digits, "m", epochs=6, **OPTIONS)
     fit = spark_mnist.fit(digits, "m", epochs=6, continuous=True, **OPTIONS)
     assert [record.epoch for record in fit.epochs] == list(range(7, 13))
-    assert stores.Store(STORE).versions("m") == [1, 2]
+    assert model_store.Store(STORE).versions("m") == [1, 2]
     keys = {found.key for found in bucket.objects.all()}
     assert {"team/m/v000001/manifest.json", "team/m/v000002/weights.npz"} <= keys
     assert not any(".work-" in key for key in keys)
@@ -98,11 +100,11 @@ def test_a_store_without_conditional_writes_is_refused(
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(errors.ClusterError, match="cannot write a file only where there is none"):
         spark_mnist.fit(digits, "m", **OPTIONS)
-    assert stores.Store(STORE).names() == []
+    assert model_store.Store(STORE).names() == []
 
 
 def test_writers_that_meet_each_get_a_version_of_their_own(bucket):
-    store = stores.Store(STORE)
+    store = model_store.Store(STORE)
     both = threading.Barrier(4)
     numbers = []
 
@@ -121,33 +123,35 @@ def test_writers_that_meet_each_get_a_version_of_their_own(bucket):
 
 
 def test_a_version_is_seen_though_its_directory_was_listed_before(bucket):
-    store = stores.Store(STORE)
+    store = model_store.Store(STORE)
     store.publish("m", {"weights": b"1"}, lambda _: {})
-    bucket.put_object(Key=f"team/m/v000002/{stores.CLAIM}", Body=leases.create())  # another host's
-    assert store.newest("m") == 1
-    body = json.dumps({"format": stores.FORMAT, "files": {}})
-    bucket.put_object(Key=f"team/m/v000002/{stores.MANIFEST}", Body=body)
-    assert store.newest("m") == stores.Store(STORE).newest("m") == 2
+    bucket.put_object(
+        Key=f"team/m/v000002/{model_store.CLAIM}", Body=leases.create()
+    )  # another host's
+    assert store.resolve_version("m") == 1
+    body = json.dumps({"format": model_store.FORMAT, "files": {}})
+    bucket.put_object(Key=f"team/m/v000002/{model_store.MANIFEST}", Body=body)
+    assert store.resolve_version("m") == model_store.Store(STORE).resolve_version("m") == 2
 
 
 def test_what_a_killed_fit_left_is_swept(bucket):
-    store = stores.Store(STORE)
+    store = model_store.Store(STORE)
     store.publish("m", {"weights": b"1"}, lambda _: {})
     gone = json.dumps(json.loads(leases.create()) | {"started": 1})
     left = [f"m/.work-{'0' * 32}", "m/v000002"]
-    for path, note in zip(left, (stores.OWNER, stores.CLAIM), strict=True):
+    for path, note in zip(left, (model_store.OWNER, model_store.CLAIM), strict=True):
         bucket.put_object(Key=f"team/{path}/{note}", Body=gone)
     with store.work("m") as mine:
-        files.Files(mine).write(stores.OWNER, leases.create())
-        assert store.sweep("m") == left
-        assert files.Files(mine).exist(stores.OWNER)
+        filesystem.Files(mine).write(model_store.OWNER, leases.create())
+        assert store.remove_abandoned("m") == left
+        assert filesystem.Files(mine).exist(model_store.OWNER)
     assert {found.key for found in bucket.objects.all()} == {
-        f"team/m/v000001/{name}" for name in ("weights", stores.MANIFEST, stores.CLAIM)
+        f"team/m/v000001/{name}" for name in ("weights", model_store.MANIFEST, model_store.CLAIM)
     }
 
 
 def test_versions_are_deleted(bucket):
-    store = stores.Store(STORE)
+    store = model_store.Store(STORE)
     store.publish("m", {"weights": b"1"}, lambda _: {})
     store.publish("m", {"weights": b"2"}, lambda _: {})
     store.remove("m", [1])
@@ -158,7 +162,7 @@ def test_versions_are_deleted(bucket):
 
 
 def test_a_file_that_was_changed_is_refused(bucket):
-    store = stores.Store(STORE)
+    store = model_store.Store(STORE)
     store.publish("m", {"weights": b"1"}, lambda _: {})
     bucket.put_object(Key="team/m/v000001/weights", Body=b"2")
     with pytest.raises(errors.DamagedModel, match="differs from its sha256"):

@@ -6,7 +6,8 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import averaging, errors
+from spark_mnist import errors
+from spark_mnist.ranks import collectives
 
 
 def test_the_columns_and_rows_of_the_manual(root, held_out):
@@ -276,8 +277,8 @@ def test_rows_that_are_left_out_of_a_fit_are_counted(malformed, digits, store, i
 
 
 def test_rows_that_a_rank_did_not_use_are_an_error(digits, store, in_process, monkeypatch):
-    real = averaging.gathered
-    monkeypatch.setattr(averaging, "gathered", lambda number: real(number - (number > 100)))
+    real = collectives.allgather_int
+    monkeypatch.setattr(collectives, "allgather_int", lambda number: real(number - (number > 100)))
     with pytest.raises(errors.RowsLost, match=r"in epoch 1 .*\(204, 51\).* say .*\(205, 51\)"):
         spark_mnist.fit(digits, "m", epochs=1, store=store, verbose=0)
     assert spark_mnist.models(store) == []

@@ -24,9 +24,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark_mnist import errors, leases, retries
-from spark_mnist.files import Files
-from spark_mnist.store import Store, checked_name
+from spark_mnist import errors
+from spark_mnist.core import retries
+from spark_mnist.store import leases
+from spark_mnist.store.filesystem import Files
+from spark_mnist.store.model_store import Store, validate_name
+from tests.conftest import PROGRAMS
 
 FILES = {"weights.npz": b"weights", "optimizer.npz": b"slots"}
 
@@ -65,8 +68,8 @@ def test_what_is_published_is_read(models):
     assert models.publish("m", {**FILES, "weights.npz": b"new"}, describe) == 2
     assert models.names() == ["m"]
     assert models.versions("m") == [1, 2]
-    assert models.newest("m") == 2
-    assert models.newest("m", 1) == 1
+    assert models.resolve_version("m") == 2
+    assert models.resolve_version("m", 1) == 1
     manifest, files = models.read("m", 1)
     assert (manifest["epochs"], files) == (1, FILES)
     assert models.read("m", 2)[1]["weights.npz"] == b"new"
@@ -75,9 +78,9 @@ def test_what_is_published_is_read(models):
 def test_a_missing_model_names_those_there_are(models):
     models.publish("digits", FILES, describe)
     with pytest.raises(LookupError, match=r"no model 'digit' in .*there is digits.*mean 'digits'"):
-        models.newest("digit")
+        models.resolve_version("digit")
     with pytest.raises(errors.ModelNotFound, match=r"has no version 7, only \[1\]"):
-        models.newest("digits", 7)
+        models.resolve_version("digits", 7)
 
 
 class Killed(BaseException):
@@ -166,7 +169,7 @@ def test_a_publish_that_fails_at_any_operation_leaves_the_old_version_or_the_new
                 outcomes.append("published")
         if fault.count < number:
             break
-        newest = models.newest("m")
+        newest = models.resolve_version("m")
         assert models.read("m", newest)[1] in (FILES, NEW)
         if outcomes[-1:] != ["published"] or newest == taken[-1]:
             outcomes.append("old" if newest == taken[-1] else "new")
@@ -199,36 +202,16 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path):
     assert failed > 17
 
 
-KILLED_WRITER = """
-import os, signal, sys
-from spark_mnist.files import Files
-from spark_mnist.store import Store
-
-models, number = Store(sys.argv[1]), int(sys.argv[2])
-count = 0
-
-def step(event, args):
-    global count
-    if event in ("open", "os.mkdir", "os.rename") and sys.argv[1] in str(args[0]):
-        count += 1
-        if count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(step)
-models.publish("m", {"weights.npz": b"new", "optimizer.npz": b"slots"}, lambda v: {"epochs": v})
-"""
-
-
 def test_a_real_kill_at_any_file_operation_is_survived_and_swept(tmp_path):
     models = Store(str(tmp_path))
     models.publish("m", FILES, describe)
     for number in itertools.count(1):
         before = models.versions("m")
-        command = [sys.executable, "-c", KILLED_WRITER, str(tmp_path), str(number)]
+        command = [sys.executable, PROGRAMS / "killed_writer.py", str(tmp_path), str(number)]
         killed = subprocess.run(command).returncode == -signal.SIGKILL
-        newest = models.newest("m")
+        newest = models.resolve_version("m")
         assert models.read("m", newest)[1] == (FILES if newest == 1 else NEW)
-        models.sweep("m")
+        models.remove_abandoned("m")
         published = {f"v{version:06d}" for version in models.versions("m")}
         for name in set(os.listdir(tmp_path / "m")) - published:
             # Killed before it could say who it is: too little is there to be taken for a version.
@@ -277,16 +260,16 @@ def test_a_missing_manifest_is_named_and_the_version_before_is_used(tmp_path, ca
     for _ in range(2):
         models.publish("m", FILES, describe)
     (tmp_path / "m" / "v000002" / "manifest.json").unlink()
-    assert models.newest("m") == 1
+    assert models.resolve_version("m") == 1
     assert caplog.text == ""  # this process, which still lives, might be about to write it
     monkeypatch.setattr(leases, "is_stale", lambda *_: True)
-    assert models.newest("m") == 1
+    assert models.resolve_version("m") == 1
     assert "version 2 of model 'm' cannot be used: it has no manifest.json" in caplog.text
     with pytest.raises(errors.DamagedModel, match=r"no manifest.json.*version=1 is the one before"):
-        models.newest("m", 2)
+        models.resolve_version("m", 2)
     (tmp_path / "m" / "v000001" / "manifest.json").unlink()
     with pytest.raises(errors.ModelNotFound, match="version 2 cannot be used: it has no manifest"):
-        models.newest("m")
+        models.resolve_version("m")
 
 
 def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeypatch):
@@ -295,7 +278,7 @@ def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeyp
     models.publish("m", FILES, describe)
     models.remove("m", [1])
     with models.work("m") as mine:
-        assert models.sweep("m") == []
+        assert models.remove_abandoned("m") == []
         left = tmp_path / "m" / f".work-{'0' * 32}"
         shutil.copytree(mine.removeprefix("file://"), left)
         gone = json.loads(leases.create()) | {"started": 1}
@@ -303,7 +286,7 @@ def test_what_a_killed_fit_left_is_swept_and_what_lives_is_not(tmp_path, monkeyp
         (tmp_path / "m" / "v000003").mkdir()
         (tmp_path / "m" / "v000003" / ".claim").write_text(json.dumps(gone))
         (tmp_path / "m" / "notes").mkdir()
-        assert models.sweep("m") == [f"m/.work-{'0' * 32}", "m/v000003"]
+        assert models.remove_abandoned("m") == [f"m/.work-{'0' * 32}", "m/v000003"]
         assert os.path.isdir(mine.removeprefix("file://"))
     assert sorted(os.listdir(tmp_path / "m")) == ["notes", "v000002"]
     assert models.publish("m", FILES, describe) == 3
@@ -347,8 +330,8 @@ def test_what_another_user_is_at_is_left_alone(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     with models.work("m"):
-        monkeypatch.setattr("spark_mnist.files.Files.read", refuse)
-        assert models.sweep("m") == []
+        monkeypatch.setattr("spark_mnist.store.filesystem.Files.read", refuse)
+        assert models.remove_abandoned("m") == []
 
 
 def test_deleting_a_model_leaves_the_number_that_a_fit_has_taken(tmp_path):
@@ -373,10 +356,10 @@ def test_links_out_of_the_store_are_refused(tmp_path, link):
     (tmp_path / "store" / link).symlink_to(target)
     assert models.names() == []
     uses = [
-        lambda: models.newest("m"),
+        lambda: models.resolve_version("m"),
         lambda: models.publish("m", FILES, describe),
         lambda: models.remove("m", [1]),
-        lambda: models.sweep("m"),
+        lambda: models.remove_abandoned("m"),
         lambda: models.work("m").__enter__(),
     ]
     for use in uses:
@@ -396,8 +379,8 @@ def test_a_fits_directory_is_its_owners_alone(tmp_path):
 )  # fmt: skip
 def test_names_that_could_lead_elsewhere_are_refused(models, name):
     for use in (
-        checked_name,
-        lambda n: models.newest(n),
+        validate_name,
+        lambda n: models.resolve_version(n),
         lambda n: models.publish(n, FILES, describe),
     ):
         with pytest.raises(ValueError, match="cannot be a model's name"):
@@ -407,7 +390,7 @@ def test_names_that_could_lead_elsewhere_are_refused(models, name):
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True))
 def test_every_allowed_name_stays_below_the_root(name):
     root = Path("/store")
-    path = Path(os.path.normpath(root / checked_name(name)))
+    path = Path(os.path.normpath(root / validate_name(name)))
     assert path.parent == root
 
 
@@ -430,7 +413,7 @@ def test_work_leaves_versions_alone(models):
     assert models.versions("m") == [1]
     models.publish("m", FILES, describe)
     models.remove("m", [1])
-    assert models.sweep("m") == []
+    assert models.remove_abandoned("m") == []
     assert models.read("m", 2)[1] == FILES
 
 
@@ -456,7 +439,7 @@ def test_a_version_that_is_finished_while_another_sweeps_stays(tmp_path, monkeyp
     manifest = path.read_bytes()
     path.unlink()
     monkeypatch.setattr(leases, "is_stale", lambda *_: path.write_bytes(manifest) > 0)
-    assert models.sweep("m") == []
+    assert models.remove_abandoned("m") == []
     assert models.versions("m") == [1]
 
 
@@ -580,7 +563,7 @@ def test_what_a_store_refuses_for_a_moment_is_tried_again(flaky, monkeypatch, er
     assert flaky.publish("m", stored, describe) == 2
     flaky.remove("m", [1])
     assert flaky.versions("m") == [2]
-    assert flaky.sweep("m") == []
+    assert flaky.remove_abandoned("m") == []
 
 
 def answered(status):
@@ -652,7 +635,7 @@ def test_the_numbers_of_a_deleted_model_are_not_used_again(models):
     models.remove("m", [1, 2])
     assert models.names() == []
     assert models.publish("m", FILES, describe) == 3
-    assert models.sweep("m") == []
+    assert models.remove_abandoned("m") == []
 
 
 def test_a_lease_is_renewed_while_its_owner_works(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pyspark
 import pytest
 
 import spark_mnist
-from tests.conftest import REPOSITORY, spark_home
+from tests.conftest import PROGRAMS, REPOSITORY, spark_home
 
 CONF = REPOSITORY / "conf"
 NVIDIA_SMI = "#!/bin/sh\necho $FAKE_GPU\n"
@@ -117,28 +117,10 @@ def test_a_job_of_the_users(cluster):
     assert (output / "_SUCCESS").exists()
 
 
-PACKED_JOB = """
-import sys
-from pyspark.sql import SparkSession
-import spark_mnist
-
-def network():
-    import sys, keras
-    assert "/environment/" in sys.executable and "spark_mnist.zip" in spark_mnist.__file__
-    return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
-
-spark = SparkSession.builder.getOrCreate()
-digits = spark_mnist.datasets.digits(spark, "train")
-spark_mnist.fit(digits, "m", network=network, epochs=2, num_proc=2, store=sys.argv[1])
-print("predicted", spark_mnist.predict(digits, "m", store=sys.argv[1]).count())
-"""
-
-
 @pytest.mark.slow
 def test_an_environment_that_is_packed_and_sent_along(cluster):
     subprocess.run(["make", "pack"], cwd=REPOSITORY, check=True, timeout=600)
-    dist, job = REPOSITORY / "dist", cluster.home / "packed.py"
-    job.write_text(PACKED_JOB)
+    dist, job = REPOSITORY / "dist", PROGRAMS / "packed_job.py"
     flags = ["--py-files", dist / "spark_mnist.zip"]
     flags += ["--archives", f"{dist}/environment.tar.gz#environment"]
     python = {"PYSPARK_DRIVER_PYTHON": sys.executable, "PYSPARK_PYTHON": "./environment/bin/python"}

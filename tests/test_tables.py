@@ -9,7 +9,8 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import census, datasets, errors, labels, schema
+from spark_mnist import datasets, errors
+from spark_mnist.data import feature_columns, labels, profile
 from tests.conftest import arrays
 from tests.test_fit import manifest
 
@@ -46,24 +47,24 @@ def as_forms(iris):
 def test_every_form_of_features_gives_the_same_tensor(iris):
     tensors = {}
     for form, (df, names) in as_forms(iris).items():
-        reads = labels.discover(df, names, "label")
-        assert (reads.width, reads.classes, reads.names) == (4, 3, ())
-        source = schema.features(df, reads)
+        input_spec = labels.discover(df, names, "label")
+        assert (input_spec.width, input_spec.classes, input_spec.names) == (4, 3, ())
+        source = feature_columns.features(df, input_spec)
         rows = df.select(source.column.alias("x")).toPandas()["x"]
-        tensors[form] = schema.reader(source)(rows)
-        assert census.take(df, reads).rows == 150
+        tensors[form] = feature_columns.reader(source)(rows)
+        assert profile.profile_rows(df, input_spec).rows == 150
     for tensor in tensors.values():
         np.testing.assert_array_equal(tensor, tensors["columns"])
 
 
 def test_one_number_a_row_and_bytes_of_any_width(iris):
-    reads = labels.discover(iris, ("petal_width",), "label")
-    assert (reads.width, reads.pixels) == (1, False)
-    assert census.take(iris, reads).rows == 150
+    input_spec = labels.discover(iris, ("petal_width",), "label")
+    assert (input_spec.width, input_spec.pixels) == (1, False)
+    assert profile.profile_rows(iris, input_spec).rows == 150
     pictures = iris.withColumn("x", F.encode(F.lit("abcdef"), "utf-8"))
-    reads = labels.discover(pictures, ("x",), "label")
-    assert (reads.width, reads.pixels) == (6, True)
-    assert census.take(pictures, reads).rows == 150
+    input_spec = labels.discover(pictures, ("x",), "label")
+    assert (input_spec.width, input_spec.pixels) == (6, True)
+    assert profile.profile_rows(pictures, input_spec).rows == 150
 
 
 @pytest.mark.parametrize(
@@ -92,9 +93,9 @@ def test_one_number_a_row_and_bytes_of_any_width(iris):
 )
 def test_every_form_of_label_gives_its_classes(iris, label, classes, names):
     df = iris.withColumn("y", F.expr(label))
-    reads = labels.discover(df, tuple(COLUMNS), "y")
-    assert (reads.classes, reads.names) == (classes, names)
-    found = df.select(labels.column(df, reads).alias("found"), "label").collect()
+    input_spec = labels.discover(df, tuple(COLUMNS), "y")
+    assert (input_spec.classes, input_spec.names) == (classes, names)
+    found = df.select(labels.column(df, input_spec).alias("found"), "label").collect()
     assert all(row["found"] == min(row["label"], classes - 1) for row in found)
 
 
@@ -110,18 +111,18 @@ def test_every_form_of_label_gives_its_classes(iris, label, classes, names):
     ],
 )
 def test_bad_rows_of_a_table_are_counted_with_the_column(spark, iris, change, message):
-    reads = labels.discover(iris, tuple(COLUMNS), "species")
+    input_spec = labels.discover(iris, tuple(COLUMNS), "species")
     bad = spark.createDataFrame([{**iris.first().asDict(), **change}], iris.schema)
     with pytest.raises(errors.BadRows, match=f"1 of 151 rows cannot be used: {message}"):
-        census.take(iris.union(bad), reads)
+        profile.profile_rows(iris.union(bad), input_spec)
 
 
 def test_bad_rows_of_one_column_of_arrays(spark):
     rows = [([1.0, 2.0], 0), ([1.0], 1), ([1.0, None], 1), ([1.0, float("inf")], 0), (None, 1)]
     df = spark.createDataFrame(rows, "x array<double>, label int")
-    reads = labels.discover(df, ("x",), "label")
+    input_spec = labels.discover(df, ("x",), "label")
     with pytest.raises(errors.BadRows) as caught:
-        census.take(df, reads)
+        profile.profile_rows(df, input_spec)
     assert caught.value.counts == {
         "x has 1 numbers, not 2": 1,
         "x has a number that is no number": 1,

@@ -3,19 +3,21 @@ import re
 
 import pytest
 
-from spark_mnist import plan, steps, timing
-from spark_mnist.world import World
+from spark_mnist.core import plan
+from spark_mnist.core.sharding import RowSharding
+from spark_mnist.fitting import timing
+from spark_mnist.ranks import loop
 
 QUICK = timing.Timing(
     prepare=2.0, start=3.0, train=10.0, validate=1.0, publish=0.1, rows_per_second=48000.0,
     input_share=0.01, allreduce_share=0.2, memory=1 << 29, hint=None,
 )  # fmt: skip
-TWO = World(size=2, rows=48000, batch_size=32)
+TWO = RowSharding(size=2, rows=48000, batch_size=32)
 SHARDS = plan.Shards(urls=("a",), rows=48000, encoding=plan.Encoding("uint8", 255.0, 784))
 TRAINING = plan.TrainingPlan(
     network=plan.Network(name="mlp", inputs=784, classes=10),
     optimizer=plan.Optimizer(name="adam", learning_rate=0.001),
-    world=TWO,
+    sharding=TWO,
     train=SHARDS,
     validation=SHARDS,
     first_epoch=0,
@@ -29,10 +31,10 @@ TRAINING = plan.TrainingPlan(
 def test_seconds_add_up_to_the_fit():
     clock = timing.Clock()
     clock.seconds = {"prepare": 4.0, "ranks": 20.0, "publish": 0.5}
-    spent = plan.Spent(
+    times = plan.RankTimes(
         attempt=0, epochs=5, train=8.0, input=0.8, allreduce=2.0, validate=2.0, memory=7
     )
-    found = timing.measure(clock, spent, TRAINING)
+    found = timing.measure(clock, times, TRAINING)
     parts = found.prepare, found.start, found.train, found.validate, found.publish
     assert parts == (4.0, 10.0, 8.0, 2.0, 0.5)
     assert found.memory == 7
@@ -48,10 +50,10 @@ def test_after_a_restart_there_is_no_hint():
     clock = timing.Clock()
     clock.seconds = {"prepare": 1.0, "ranks": 200.0, "publish": 0.5}
     for attempt, hinted in ((0, True), (1, False)):
-        spent = plan.Spent(
+        times = plan.RankTimes(
             attempt=attempt, epochs=5, train=8.0, input=0.8, allreduce=2.0, validate=2.0, memory=7
         )
-        assert bool(timing.measure(clock, spent, TRAINING).hint) == hinted
+        assert bool(timing.measure(clock, times, TRAINING).hint) == hinted
 
 
 def test_a_clock_adds_up_what_is_done_twice():
@@ -107,9 +109,9 @@ class Clock:
 )
 def test_calls_are_as_short_as_their_steps_are_long(monkeypatch, seconds, counts):
     clock = Clock(seconds)
-    loop = steps.Loop(lambda _: None)
-    monkeypatch.setattr(loop, "_call", clock.call)
-    monkeypatch.setattr(steps.time, "perf_counter", lambda: clock.now)
-    done = list(loop.run([], 70))
+    calls = loop.Loop(lambda _: None)
+    monkeypatch.setattr(calls, "_call", clock.call)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock.now)
+    done = list(calls.run([], 70))
     assert clock.counts == counts
     assert {32, 64, 70} <= set(done)

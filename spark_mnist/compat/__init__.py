@@ -1,1 +1,1 @@
-"""What older packages ask of current ones. Runs on: driver and rank."""
+"""What older packages ask of current ones. Runs on: driver, rank."""

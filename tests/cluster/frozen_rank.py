@@ -5,9 +5,9 @@ from multiprocessing import util
 
 import psutil
 
-from spark_mnist import fork
+from spark_mnist.launch import rank_process
 
-child = fork.start("PATH|HOME|PYTHONPATH|VIRTUAL_ENV", {})
+child = rank_process.start("PATH|HOME|PYTHONPATH|VIRTUAL_ENV", {})
 rank = psutil.Process(child.process.pid)
 print(rank.pid, rank.ppid(), util.get_temp_dir(), flush=True)
 time.sleep(600)

@@ -181,9 +181,8 @@ class Hosts:
         given = ("--host", host, "--webui-port", "0")
         self.start(host, program, f"org.apache.spark.deploy.{name}", *given, *words, **environment)
 
-    def submit(self, job: str, *words: object, **settings: str) -> subprocess.Popen[str]:
+    def submit(self, job: Path, *words: object, **settings: str) -> subprocess.Popen[str]:
         """Submit a script from the third host, in client mode."""
-        (self.home / "job.py").write_text(job)
         program = Path(pyspark.__file__).parent / "bin" / "spark-submit"
         given = {
             "spark.ui.enabled": "false",
@@ -193,7 +192,7 @@ class Hosts:
             **settings,
         }
         flags = [word for item in given.items() for word in ("--conf", "=".join(item))]
-        return self.start("host-c", program, "--master", MASTER, *flags, "job.py", *map(str, words))
+        return self.start("host-c", program, "--master", MASTER, *flags, job, *map(str, words))
 
     def plugged(self, host: str, *, into: bool) -> None:
         """Plug the cable of a host in, or out."""

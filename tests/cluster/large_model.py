@@ -10,7 +10,7 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 
 import spark_mnist
-from spark_mnist import ml
+from spark_mnist.ml import classifier
 
 HIDDEN = "10000,9200"
 PARAMETERS = 784 * 10_000 + 10_000 + 10_000 * 9_200 + 9_200 + 9_200 * 10 + 10
@@ -40,7 +40,7 @@ path = spark_mnist.export("m", f"{directory}/m.keras", store=options["store"])
 assert Path(path).stat().st_size > 4 * PARAMETERS
 print("exported", flush=True)
 
-stage = ml.MnistClassifier(
+stage = classifier.MnistClassifier(
     modelName="s", featuresCol="image", hidden=HIDDEN, epochs=1, batchSize=32, numProc=1,
     store=options["store"], verbose=0,
 )  # fmt: skip

@@ -10,48 +10,11 @@ import time
 import pytest
 
 from tests.cluster import hosts
+from tests.conftest import PROGRAMS
 from tests.faults import harness
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allowed")]
 
-JOB = """
-import json, logging, os, socket, sys, time
-from pathlib import Path
-from pyspark.sql import SparkSession
-import spark_mnist
-
-logging.basicConfig(stream=sys.stderr)
-shared, epochs, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-spark = SparkSession.builder.appName("hosts").getOrCreate()
-spark.sparkContext.setLogLevel("OFF")
-train = spark_mnist.datasets.digits(spark, "train")
-test = spark_mnist.datasets.digits(spark, "test")
-
-def network():
-    import keras
-    place = f"{os.environ['HOROVOD_RANK']} {socket.gethostname()} {os.environ['HOROVOD_LOCAL_RANK']}"
-    (shared / "ranks" / place).touch()
-    layers = [keras.layers.Dense(128, activation="relu"), keras.layers.Dense(10)]
-    return keras.Sequential([keras.Input((784,)), *layers])
-
-options = {"num_proc": ranks, "batch_size": 32, "store": str(shared / "models"), "verbose": 0}
-begun = time.monotonic()
-fit = spark_mnist.fit(train, "m", network=network, epochs=epochs, heartbeat_timeout=12.0, **options)
-seconds = time.monotonic() - begun
-again = spark_mnist.fit(train, "m", epochs=1, continuous=True, **options)
-store = options["store"]
-right = spark_mnist.predict(test, "m", interpret=True, store=store).where("label = interpreted").count()
-(row,) = spark_mnist.evaluate(test, "m", rate=1, store=store).collect()
-print(json.dumps({
-    "losses": [record.losses for record in fit.epochs],
-    "accuracy": row["metrics"]["accuracy"],
-    "right": right / test.count(),
-    "epochs": [record.epoch for record in again.epochs],
-    "seconds": seconds,
-}))
-spark.stop()
-"""
 EPOCHS = 60
 LIMIT = 300
 """Seconds for a job; far more than it needs."""
@@ -83,7 +46,7 @@ def places(cluster):
 
 def start(cluster, epochs=EPOCHS, ranks=2):
     settings = {"spark.executor.cores": str(ranks // 2), "spark.cores.max": str(ranks)}
-    return cluster.submit(JOB, cluster.home, epochs, ranks, **settings)
+    return cluster.submit(PROGRAMS / "hosts_job.py", cluster.home, epochs, ranks, **settings)
 
 
 def result(cluster, job):

@@ -11,8 +11,9 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 import spark_mnist
-from spark_mnist import errors, launch
-from spark_mnist import store as stores
+from spark_mnist import errors
+from spark_mnist.launch import launcher
+from spark_mnist.store import model_store
 
 DOUBLES, FLOATS = T.ArrayType(T.DoubleType()), T.ArrayType(T.FloatType())
 INTEGERS, BYTES, TEXT = T.ArrayType(T.IntegerType()), T.BinaryType(), T.StringType()
@@ -91,7 +92,7 @@ LABELS = {
 
 @pytest.fixture(autouse=True)
 def no_rank_starts(monkeypatch):
-    monkeypatch.setattr(launch, "train", lambda *_, **__: pytest.fail("ranks were started"))
+    monkeypatch.setattr(launcher, "train", lambda *_, **__: pytest.fail("ranks were started"))
 
 
 def blank(kind):
@@ -117,7 +118,7 @@ def refused(df, message, error=errors.BadRows, **options):
     return str(caught.value)
 
 
-@pytest.mark.slow  # test_schema has most of them, without what goes round
+@pytest.mark.slow  # test_feature_columns has most of them, without what goes round
 @pytest.mark.parametrize("case", PICTURES)
 def test_a_picture_that_is_none(spark, store, case):
     kind, value, message = PICTURES[case]
@@ -430,7 +431,7 @@ def test_continuing_on_something_else(digits, root, change, message):
 
 
 def test_one_class_and_a_batch_beyond_the_data_are_warnings(spark, store, monkeypatch, caplog):
-    monkeypatch.setattr(launch, "train", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(launcher, "train", lambda *_, **__: 1 / 0)
     df = rows(spark, [blank(BYTES)] * 9, [3] * 9)
     with pytest.raises(ZeroDivisionError):
         spark_mnist.fit(df, "m", store=store, num_proc=2, batch_size=1000)
@@ -469,7 +470,7 @@ def test_a_model_file_in_place_of_weights_runs_nothing(digits, root, store, tmp_
     manifest = json.loads((version / "manifest.json").read_text())
     stamp = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     manifest["files"]["weights.npz"] = stamp
-    manifest["sha256"] = stores.digest(manifest)
+    manifest["sha256"] = model_store.digest(manifest)
     (version / "manifest.json").write_text(json.dumps(manifest))
     capfd.readouterr()
     with pytest.raises(Exception, match="a file of arrays cannot be read"):

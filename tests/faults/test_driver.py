@@ -12,49 +12,10 @@ from pathlib import Path
 import pytest
 
 import spark_mnist
-from spark_mnist import store as stores
+from spark_mnist.store import model_store
+from tests.conftest import PROGRAMS
 from tests.faults import harness
 
-DRIVER = """
-import json, logging, os, signal, sys, time
-from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
-from pyspark.sql import SparkSession
-
-handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-import spark_mnist
-from spark_mnist.files import Files
-
-write = Files.write_blocks
-
-def slowly(self, path, blocks):
-    write(self, path, blocks)
-    if path.startswith("m/v") and path.endswith("weights.npz"):
-        logging.getLogger("spark_mnist").info("half published")
-        time.sleep(float(os.environ.get("SLOW", "0")))
-
-Files.write_blocks = slowly
-logging.basicConfig(level="WARNING")
-logging.getLogger("spark_mnist").setLevel("DEBUG")
-spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
-spark.sparkContext.setLogLevel("OFF")
-spark_handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-rows = spark_mnist.datasets.digits(spark, "train").limit(256)
-rounds = int(os.environ.get("ROUNDS", "1"))
-try:
-    for number in range(rounds):
-        if rounds > 1:  # both processes begin a round together
-            Path(f"round-{number}-{os.getpid()}").touch()
-            while len(list(Path().glob(f"round-{number}-*"))) < 2:
-                time.sleep(0.05)
-        spark_mnist.fit(
-            rows, "m", epochs=int(sys.argv[1]), batch_size=16, num_proc=2, store="models",
-            heartbeat_timeout=6.0, continuous=sys.argv[1] != "1",
-        )
-finally:
-    after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    print("restored", after == spark_handlers, flush=True)
-"""
 PHASES = {
     "looking at the rows": "looking at the cluster",
     "writing shards": "writing shards",
@@ -78,12 +39,11 @@ class Driver:
 
     def __init__(self, home):
         self.home, self.store = home, str(home / "models")
-        (home / "driver.py").write_text(DRIVER)
 
     def start(self, epochs, slow=0.0, rounds=1):
         environment = {**os.environ, "SLOW": str(slow), "ROUNDS": str(rounds)}
         return subprocess.Popen(
-            [sys.executable, "driver.py", str(epochs)],
+            [sys.executable, PROGRAMS / "driver.py", str(epochs)],
             cwd=self.home,
             env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.PIPE,
@@ -148,12 +108,12 @@ def check_interrupt(driver, phase, number, **how):
 
 @pytest.mark.parametrize(("phase", "number"), cases(signal.SIGKILL))
 def test_a_killed_driver_leaves_the_version_before_and_the_next_fit_sweeps(driver, phase, number):
-    models = stores.Store(driver.store)
-    newest = models.newest("m")
+    models = model_store.Store(driver.store)
+    newest = models.resolve_version("m")
     before = models.read("m", newest)
     process, _ = struck(driver, phase, number)
     assert process.returncode == -signal.SIGKILL
-    assert models.newest("m") == newest
+    assert models.resolve_version("m") == newest
     assert models.read("m", newest) == before
     assert harness.leftovers(driver.store) or phase == "looking at the rows"
     said = driver.fit(epochs=2)
@@ -161,8 +121,10 @@ def test_a_killed_driver_leaves_the_version_before_and_the_next_fit_sweeps(drive
     if phase == "publishing":  # what it trained is not lost
         [work] = Path(driver.store).glob("m/.work-*")
         assert str(work) in said
-        assert spark_mnist.publish("m", str(work), store=driver.store) == models.newest("m")
-        assert models.manifest("m", models.newest("m"))["parent"] == newest
+        assert spark_mnist.publish("m", str(work), store=driver.store) == models.resolve_version(
+            "m"
+        )
+        assert models.manifest("m", models.resolve_version("m"))["parent"] == newest
     assert harness.leftovers(driver.store) == []
     assert models.read("m", newest) == before
 
@@ -178,7 +140,7 @@ def test_two_processes_that_fit_one_name_at_once_both_keep_their_work(tmp_path):
     with concurrent.futures.ThreadPoolExecutor() as pool:  # else a full pipe would stop one
         said = list(pool.map(lambda process: process.communicate(timeout=1800)[0], processes))
     assert [process.returncode for process in processes] == [0, 0], said
-    models = stores.Store(driver.store)
+    models = model_store.Store(driver.store)
     assert models.versions("m") == list(range(1, 2 * ROUNDS + 2))
     for first in range(2, 2 * ROUNDS + 2, 2):
         pair = [models.read("m", version)[0] for version in (first, first + 1)]

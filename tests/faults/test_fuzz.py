@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spark_mnist import batches, errors, grammar, manifests, options, plan, receipts, results
-from spark_mnist import store as stores
-from spark_mnist import world as worlds
+from spark_mnist import errors, options
+from spark_mnist.core import plan
+from spark_mnist.core import sharding as worlds
+from spark_mnist.data import row_counts
+from spark_mnist.fitting import results
+from spark_mnist.options import grammar
+from spark_mnist.ranks import batches
+from spark_mnist.store import manifests, model_store
 from tests.conftest import Counted
 
 counted = Counted("fuzz cases")
@@ -85,7 +90,7 @@ NAME_PARTS = st.sampled_from(
 @many(150, 2000)
 @given(st.one_of(st.text(max_size=70), st.lists(NAME_PARTS, max_size=8).map("".join)))
 def test_a_name_stays_in_the_store_or_is_refused(name):
-    checked, refused = tried(errors.ModelNameError, stores.checked_name, name)
+    checked, refused = tried(errors.ModelNameError, model_store.validate_name, name)
     if refused:
         return
     assert checked.isascii()
@@ -95,12 +100,12 @@ def test_a_name_stays_in_the_store_or_is_refused(name):
 
 def example_manifest():
     """A manifest as ``fit`` writes it."""
-    reads = plan.Input()
+    input_spec = plan.InputSpec()
     shards = plan.Shards(urls=("a", "b"), rows=8, encoding=plan.Encoding("uint8", 255.0, 784))
     training = plan.TrainingPlan(
         network=plan.Network(name="mlp", inputs=784, classes=10, hidden=(128, 32)),
         optimizer=plan.Optimizer(name="adam", learning_rate=0.001),
-        world=worlds.World(size=2, rows=8, batch_size=4),
+        sharding=worlds.RowSharding(size=2, rows=8, batch_size=4),
         train=shards,
         validation=dataclasses.replace(shards, urls=(), rows=0),
         first_epoch=0,
@@ -111,14 +116,14 @@ def example_manifest():
     )
     record = plan.EpochRecord(epoch=1, losses={"loss": 1.0}, metrics={"accuracy": 0.5})
     progress = plan.Progress(
-        epoch=1, history=(record,), read=(((4, 0), (4, 0)),), kept=plan.Kept(epoch=1)
+        epoch=1, history=(record,), read=(((4, 0), (4, 0)),), best=plan.BestEpoch(epoch=1)
     )
     report = plan.RankReport(rank=0, progress=progress, network=training.network)
-    rows = receipts.account(training, progress, 8, {})
+    rows = row_counts.verify(training, progress, 8, {})
     return {
-        "format": stores.FORMAT,
+        "format": model_store.FORMAT,
         **manifests.compose(
-            "m", 1, parent=None, reads=reads, training=training, report=report, rows=rows
+            "m", 1, parent=None, input_spec=input_spec, training=training, report=report, rows=rows
         ),
         "files": {"weights.npz": {"sha256": "0" * 64, "bytes": 1}},
     }
@@ -161,7 +166,7 @@ def mutated(path, value, how):
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     (root / "m" / "v000001").mkdir(parents=True)
-    return stores.Store(str(root)), root / "m" / "v000001" / "manifest.json"
+    return model_store.Store(str(root)), root / "m" / "v000001" / "manifest.json"
 
 
 @many(150, 2500)
@@ -174,8 +179,8 @@ def test_a_mutated_manifest_is_read_or_refused(models, path, value, how):
 
     def read():
         manifest = store.manifest("m", 1)
-        reads, network, optimizer = manifests.described(manifest)
-        assert network.inputs == reads.width >= 1
+        input_spec, network, optimizer = manifests.described(manifest)
+        assert network.inputs == input_spec.width >= 1
         assert optimizer.rate(3, 2) >= 0
         results.info(manifest)
         store.read("m", 1, (plan.WEIGHTS,))
@@ -206,10 +211,10 @@ def test_any_layout_of_shards_gives_equal_steps_and_every_row_once(size, rows, f
     counted.one()
     rows = max(rows, size)
     files = size * files
-    division = worlds.World(size=size, rows=rows, batch_size=batch)
+    division = worlds.RowSharding(size=size, rows=rows, batch_size=batch)
     urls = tuple(str(number) for number in range(min(files, rows)))
     shards = plan.Shards(urls=urls, rows=rows, encoding=plan.Encoding("float32", 1.0, 1))
-    of_ranks = [receipts.rows_of(shards, rank, size) for rank in range(size)]
+    of_ranks = [row_counts.rows_of(shards, rank, size) for rank in range(size)]
     assert sum(of_ranks) == rows
     assert max(of_ranks) <= division.padded_rows
     seen, steps, weights = [], set(), 0.0

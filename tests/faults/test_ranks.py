@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 import spark_mnist
-from spark_mnist import errors, launch
-from spark_mnist.files import Files
+from spark_mnist import errors
+from spark_mnist.launch import launcher
+from spark_mnist.store.filesystem import Files
 from tests.conftest import arrays
 from tests.faults import harness
 from tests.faults.harness import Saboteur, nothing_left, send, trained
@@ -224,7 +225,7 @@ def truncate(path):
 
 def break_shards(monkeypatch, harm, times):
     """Do harm to a shard before each of the first starts of the ranks."""
-    real, left = launch._attempt, [times]
+    real, left = launcher._attempt, [times]
 
     def attempt(spark, training, *others):
         if left[0]:
@@ -232,7 +233,7 @@ def break_shards(monkeypatch, harm, times):
             harm(Path(training.train.urls[1].removeprefix("file:")))
         return real(spark, training, *others)
 
-    monkeypatch.setattr(launch, "_attempt", attempt)
+    monkeypatch.setattr(launcher, "_attempt", attempt)
 
 
 @pytest.mark.slow

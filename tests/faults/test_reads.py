@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from spark_mnist import batches, census, plan, shards
+from spark_mnist.core import plan
+from spark_mnist.data import profile, shard_writer
+from spark_mnist.ranks import batches
 from tests.conftest import Counted
 
 counted = Counted("reads")
@@ -25,9 +27,9 @@ def load():
 
 
 def test_every_read_has_every_row(digits, tmp_path, load):
-    source = census.take(digits, plan.Input(), seed=0)
+    source = profile.profile_rows(digits, plan.InputSpec(), seed=0)
     options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 0.8}
-    with shards.materialized(source, **options) as (train, _):
+    with shard_writer.write_shards(source, **options) as (train, _):
         first = [batches.read(train, rank=rank, ranks=2, memory=1 << 30) for rank in range(2)]
         assert sum(map(len, first)) == train.rows == 205
         for number in range(1000 if counted.full else 100):

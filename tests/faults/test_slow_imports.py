@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+from tests.conftest import PROGRAMS
+
 SLOWLY = """
 import sys, time
+from tests.conftest import PROGRAMS
 
 class Slow:
     def find_spec(self, name, *_):
@@ -17,21 +20,6 @@ class Slow:
 
 sys.meta_path.insert(0, Slow())
 """
-FIT = """
-import logging
-from pyspark.sql import SparkSession
-import spark_mnist
-
-logging.basicConfig(level="WARNING")
-builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
-spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
-spark.sparkContext.setLogLevel("OFF")
-rows = spark_mnist.datasets.digits(spark, "train").limit(64)
-result = spark_mnist.fit(
-    rows, "m", epochs=1, num_proc=2, batch_size=16, heartbeat_timeout=4, verbose=0
-)
-print("start", result.timing.start)
-"""
 
 
 @pytest.mark.slow
@@ -39,7 +27,7 @@ def test_an_import_that_takes_longer_than_a_heartbeat_may(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SLOWLY)
     path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
     done = subprocess.run(
-        [sys.executable, "-c", FIT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, PROGRAMS / "slow_import.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.conftest import PROGRAMS
 from tests.faults import harness
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "interrupted_stream.py"
+PROGRAM = PROGRAMS / "interrupted_stream.py"
 
 
 @pytest.mark.slow

@@ -1,0 +1,121 @@
+"""A saved model as a file that others read: Keras's own, a SavedModel, or TensorFlow Lite.
+
+Runs on the driver, which needs TensorFlow for it. The result takes float32 ``[B, W]`` as the
+networks do (pixels in 0..1) and gives class probabilities ``[B, C]``; standardisation is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from spark_mnist import errors
+from spark_mnist.catalog import versions
+from spark_mnist.core import plan
+from spark_mnist.networks import registry
+from spark_mnist.store import manifests
+
+
+def export(
+    model_name: str,
+    path: str | os.PathLike[str],
+    format: str = "keras",
+    *,
+    version: int | None = None,
+    store: str | None = None,
+    network: plan.ModelFn | None = None,
+) -> str:
+    """Write a saved model where TensorFlow's other tools can read it.
+
+    Args:
+        model_name: A saved model.
+        path: File, for ``savedmodel`` a folder, or the URL of one. What is there already stays.
+        format: ``keras``, ``savedmodel`` or ``tflite``.
+        version: Number of a version; else the newest.
+        store: As for ``models``.
+        network: The user's function, for a model that only it can make.
+
+    Returns:
+        The path.
+
+    Raises:
+        errors.OptionError: There is no such format, or something lies at the path.
+        errors.ModelNotFound: There is no such model or version.
+        errors.DamagedModel: The version is not what was written.
+        errors.ModelMismatch: Only the user's function can make the network.
+    """
+    if format not in FORMATS:
+        hint = errors.did_you_mean(str(format), FORMATS)
+        raise errors.OptionError(f"format must be {' or '.join(FORMATS)}, not {format!r}{hint}")
+    if format == "keras" and not os.fspath(path).endswith(".keras"):
+        raise errors.OptionError(f"Keras reads a model from a file *.keras, not from {path}")
+    fs, target = fsspec.core.url_to_fs(os.fspath(path))
+    if fs.exists(target):
+        raise errors.OptionError(f"{path} is there already; delete it, or name another path")
+    root = versions.open_for_version(version, store)
+    saved = manifests.saved(root, model_name, version, network)
+    if format == "tflite" and registry.exported_dtype(saved.network) != registry.FLOAT32:
+        raise errors.OptionError(
+            f"format=tflite takes floats, and features of model {model_name!r} are so far from 0 "
+            "that floats do not tell them apart: export it as keras or savedmodel"
+        )
+    model = built(saved)
+    with tempfile.TemporaryDirectory() as directory:
+        written = FORMATS[format](model, Path(directory))
+        _put(fs, written, target)
+    return os.fspath(path)
+
+
+def _put(fs: fsspec.AbstractFileSystem, written: Path, target: str) -> None:
+    """Copy a file or a folder, seen whole or not at all where the file system can rename."""
+    staged = f"{target}.{uuid.uuid4().hex}.tmp" if isinstance(fs, LocalFileSystem) else target
+    fs.makedirs(fs._parent(target), exist_ok=True)
+    fs.put(str(written), staged, recursive=written.is_dir())
+    if staged != target:
+        os.rename(staged, target)
+
+
+def built(saved: manifests.Saved) -> Any:
+    """The Keras model of a saved version, with its weights, standardisation and softmax in it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # ranks may need the rest
+    from spark_mnist.networks import array_files
+
+    dtype = registry.exported_dtype(saved.network)
+    return array_files.built(saved.network, saved.files, saved.model_fn, dtype)
+
+
+def _keras(model: Any, directory: Path) -> Path:
+    path = directory / "model.keras"
+    model.save(path)
+    return path
+
+
+def _saved_model(model: Any, directory: Path) -> Path:
+    path = directory / "model"
+    model.export(path, verbose=False)
+    return path
+
+
+def _tflite(model: Any, directory: Path) -> Path:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(_saved_model(model, directory)))
+    path = directory / "model.tflite"
+    path.write_bytes(converter.convert())
+    return path
+
+
+FORMATS: dict[str, Callable[[Any, Path], Path]] = {
+    "keras": _keras,
+    "savedmodel": _saved_model,
+    "tflite": _tflite,
+}
+"""What writes each format into a folder."""

@@ -1,0 +1,4 @@
+"""The command ``mymnist``.
+
+Runs on: driver.
+"""

@@ -1,0 +1,125 @@
+"""Checks of a session, its settings and a DataFrame before any work starts. Runs on: driver."""
+
+from __future__ import annotations
+
+import logging
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from spark_mnist import errors, options
+from spark_mnist.cluster import slots
+
+logger = logging.getLogger(__name__)
+INSTEAD = {
+    "pandas.": "use spark.createDataFrame(...)",
+    "pyspark.pandas": "use .to_spark()",
+    "pyspark.core.rdd": "use .toDF()",
+    "pyspark.rdd": "use .toDF()",
+    "pyspark.sql.group": "aggregate it first",
+    "builtins.str": "the DataFrame comes first, then the model's name; read a path with spark.read",
+    "builtins.list": "use spark.createDataFrame(...)",
+    "builtins.dict": "use spark.createDataFrame(...)",
+    "numpy.": "use spark.createDataFrame(...)",
+    "builtins.NoneType": "read or make one first",
+}
+"""What to do with other things that hold rows, by the beginning of their type's name."""
+SECURE = ("spark.authenticate", "spark.network.crypto.enabled")
+"""Settings without which others on the network may read, or send, what driver and executors do."""
+
+
+def check_settings(spark: SparkSession, *, secure: bool) -> None:
+    """Refuse a session in which ranks could not run, or not as the user wants.
+
+    Args:
+        spark: The session.
+        secure: Whether Spark must authenticate and encrypt its connections.
+
+    Raises:
+        errors.ClusterError: A setting must change; the message names it.
+    """
+    conf = spark.sparkContext.getConf()
+    if slots.is_on(conf, "spark.speculation"):
+        raise errors.ClusterError(
+            "spark.speculation=true makes Spark start slow tasks twice, and a rank is a task that "
+            "must run once: set it to false for this session"
+        )
+    gpus = conf.get(slots.TASK_GPUS)
+    if gpus and 0 < float(gpus) < 1:
+        raise errors.ClusterError(
+            f"{slots.TASK_GPUS}={gpus} lets Spark give one GPU to several ranks: set it to 1"
+        )
+    missing = [setting for setting in SECURE if not slots.is_on(conf, setting)]
+    if secure and missing:
+        raise errors.ClusterError(
+            f"secure=true needs {' and '.join(f'{setting}=true' for setting in missing)}: set it "
+            "where the session is made, since Spark's connections carry the keys of a fit"
+        )
+
+
+def check_input(df: object, *, streams: bool = False) -> None:
+    """Refuse what is no DataFrame that can be read now.
+
+    Args:
+        df: What the user gave.
+        streams: Whether it may be a stream's.
+
+    Raises:
+        errors.NotADataFrame: It is something else, or a stream.
+        errors.ClusterError: Its session was stopped.
+    """
+    kind = f"{type(df).__module__}.{type(df).__qualname__}"
+    if kind.startswith("pyspark.sql.connect"):  # refused with its session, see ``settings``
+        return
+    if not isinstance(df, DataFrame):
+        hints = [hint for start, hint in INSTEAD.items() if kind.startswith(start)]
+        hint = hints[0] if hints else "give a Spark DataFrame"
+        raise errors.NotADataFrame(f"the input must be a Spark DataFrame, not {kind}: {hint}")
+    check_session(df.sparkSession)
+    if df.isStreaming and not streams:
+        raise errors.NotADataFrame(
+            "the DataFrame is a stream, which has no end: train and evaluate on its parts with "
+            "writeStream.foreachBatch, as examples/learn_from_stream.py does"
+        )
+
+
+def check_session(spark: object) -> None:
+    """Refuse what is no session, or one that was stopped.
+
+    Raises:
+        errors.ClusterError: It is.
+    """
+    if type(spark).__module__.startswith("pyspark.sql.connect"):
+        return
+    if not isinstance(spark, SparkSession):
+        raise errors.ClusterError(
+            f"a SparkSession is needed, not {type(spark).__qualname__}: give spark"
+        )
+    context = spark.sparkContext
+    if context._jsc is None or context._jsc.sc().isStopped():
+        raise errors.ClusterError(
+            "the Spark session was stopped: make a new one, and read the data again with it"
+        )
+
+
+def settings(spark: SparkSession) -> dict[str, str]:
+    """The options that are set for all of the session's work, as text by name.
+
+    Raises:
+        errors.UnknownOption: There is no option for a setting.
+        errors.ClusterError: The session is one of Spark Connect.
+    """
+    if type(spark).__module__.startswith("pyspark.sql.connect"):
+        raise errors.ClusterError(
+            "this session is Spark Connect's, as serverless and shared compute have it: it has no "
+            "tasks for ranks to run in. Use classic compute, on Databricks with dedicated access"
+        )
+    rows = spark.sql("SET").where(F.col("key").startswith(options.SETTING)).collect()
+    found = {row["key"].removeprefix(options.SETTING): row["value"] for row in rows}
+    for name in found:
+        if name not in options.FIELDS:
+            hint = errors.did_you_mean(name, options.FIELDS)
+            raise errors.UnknownOption(
+                f"Spark's setting {options.SETTING}{name}: no option {name!r}{hint}"
+            )
+    return found

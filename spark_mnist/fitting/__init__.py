@@ -1,0 +1,4 @@
+"""One fit from its options to a published version.
+
+Runs on: driver.
+"""

@@ -1,0 +1,123 @@
+"""A model inside a Python worker of Spark, and the batches that it scores. Runs on: Spark task.
+
+TensorFlow is imported once a worker, with the first batch. Shape letters: B = rows of a batch,
+W = numbers of a row, C = classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pyspark import cloudpickle
+
+from spark_mnist.cluster import task
+from spark_mnist.core import plan
+from spark_mnist.scoring import broadcast
+
+Model = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What executors need to make a model; equal to every other of the same content."""
+
+    digest: str
+    network: plan.Network = field(compare=False)
+    model_fn: bytes = field(compare=False)
+    """The user's function, pickled by the driver of this job."""
+    weights: broadcast.Shipment = field(compare=False)
+    encoding: plan.Encoding = field(compare=False)
+    threads: int = field(compare=False)
+
+
+@contextlib.contextmanager
+def _native_stderr_held_back() -> Iterator[None]:
+    """Hold back what native code prints, and print it where an error follows.
+
+    TensorFlow 2.21 greets with lines that no setting turns off, on the terminal of a local session.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held_back:
+        os.dup2(held_back.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held_back.seek(0)
+            os.write(stderr, held_back.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def scores(
+    batches: Iterable[pd.Series],
+    spec: ModelSpec,
+    *,
+    read: Callable[[pd.Series], npt.NDArray[np.generic]],
+    convert: Callable[[npt.NDArray[np.float32]], Any],
+    batch_size: int,
+    dropping: bool,
+) -> Iterator[pd.Series]:
+    """Score the batches of one partition.
+
+    Args:
+        batches: Features, a row each.
+        spec: Of the model.
+        read: Makes the features of a batch an array ``[B, W]``.
+        convert: Makes the class probabilities ``[B, C]`` a value for each row.
+        batch_size: Rows of one call of the model.
+        dropping: Whether a row that is null gets null.
+    """
+    model = _model(spec)
+    for rows in batches:
+        good = rows[rows.notna()] if dropping else rows
+        features = read(good)
+        parts = [
+            model(features[start : start + batch_size])
+            for start in range(0, len(features), batch_size)
+        ]
+        values = convert(np.concatenate(parts)) if parts else []
+        if len(good) < len(rows):
+            remaining = iter(values)
+            values = [next(remaining) if usable else None for usable in rows.notna()]
+        yield pd.Series(values, dtype=object if len(good) < len(rows) else None)
+
+
+@functools.lru_cache(maxsize=2)
+def _model(spec: ModelSpec) -> Model:
+    """Build the model, once for each Python worker; Spark uses these again."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use it, too
+    if gpus := task.gpus():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", gpus[0])
+    with _native_stderr_held_back():
+        import tensorflow as tf
+
+    from spark_mnist.networks import array_files, registry
+
+    with contextlib.suppress(RuntimeError):  # already running: another model came first
+        tf.config.threading.set_intra_op_parallelism_threads(spec.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(spec.threads)
+    files = {plan.WEIGHTS: spec.weights.unpack()}
+    model = array_files.built(spec.network, files, cloudpickle.loads(spec.model_fn))
+    encoding = spec.encoding
+
+    def call(stored: tf.Tensor) -> tf.Tensor:
+        dtype = registry.input_dtype(spec.network)
+        return model(registry.numbers(stored, encoding.scale, dtype), training=False)
+
+    signature = [tf.TensorSpec((None, encoding.width), encoding.dtype)]
+    compiled = tf.function(call, input_signature=signature)
+    return lambda stored: np.asarray(compiled(stored))

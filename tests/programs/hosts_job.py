@@ -1,0 +1,56 @@
+"""Fit, continue and score on several hosts: hosts_job.py SHARED EPOCHS RANKS."""
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+import spark_mnist
+
+logging.basicConfig(stream=sys.stderr)
+shared, epochs, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+spark = SparkSession.builder.appName("hosts").getOrCreate()
+spark.sparkContext.setLogLevel("OFF")
+train = spark_mnist.datasets.digits(spark, "train")
+test = spark_mnist.datasets.digits(spark, "test")
+
+
+def network():
+    import keras
+
+    place = (
+        f"{os.environ['HOROVOD_RANK']} {socket.gethostname()} {os.environ['HOROVOD_LOCAL_RANK']}"
+    )
+    (shared / "ranks" / place).touch()
+    layers = [keras.layers.Dense(128, activation="relu"), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input((784,)), *layers])
+
+
+options = {"num_proc": ranks, "batch_size": 32, "store": str(shared / "models"), "verbose": 0}
+begun = time.monotonic()
+fit = spark_mnist.fit(train, "m", network=network, epochs=epochs, heartbeat_timeout=12.0, **options)
+seconds = time.monotonic() - begun
+again = spark_mnist.fit(train, "m", epochs=1, continuous=True, **options)
+store = options["store"]
+right = (
+    spark_mnist.predict(test, "m", interpret=True, store=store).where("label = interpreted").count()
+)
+(row,) = spark_mnist.evaluate(test, "m", rate=1, store=store).collect()
+print(
+    json.dumps(
+        {
+            "losses": [record.losses for record in fit.epochs],
+            "accuracy": row["metrics"]["accuracy"],
+            "right": right / test.count(),
+            "epochs": [record.epoch for record in again.epochs],
+            "seconds": seconds,
+        }
+    )
+)
+spark.stop()

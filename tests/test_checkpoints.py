@@ -1,0 +1,93 @@
+import dataclasses
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+
+from spark_mnist.core import plan
+from spark_mnist.store import checkpoints
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"file://{tmp_path}"
+
+
+def progress(epoch, best=None):
+    record = plan.EpochRecord(epoch=epoch, losses={"loss": 0.5}, metrics={"accuracy": 1.0})
+    return plan.Progress(
+        epoch=epoch,
+        history=(record,) * epoch,
+        read=(((3, 1), (2, 1)),) * epoch,
+        best=best or plan.BestEpoch(),
+        files={"weights.npz": b"w%d" % epoch, "optimizer.npz": b"o"},
+    )
+
+
+def test_nothing_is_found_before_the_first_epoch(url):
+    assert checkpoints.newest(url) is None
+
+
+def test_what_was_written_last_is_read(url):
+    for epoch in (1, 2, 3):
+        checkpoints.save(url, 0, progress(epoch))
+    assert checkpoints.newest(url) == progress(3)
+    assert checkpoints.newest(url).best.loss == math.inf
+    best = plan.BestEpoch(epoch=3, loss=0.25, digest="d", files={"weights.npz": b"best"})
+    checkpoints.save(url, 0, progress(4, best))
+    assert checkpoints.newest(url) == progress(4, best)
+
+
+def test_a_later_attempt_counts_even_where_an_earlier_one_still_writes(url):
+    checkpoints.save(url, 0, progress(5))
+    checkpoints.save(url, 1, progress(6))
+    checkpoints.save(url, 0, progress(9))
+    assert checkpoints.newest(url) == progress(6)
+    checkpoints.save(url, 10, progress(7))
+    assert checkpoints.newest(url) == progress(7)
+
+
+def test_a_damaged_checkpoint_is_left_out(url, tmp_path, caplog):
+    checkpoints.save(url, 0, progress(5))
+    checkpoints.save(url, 1, progress(6))
+    (path,) = Path(tmp_path).glob("attempt-000001-*/v*/weights.npz")
+    path.write_bytes(b"w")
+    assert checkpoints.newest(url) == progress(5)
+    assert "a checkpoint of this fit is left out" in caplog.text
+
+
+def test_one_that_cannot_be_removed_ends_no_fit(url, caplog, monkeypatch):
+    checkpoints.save(url, 0, progress(1))
+
+    def fail(*_, **__):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(checkpoints.model_store.Store, "remove", fail)
+    checkpoints.save(url, 0, progress(2))
+    assert checkpoints.newest(url) == progress(2)
+    assert "the checkpoint before could not be removed: no" in caplog.text
+
+
+def test_only_the_last_is_kept(url, tmp_path):
+    for epoch in (1, 2, 3):
+        checkpoints.save(url, 0, progress(epoch))
+    assert len(list(Path(tmp_path).rglob("weights.npz"))) == 1
+
+
+def test_a_thousand_ranks_over_two_hundred_epochs_make_small_reports(url, tmp_path):
+    """The rows of a rank, which no epoch changes, are told once."""
+    history = tuple(
+        plan.EpochRecord(epoch=n, losses={"loss": 1 / n}, metrics={"accuracy": 1 - 1 / n})
+        for n in range(1, 201)
+    )
+    rows = tuple((60_000 + rank % 2, 15_000) for rank in range(1000))
+    reached = dataclasses.replace(progress(200), history=history, read=(rows,) * 200)
+    checkpoints.save(url, 0, reached)
+    assert checkpoints.newest(url) == reached
+    (manifest,) = tmp_path.rglob("manifest.json")
+    assert manifest.stat().st_size < 150_000
+    report = plan.RankReport(rank=0, progress=checkpoints.newest(url))
+    assert len(pickle.dumps(report)) < 50_000
+    others = dataclasses.replace(reached, history=(), read=(), files={})
+    assert len(pickle.dumps(plan.RankReport(rank=999, progress=others))) < 2_000

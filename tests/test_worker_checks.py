@@ -1,0 +1,144 @@
+"""What is said of workers' Pythons that cannot do what ranks need, each in a session of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from spark_mnist import errors
+from spark_mnist.cluster import worker_checks
+from spark_mnist.core import requirements
+from tests.conftest import PROGRAMS
+
+
+def bare_python(directory):
+    """The Python of this environment without its packages."""
+    program = directory / "bare-python"
+    program.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S -E "$@"\n')
+    # -E hides PYTHONPATH, by which a worker finds PySpark.
+    program.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def told(python, tmp_path, root):
+    environment = {**os.environ, "PYSPARK_PYTHON": str(python)}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, PROGRAMS / "wrong_workers.py", tmp_path / "models", root],
+        env=environment, cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_too_little_memory_for_tensorflow_is_one_line(tmp_path, root, monkeypatch):
+    monkeypatch.setenv(
+        "PYSPARK_SUBMIT_ARGS", "--conf spark.executor.pyspark.memory=2g pyspark-shell"
+    )
+    (fit, predict), checks = told(sys.executable, tmp_path, root)
+    for kind, message in (fit, predict):
+        assert kind == "ClusterError"
+        assert "may use 2,048 MiB, by spark.executor.pyspark.memory" in message
+    assert {name: ok for name, ok, _ in checks}["workers"] is False
+
+
+def test_a_python_without_the_library_is_one_line(tmp_path, root):
+    (fit, predict), checks = told(bare_python(tmp_path), tmp_path, root)
+    assert fit[0] == predict[0] == "ClusterError"
+    for message in (fit[1], predict[1]):
+        assert "\n" not in message
+        assert "PYSPARK_PYTHON" in message
+        assert sys._base_executable in message
+        for name in ("spark-mnist", "tensorflow", "keras", "pyarrow"):
+            assert name in message
+    assert "horovod" in fit[1]
+    assert "horovod" not in predict[1]  # which does without
+    assert [check[1] for check in checks] == [True, True, True, False, True, False, False]
+    assert [checks[3][0], checks[3][2]] == ["workers", fit[1]]
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_python_that_is_not_there_is_one_line(tmp_path, root):
+    (fit, predict), _ = told("/no/such/python", tmp_path, root)
+    assert fit == predict
+    assert fit[1] == (
+        "Spark's workers cannot start '/no/such/python', which PYSPARK_PYTHON names: set it to a "
+        "Python 3 that all hosts have, before the session is made"
+    )
+
+
+MISMATCHES = [
+    "[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.11 than that in driver: "
+    "3.13, PySpark cannot run with different minor versions.",
+    "[PYTHON_VERSION_MISMATCH] Python in worker has different version (3, 11) than that in driver "
+    "3.13, PySpark cannot run with different minor versions.",
+]
+
+
+@pytest.mark.parametrize("text", MISMATCHES)
+def test_a_python_of_another_minor_version_is_named(text):
+    message = worker_checks._worker_error(Exception(f"Job aborted\n{text}\nat org.apache"))
+    assert message == (
+        "Spark's workers run Python 3.11 and the driver 3.13: set PYSPARK_PYTHON to a Python of "
+        "the driver's minor version, before the session is made"
+    )
+
+
+def worker(**packages):
+    here = {name: requirements.installed(name) for name in worker_checks.TRAINING}
+    here |= {
+        name: requirements.installed(name) for name in ("tensorflow", "tensorflow-cpu", "pyspark")
+    }
+    own = worker_checks.__version__
+    target = packages.pop("target", requirements.built_for())
+    return worker_checks.Worker(
+        "h", "/py", "3.12.1", {**here, "spark-mnist": own, **packages}, target
+    )
+
+
+def test_this_environment_has_no_faults(spark):
+    assert [*worker_checks._faults(worker(), requirements.ranges())] == []
+    (found,) = worker_checks.check(spark)
+    assert found.executable == sys.executable
+    assert worker_checks.check(spark) is worker_checks.check(spark)  # looked at once
+
+
+@pytest.mark.parametrize(
+    ("packages", "message"),
+    [
+        ({"keras": None, "numpy": None}, "lacks keras, numpy: install them there"),
+        ({"pyarrow": "13.0.0"}, "has pyarrow 13.0.0, and "),
+        ({"pyspark": "3.3.1"}, "has PySpark 3.3.1, and the driver "),
+        ({"spark-mnist": "0.0.1"}, "has spark-mnist 0.0.1, and the driver "),
+        ({"target": None}, "horovod was built without TensorFlow"),
+        ({"target": "2.15.0"}, "horovod was built for TensorFlow 2.15.0 and "),
+    ],
+)
+def test_faults_are_named(packages, message):
+    assert any(
+        fault.startswith(message)
+        for fault in worker_checks._faults(worker(**packages), requirements.ranges())
+    )
+
+
+def test_differences_that_may_work_are_told_once(spark, monkeypatch, caplog):
+    other = worker(keras="3.13.9")
+    monkeypatch.setattr(worker_checks, "_look", lambda *_: [other, other])
+    monkeypatch.setattr(worker_checks, "_checked", {})
+    assert worker_checks.check(spark) == [other]
+    keras = requirements.installed("keras")
+    assert [r.message for r in caplog.records if "keras" in r.message] == [
+        f"the Python of Spark's workers on h, /py, has keras 3.13.9, and the driver {keras}"
+    ]
+
+
+def test_an_error_that_nobody_knows_is_its_first_line():
+    message = worker_checks._worker_error(Exception("\n Job aborted: no idea\n\tat org.apache"))
+    assert (
+        message
+        == "Spark's workers cannot run Python (Job aborted: no idea): look at PYSPARK_PYTHON"
+    )
+    assert issubclass(errors.ClusterError, errors.SparkMnistError)
