@@ -49,13 +49,13 @@ demo: setup ## Train, continue, predict, evaluate, draw, on real digits (DATA=mn
 accuracy: setup ## Train every network on MNIST, with one rank and with two (half an hour)
 	$(BIN)/python benchmarks/accuracy.py
 
-bench: setup ## Compare with the other ways to train and predict (ARGS=--json, MNIST_DIR=)
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: setup ## Compare with the other ways to train and predict (NAMES=torch-mlp, ARGS=--json, MNIST_DIR=)
+	$(BIN)/python -m benchmarks $(ARGS) $(NAMES)
 
 bench-peers: .venv-peers/.synced ## Build the environment of the ways that need older packages
 
 .venv-peers/.synced: benchmarks/peers.txt
-	"$(PYTHON)" -m venv .venv-peers
+	"$(call FIND_PYTHON,3.11)" -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 	PATH="$(CURDIR)/.venv-peers/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
 	  HOROVOD_WITHOUT_MPI=1 HOROVOD_WITH_GLOO=1 .venv-peers/bin/pip install --quiet --disable-pip-version-check \
@@ -119,10 +119,15 @@ hosts: setup ## Fit on three hosts made of network namespaces, and cut one off (
 soak: setup ## Fit, predict and evaluate fifty times in one session, and see what grows
 	$(BIN)/pytest tests/test_soak.py --all -s
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, codespell and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+
+docs: setup ## Build the documentation site into build/site; a broken link is an error
+	$(BIN)/python docs/tables.py --check
+	$(BIN)/mkdocs build --quiet -f .mkdocs.yml
 
 clean: ## Remove what the other targets made
 	rm -rf .venv .venv-oldest .venv-peers .venv-torch .venv-spark-* demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

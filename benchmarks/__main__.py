@@ -9,6 +9,7 @@ means anything, since machines differ.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -188,32 +189,36 @@ def measured(name: str, sides: Sides, rounds: int) -> dict[str, object]:
         "what": comparison.what,
         "ratio": ratio,
         "target": comparison.target,
+        "at_most": comparison.at_most,
         "met": comparison.met(ratio),
         "ours": ours,
         "theirs": theirs,
     }
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Print the results; the exit code says whether all targets were met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     # argparse looks for the default, no names at all, among the choices.
     parser.add_argument("names", nargs="*", choices=[[], *COMPARISONS], metavar="NAME")
     parser.add_argument("--json", action="store_true", help="one JSON object a comparison")
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args(arguments)
+    arguments = parser.parse_args(words)
     met = True
     with tempfile.TemporaryDirectory() as home:
         data = Data(session(), Path(home))
-        if not chosen.json:
+        if arguments.json:
+            today = datetime.date.today().isoformat()
+            sys.stdout.write(f"{json.dumps({'date': today, 'machine': machine(data)})}\n")
+        else:
             sys.stdout.write(f"{machine(data)}\n\n{HEAD}\n")
-        for name in chosen.names or COMPARISONS:
+        for name in arguments.names or COMPARISONS:
             if lacking := COMPARISONS[name].lacks():
                 sys.stderr.write(f"{name} is left out: `{lacking}` builds what it needs\n")
                 continue
-            found = measured(name, Sides(data), chosen.rounds)
+            found = measured(name, Sides(data), arguments.rounds)
             met = met and bool(found["met"])
-            sys.stdout.write(f"{json.dumps(found) if chosen.json else _line(found)}\n")
+            sys.stdout.write(f"{json.dumps(found) if arguments.json else _line(found)}\n")
             sys.stdout.flush()
     return 0 if met else 1
 
@@ -222,7 +227,7 @@ HEAD = "| comparison | ratio | target | met |\n|---|---|---|---|"
 
 
 def _line(found: dict[str, object]) -> str:
-    sign = "<=" if COMPARISONS[str(found["name"])].at_most else ">="
+    sign = "<=" if found["at_most"] else ">="
     verdict = "yes" if found["met"] else "no"
     return f"| {found['what']} | {found['ratio']:.2f} | {sign} {found['target']:g} | {verdict} |"
 
@@ -236,7 +241,7 @@ def session() -> SparkSession:
 
 
 def machine(data: Data) -> str:
-    """What it was measured on."""
+    """Describe the machine and the rows of the measurements."""
     memory = psutil.virtual_memory().total / 2**30
     rows = "MNIST" if data.is_mnist else "random rows of MNIST's shape"
     return (

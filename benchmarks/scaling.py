@@ -83,7 +83,7 @@ def gradients(hidden: tuple[int, ...]) -> int:
 
 
 def fitted(added: dict[tuple[int, ...], float]) -> Allreduce:
-    """The line through what a second rank adds to a step, by units of the network."""
+    """Fit a line through what a second rank adds to a step, by units of the network."""
     (small, low), (large, high) = sorted((gradients(hidden), t) for hidden, t in added.items())
     slope = (high - low) / (large - small)
     return Allreduce(fixed=low - slope * small, hop=0.0, bandwidth=1 / slope)

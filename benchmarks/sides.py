@@ -54,7 +54,7 @@ class Sides:
         return self.fit(**options).timing.rows_per_second
 
     def trains_cnn(self) -> float:
-        """The same of the cnn, on a tenth of the rows."""
+        """Measure the same for the cnn, on a tenth of the rows."""
         few = self.data.pictures.limit(6_000)
         fitted = self.fit(few, network="cnn", batch_size=64, epochs=CNN_EPOCHS)
         return fitted.timing.rows_per_second
@@ -101,8 +101,8 @@ class Sides:
         return time.perf_counter() - begun, fit.timing.rows_per_second
 
     def torch(self, shape: str) -> tuple[float, float]:
-        """The same of TorchDistributor; see ``torch_peer.py``."""
-        options = SHAPES[shape]
+        """Measure the same for TorchDistributor; see ``torch_peer.py``."""
+        options: dict[str, Any] = dict(SHAPES[shape])
         network = str(options.get("network", "mlp"))
         count = 6_000 if network == "cnn" else 60_000
         words = (network, options["batch_size"], options["epochs"], count)

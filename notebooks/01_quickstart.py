@@ -39,4 +39,4 @@ spark_mnist.evaluate(test, "quickstart", repeat=2, rate=0.8, batch_size=128).sho
 # COMMAND ----------
 
 more = spark_mnist.fit(train, "quickstart", epochs=2, continuous=True)
-print([(model.name, model.version, model.epochs) for model in spark_mnist.models()])
+print([(model.name, model.version, model.num_epochs) for model in spark_mnist.models()])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spark_mnist import datasets as datasets
     from spark_mnist import errors as errors
     from spark_mnist import plots as plots
+    from spark_mnist import schedules as schedules
     from spark_mnist.api import command as command
     from spark_mnist.api import evaluate as eval  # noqa: F401
     from spark_mnist.api import evaluate as evaluate
@@ -47,6 +48,7 @@ _HOMES = {
     "preflight": "api",
     "publish": "catalog.versions",
     "rollback": "catalog.versions",
+    "schedules": "",
 }
 """The module of each public name; a name without one is a module itself."""
 

@@ -1,6 +1,7 @@
-"""``fit``, ``preflight``, ``predict``, ``evaluate``, ``command``. Runs on the driver.
+"""``fit``, ``preflight``, ``predict``, ``evaluate``, ``command``. Runs on: driver.
 
-Each body reads as the way of the data. The session is the DataFrame's, and none is stopped.
+Each function calls the other modules in the order in which the data passes through them. The
+session is the DataFrame's, and no function stops a session.
 """
 
 from __future__ import annotations
@@ -29,74 +30,77 @@ from spark_mnist.store import location, manifests, model_store
 logger = logging.getLogger(__name__)
 
 PREFLIGHT_RESULT = "check string, ok boolean, detail string"
-F = TypeVar("F", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _takes(kind: type[options.Options]) -> Callable[[F], F]:
-    """Show a verb's options in its signature, where ``help`` and editors look for them."""
+def _with_options(options_class: type[options.Options]) -> Callable[[Function], Function]:
+    """Return a decorator that puts options into a signature, where ``help`` and editors look."""
 
-    def sign(verb: F) -> F:
-        signature = inspect.signature(verb)
-        fixed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        named = [
+    def set_signature(function: Function) -> Function:
+        signature = inspect.signature(function)
+        positional = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        keyword_only = [
             inspect.Parameter(
                 f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
             )
-            for f in dataclasses.fields(kind)
+            for f in dataclasses.fields(options_class)
         ]
-        verb.__dict__["__signature__"] = signature.replace(parameters=[*fixed, *named])
-        return verb
+        parameters = [*positional, *keyword_only]
+        function.__dict__["__signature__"] = signature.replace(parameters=parameters)
+        return function
 
-    return sign
+    return set_signature
 
 
-@_takes(options.FitOptions)
-def fit(df: DataFrame, model_name: str, **given: Any) -> results.FitResult:
+@_with_options(options.FitOptions)
+def fit(df: DataFrame, model_name: str, **option_values: Any) -> results.FitResult:
     """Train a model on the rows of a DataFrame and publish it as a new version.
 
     Args:
         df: Columns ``image`` (784 pixels) and ``label`` (0..9 or one-hot), or those that
-            ``features`` and ``label`` name; ``feature_columns`` and ``profile`` say in which types.
-        model_name: What it is saved under.
-        **given: The fields of ``options.FitOptions``.
+            ``features`` and ``label`` name; ``feature_columns`` and ``profile`` list the types.
+        model_name: The name to save the model under.
+        **option_values: The fields of ``options.FitOptions``.
 
     Raises:
-        errors.SparkMnistError: One of its leaves, before any rank starts where the fault is in the
-            options, the rows, the store or the cluster.
+        errors.SparkMnistError: One of its subclasses, before any rank starts where the fault is in
+            the options, the rows, the store or the cluster.
     """
     session.check_input(df)
-    chosen = options.make(options.FitOptions, given, session.settings(df.sparkSession))
+    fit_options = options.make(options.FitOptions, option_values, session.settings(df.sparkSession))
     name = model_store.validate_name(model_name)
-    tracked = mlflow_runs.wanted(chosen.mlflow)
+    logs_to_mlflow = mlflow_runs.wanted(fit_options.mlflow)
     with signals.unwound(), launcher.turn():
         try:
-            result = pipeline.fit(df, name, chosen)
+            result = pipeline.fit(df, name, fit_options)
         except (Py4JJavaError, PySparkException) as error:
             if not job.CANCELLED.search(str(error)):
                 raise
             raise errors.FitCancelled(
                 "a job of the fit was cancelled in Spark; nothing was published"
             ) from error
-        if tracked:
-            mlflow_runs.log(result, chosen, location.open_store(chosen.store, df.sparkSession))
+        if logs_to_mlflow:
+            store = location.open_store(fit_options.store, df.sparkSession)
+            mlflow_runs.log(result, fit_options, store)
         return result
 
 
-@_takes(options.FitOptions)
+@_with_options(options.FitOptions)
 def preflight(
-    df: DataFrame | None = None, model_name: str = "preflight", **given: Any
+    df: DataFrame | None = None, model_name: str = "preflight", **option_values: Any
 ) -> preparation.Preflight:
-    """Find out whether a fit could start, without starting it.
+    """Check whether a fit could start, without starting it.
 
     Args:
-        df: Its input; without it the packages, the cluster and the store are looked at.
-        model_name: What the model would be called.
-        **given: The fields of ``options.FitOptions``.
+        df: Input of the fit; without it only the packages, the cluster, the model and the store
+            are checked.
+        model_name: Name that the model would have.
+        **option_values: The fields of ``options.FitOptions``.
 
     Returns:
-        Each check with what was found: packages, Spark's settings, slots for ranks, the model to
-        start from, the store (a token that the driver writes, and every executor reads and writes
-        back), and one scan of the rows. ``ok`` is whether all hold.
+        The result of each check: packages, Spark's settings, slots for ranks, Python workers, the
+        model to start from, the store (a token that the driver writes, and every executor reads and
+        writes back), and one scan of the rows. ``ok`` is whether all checks passed.
 
     Raises:
         errors.OptionError, errors.UnknownOption: The options are not understood.
@@ -104,49 +108,55 @@ def preflight(
     if df is not None:
         session.check_input(df)
     spark = _session(df)
-    chosen = options.make(options.FitOptions, given, session.settings(spark))
-    return preparation.preflight(spark, df, model_name, chosen)
+    fit_options = options.make(options.FitOptions, option_values, session.settings(spark))
+    return preparation.preflight(spark, df, model_name, fit_options)
 
 
-@_takes(options.PredictOptions)
-def predict(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
+@_with_options(options.PredictOptions)
+def predict(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     """Add a model's predictions to a DataFrame, lazily.
 
     Args:
-        df: Has the features that the model was trained on; all its columns and rows stay.
+        df: Rows with the features that the model was trained on; all columns and rows stay.
         model_name: A saved model.
-        **given: The fields of ``options.PredictOptions``.
+        **option_values: The fields of ``options.PredictOptions``.
 
     Returns:
         The input's columns, then ``prediction`` (one-hot ``array<int>``), with
         ``interpret=True`` then ``interpreted``: the class as an int, or its name as a string where
-        classes have names; null for a row that ``mode="DROPMALFORMED"`` leaves out. A model trained
-        again later does not change it.
+        classes have names; null for a row that ``mode="DROPMALFORMED"`` leaves out. Training the
+        model again later does not change the returned DataFrame.
 
     Raises:
-        errors.SparkMnistError: One of its leaves. A row without features in their range makes
-            Spark raise when it is read, with the words of ``errors.BadRows``.
+        errors.SparkMnistError: One of its subclasses. A row whose features are missing or out of
+            range makes Spark raise when the row is read, with the words of ``errors.BadRows``.
     """
     session.check_input(df, streams=True)
     requirements.check()
-    chosen = options.make(options.PredictOptions, given, session.settings(df.sparkSession))
-    added = ["prediction", "interpreted"] if chosen.interpret else ["prediction"]
-    taken = [name for name in df.columns if name.lower() in added]
-    if taken:
-        raise errors.ColumnTaken(f"the input has a column {taken[0]!r} already; rename or drop it")
-    saved = _saved(df, model_name, chosen)
-    found = score_columns.classes(df, saved, chosen.batch_size, chosen.mode)
-    return score_columns.predictions(df, found, saved.input_spec, interpret=chosen.interpret)
+    predict_options = options.make(
+        options.PredictOptions, option_values, session.settings(df.sparkSession)
+    )
+    new_columns = ["prediction", "interpreted"] if predict_options.interpret else ["prediction"]
+    conflicts = [name for name in df.columns if name.lower() in new_columns]
+    if conflicts:
+        raise errors.ColumnTaken(
+            f"the input has a column {conflicts[0]!r} already; rename or drop it"
+        )
+    model = _load_model(df, model_name, predict_options)
+    classes = score_columns.classes(df, model, predict_options.batch_size, predict_options.mode)
+    return score_columns.predictions(
+        df, classes, model.input_spec, interpret=predict_options.interpret
+    )
 
 
-@_takes(options.EvaluateOptions)
-def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
+@_with_options(options.EvaluateOptions)
+def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     """Measure a model on random shares of the rows of a DataFrame.
 
     Args:
-        df: Has the features and the label that the model was trained on.
+        df: Rows with the features and the label that the model was trained on.
         model_name: A saved model.
-        **given: The fields of ``options.EvaluateOptions``.
+        **option_values: The fields of ``options.EvaluateOptions``.
 
     Returns:
         One row for each of ``repeat`` evaluations: ``no`` int, ``losses`` and ``metrics``
@@ -157,34 +167,40 @@ def evaluate(df: DataFrame, model_name: str, **given: Any) -> DataFrame:
         structs: class, num_examples, precision, recall, f1.
 
     Raises:
-        errors.SparkMnistError: One of its leaves.
+        errors.SparkMnistError: One of its subclasses.
     """
     session.check_input(df)
     requirements.check()
-    chosen = options.make(options.EvaluateOptions, given, session.settings(df.sparkSession))
-    group = evaluation.group_field(df, chosen.by, details=chosen.details) if chosen.by else None
-    saved = _saved(df, model_name, chosen)
-    input_spec, scores = (
-        saved.input_spec,
-        score_columns.probabilities(df, saved, chosen.batch_size, chosen.mode),
+    evaluate_options = options.make(
+        options.EvaluateOptions, option_values, session.settings(df.sparkSession)
     )
-    counted = profile.profile_rows(df, input_spec, chosen.mode)
+    group = (
+        evaluation.group_field(df, evaluate_options.by, details=evaluate_options.details)
+        if evaluate_options.by
+        else None
+    )
+    model = _load_model(df, model_name, evaluate_options)
+    input_spec, scores = (
+        model.input_spec,
+        score_columns.probabilities(df, model, evaluate_options.batch_size, evaluate_options.mode),
+    )
+    row_profile = profile.profile_rows(df, input_spec, evaluate_options.mode)
     cells = score_columns.evaluations(
-        counted.usable,
+        row_profile.usable,
         scores,
-        counted.label,
-        by=chosen.by,
-        rate=chosen.rate,
-        repeat=chosen.repeat,
-        seed=chosen.seed or 0,
+        row_profile.label,
+        by=evaluate_options.by,
+        rate=evaluate_options.rate,
+        repeat=evaluate_options.repeat,
+        seed=evaluate_options.seed or 0,
     )
     return evaluation.table(
         df.sparkSession,
         cells,
         input_spec,
-        repeat=chosen.repeat,
+        repeat=evaluate_options.repeat,
         group=group,
-        details=chosen.details,
+        details=evaluate_options.details,
     )
 
 
@@ -193,59 +209,61 @@ def command(text: str, df: DataFrame | None = None) -> DataFrame:
 
     Args:
         text: As on the command line: ``mymnist fit test_model batch_size=128 epochs=5``.
-        df: Its input; ``models``, ``describe``, ``delete``, ``rollback``, ``doctor`` need none.
+        df: Input of the command; ``models``, ``describe``, ``delete``, ``rollback`` and ``doctor``
+            need none.
 
     Returns:
-        The operation's table: of ``fit`` the history, of ``predict`` and ``eval`` their result, of
-        ``delete`` and ``rollback`` the numbers of the versions that are gone, or new, of ``doctor``
-        each check, of ``models`` and ``describe`` what is told of each version.
+        The table of the operation. ``fit``: the history. ``predict`` and ``eval``: their result.
+        ``delete``: the numbers of the deleted versions. ``rollback``: the number of the new
+        version. ``doctor``: each check. ``models`` and ``describe``: descriptions of versions.
 
     Raises:
         errors.CommandError: The text is not understood.
-        errors.SparkMnistError: As the operation raises it.
+        errors.SparkMnistError: The operation raised it.
     """
     return run(grammar.parse(text), df)
 
 
-def run(parsed: grammar.Command, df: DataFrame | None) -> DataFrame:
-    """Carry out a command that was parsed; see ``command``."""
-    if parsed.operation in grammar.WITHOUT_ROWS:
-        return _manage(_session(df), parsed)
-    if parsed.operation == "doctor":
-        found = preflight(df, parsed.model_name or "preflight", **parsed.options)
-        rows = [(check.name, check.ok, check.detail) for check in found.checks]
+def run(parsed_command: grammar.Command, df: DataFrame | None) -> DataFrame:
+    """Carry out a parsed command; see ``command``."""
+    if parsed_command.operation in grammar.WITHOUT_ROWS:
+        return _manage(_session(df), parsed_command)
+    if parsed_command.operation == "doctor":
+        result = preflight(df, parsed_command.model_name or "preflight", **parsed_command.options)
+        rows = [(check.name, check.ok, check.detail) for check in result.checks]
         return _session(df).createDataFrame(rows, PREFLIGHT_RESULT)
     if df is None:
-        raise errors.CommandError(f"{parsed.operation} needs a DataFrame to work on")
-    if parsed.operation == "fit":
-        return fit(df, parsed.model_name, **parsed.options).history
-    verb = {"predict": predict, "eval": evaluate}[parsed.operation]
-    return verb(df, parsed.model_name, **parsed.options)
+        raise errors.CommandError(f"{parsed_command.operation} needs a DataFrame to work on")
+    if parsed_command.operation == "fit":
+        return fit(df, parsed_command.model_name, **parsed_command.options).history
+    function = {"predict": predict, "eval": evaluate}[parsed_command.operation]
+    return function(df, parsed_command.model_name, **parsed_command.options)
 
 
 def _session(df: DataFrame | None) -> SparkSession:
-    """The DataFrame's session; without one the process's, made where there is none."""
+    """Return the DataFrame's session; without a DataFrame, the process's or a new one."""
     return SparkSession.builder.getOrCreate() if df is None else df.sparkSession
 
 
-def _manage(spark: SparkSession, parsed: grammar.Command) -> DataFrame:
+def _manage(spark: SparkSession, parsed_command: grammar.Command) -> DataFrame:
     """Carry out a command on saved models."""
-    store = location.open_store(parsed.options.get("store"), spark)
-    name, given = parsed.model_name, {**parsed.options, "store": store.url}
-    if parsed.operation == "models":
-        return versions.models_table(spark, versions.models(**given))
-    if parsed.operation == "describe":
-        return versions.info_table(spark, versions.describe(name, **given))
-    if parsed.operation == "delete":
-        numbers = versions.delete(name, **given)
+    store = location.open_store(parsed_command.options.get("store"), spark)
+    name, arguments = parsed_command.model_name, {**parsed_command.options, "store": store.url}
+    if parsed_command.operation == "models":
+        return versions.models_table(spark, versions.models(**arguments))
+    if parsed_command.operation == "describe":
+        return versions.info_table(spark, versions.describe(name, **arguments))
+    if parsed_command.operation == "delete":
+        numbers = versions.delete(name, **arguments)
     else:
-        numbers = [versions.rollback(name, **{"version": None, **given})]
+        numbers = [versions.rollback(name, **{"version": None, **arguments})]
     return spark.createDataFrame([(number,) for number in numbers], "version int")
 
 
-def _saved(
-    df: DataFrame, name: str, chosen: options.PredictOptions | options.EvaluateOptions
+def _load_model(
+    df: DataFrame, name: str, score_options: options.PredictOptions | options.EvaluateOptions
 ) -> manifests.Saved:
-    store = location.open_store(chosen.store, df.sparkSession)
+    """Check that Spark's Python workers can score, and load a saved model."""
+    store = location.open_store(score_options.store, df.sparkSession)
     worker_checks.check(df.sparkSession, worker_checks.SCORING)
-    return manifests.saved(store, name, chosen.version, chosen.network)
+    return manifests.saved(store, name, score_options.version, score_options.network)

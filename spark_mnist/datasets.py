@@ -1,8 +1,8 @@
-"""Real data sets as DataFrames. On the driver.
+"""Real data sets as DataFrames. Runs on: driver.
 
 ``digits`` and ``mnist`` are handwritten digits: ``image`` binary(784), ``label`` int. ``iris`` is a
 table: four measures, ``label`` int, ``species`` string. ``digits`` and ``iris`` need no download;
-``mnist`` reads a directory, or downloads once and checks what came.
+``mnist`` reads a directory, or downloads the files once and checks them.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_mnist import errors
 from spark_mnist.cluster import session
 
-MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+MIRROR_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+"""URL from which MNIST is downloaded where ``MNIST_MIRROR`` is not set."""
 FILES = {
     "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
     "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
-"""The original files, by name without ``.gz``, with the sha256 of the compressed file."""
-PREFIX = {"train": "train", "test": "t10k"}
-HELD_OUT = 5
-"""One row of a class in so many is in the test split of ``digits`` and ``iris``."""
+"""SHA-256 of each original file as compressed, by its name without ``.gz``."""
+FILE_PREFIXES = {"train": "train", "test": "t10k"}
+"""Prefix of the names of a split's files."""
+TEST_ROW_INTERVAL = 5
+"""Rows of a class of which one is in the test split, in ``digits`` and ``iris``."""
 MEASURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
-"""The features of ``iris``, in centimetres."""
+"""Features of ``iris``, in centimetres."""
 
-Bytes = npt.NDArray[np.uint8]
+ByteArray = npt.NDArray[np.uint8]
 
 
 def digits(spark: SparkSession, split: str) -> DataFrame:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, brought into MNIST's frame.
+    """Load scikit-learn's 1,797 handwritten digits of 8x8 pixels, in the form of MNIST's.
 
-    Each is scaled to 20x20 and centred in 28x28, as MNIST's own digits are. Every fifth of the
-    digits of each class is in the test split.
+    Each digit is scaled to 20x20 and centred in 28x28, as MNIST's own digits are. Every fifth of
+    the digits of each class is in the test split.
 
     Args:
-        spark: Makes the DataFrame.
+        spark: Session that makes the DataFrame.
         split: ``train`` (1,433 rows) or ``test`` (364 rows).
 
     Raises:
@@ -54,23 +56,23 @@ def digits(spark: SparkSession, split: str) -> DataFrame:
     """
     session.check_session(spark)
     _check_split(split)
-    source = _scikit_learn("load_digits")
+    source = _load_scikit_learn("load_digits")
     from scipy import ndimage  # scikit-learn brings it
 
     labels = source.target.astype(np.uint8)
-    chosen = _held_out(labels) == (split == "test")
-    scaled = ndimage.zoom(
-        source.images[chosen], (1, 2.5, 2.5), order=1, grid_mode=True, mode="nearest"
+    in_split = _test_rows(labels) == (split == "test")
+    digit_images = ndimage.zoom(
+        source.images[in_split], (1, 2.5, 2.5), order=1, grid_mode=True, mode="nearest"
     )
-    frames = np.pad(scaled, ((0, 0), (4, 4), (4, 4)))
-    return _frame(spark, np.rint(frames / 16 * 255).astype(np.uint8), labels[chosen])
+    frames = np.pad(digit_images, ((0, 0), (4, 4), (4, 4)))
+    return _image_frame(spark, np.rint(frames / 16 * 255).astype(np.uint8), labels[in_split])
 
 
 def iris(spark: SparkSession, split: str | None = None) -> DataFrame:
-    """Fisher's iris flowers: 150 rows, 50 of each species.
+    """Load Fisher's iris flowers: 150 rows, 50 of each species.
 
     Args:
-        spark: Makes the DataFrame.
+        spark: Session that makes the DataFrame.
         split: ``train`` (120 rows), ``test`` (every fifth of each species: 30 rows), or None for
             all.
 
@@ -84,23 +86,23 @@ def iris(spark: SparkSession, split: str | None = None) -> DataFrame:
     session.check_session(spark)
     if split is not None:
         _check_split(split)
-    source = _scikit_learn("load_iris")
-    chosen = np.ones(len(source.target), bool)
+    source = _load_scikit_learn("load_iris")
+    in_split = np.ones(len(source.target), bool)
     if split is not None:
-        chosen = _held_out(source.target) == (split == "test")
+        in_split = _test_rows(source.target) == (split == "test")
     rows = [
         (*map(float, measures), int(label), str(source.target_names[label]))
-        for measures, label in zip(source.data[chosen], source.target[chosen], strict=True)
+        for measures, label in zip(source.data[in_split], source.target[in_split], strict=True)
     ]
     columns = ", ".join(f"{name} double" for name in MEASURES)
     return spark.createDataFrame(rows, f"{columns}, label int, species string")
 
 
 def mnist(spark: SparkSession, split: str, path: str | os.PathLike[str] | None = None) -> DataFrame:
-    """MNIST: 60,000 rows in ``train``, 10,000 in ``test``.
+    """Load MNIST: 60,000 rows in ``train``, 10,000 in ``test``.
 
     Args:
-        spark: Makes the DataFrame.
+        spark: Session that makes the DataFrame.
         split: ``train`` or ``test``.
         path: A directory with the IDX files, compressed or not, or with Keras' ``mnist.npz``;
             else the environment variable ``MNIST_DIR``; else the files are downloaded once.
@@ -111,21 +113,21 @@ def mnist(spark: SparkSession, split: str, path: str | os.PathLike[str] | None =
     session.check_session(spark)
     _check_split(split)
     directory = path or os.environ.get("MNIST_DIR")
-    images, labels = _read(Path(directory), split) if directory else _download(split)
+    images, labels = _read_directory(Path(directory), split) if directory else _download(split)
     if len(images) != len(labels) or images.shape[1:] != (28, 28):
         raise errors.DatasetError(
             f"{split} has images of shape {images.shape} and labels of shape {labels.shape}"
         )
-    return _frame(spark, images, labels)
+    return _image_frame(spark, images, labels)
 
 
 def _check_split(split: str) -> None:
-    if split not in PREFIX:
+    if split not in FILE_PREFIXES:
         raise errors.DatasetError(f"no split {split!r}; there is train and test")
 
 
-def _scikit_learn(name: str) -> Any:
-    """One of the data sets that come with scikit-learn."""
+def _load_scikit_learn(name: str) -> Any:
+    """Load one of the data sets that come with scikit-learn."""
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -135,23 +137,23 @@ def _scikit_learn(name: str) -> Any:
     return getattr(datasets, name)()
 
 
-def _held_out(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which rows are in the test split."""
-    nth = np.zeros(len(labels), int)
+def _test_rows(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return for each row whether it is in the test split."""
+    position = np.zeros(len(labels), int)
     for label in np.unique(labels):
-        nth[labels == label] = np.arange((labels == label).sum())
-    held_out: npt.NDArray[np.bool_] = nth % HELD_OUT == 0
-    return held_out
+        position[labels == label] = np.arange((labels == label).sum())
+    in_test: npt.NDArray[np.bool_] = position % TEST_ROW_INTERVAL == 0
+    return in_test
 
 
-def _frame(spark: SparkSession, images: Bytes, labels: Bytes) -> DataFrame:
+def _image_frame(spark: SparkSession, images: ByteArray, labels: ByteArray) -> DataFrame:
     rows = [(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)]
     slices = max(1, min(len(rows), spark.sparkContext.defaultParallelism))
-    parallel = spark.sparkContext.parallelize(rows, slices)
-    return spark.createDataFrame(parallel, "image binary, label int", verifySchema=False)
+    rdd = spark.sparkContext.parallelize(rows, slices)
+    return spark.createDataFrame(rdd, "image binary, label int", verifySchema=False)
 
 
-def _read(directory: Path, split: str) -> tuple[Bytes, Bytes]:
+def _read_directory(directory: Path, split: str) -> tuple[ByteArray, ByteArray]:
     archive = directory / "mnist.npz"
     if archive.exists():
         try:
@@ -159,18 +161,18 @@ def _read(directory: Path, split: str) -> tuple[Bytes, Bytes]:
                 return arrays[f"x_{split}"], arrays[f"y_{split}"]
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise errors.DatasetError(f"{archive} is not Keras' mnist.npz: {error}") from error
-    images, labels = (name for name in FILES if name.startswith(PREFIX[split]))
-    return _idx(_existing(directory, images)), _idx(_existing(directory, labels))
+    images, labels = (name for name in FILES if name.startswith(FILE_PREFIXES[split]))
+    return _read_idx(_find_file(directory, images)), _read_idx(_find_file(directory, labels))
 
 
-def _existing(directory: Path, name: str) -> Path:
+def _find_file(directory: Path, name: str) -> Path:
     for candidate in (directory / f"{name}.gz", directory / name):
         if candidate.exists():
             return candidate
     raise errors.DatasetError(f"{directory} has neither {name}.gz, unpacked or not, nor mnist.npz")
 
 
-def _idx(path: Path) -> Bytes:
+def _read_idx(path: Path) -> ByteArray:
     """Read an IDX file of bytes: magic number, one big-endian int32 a dimension, the bytes."""
     try:
         content = path.read_bytes()
@@ -179,29 +181,31 @@ def _idx(path: Path) -> Bytes:
         raise errors.DatasetError(f"{path} cannot be read: {error}") from error
     dimensions = content[3] if content[:3] == b"\0\0\x08" else 0
     header = 4 + 4 * dimensions
-    whole = dimensions and len(content) >= header
-    shape = tuple(np.frombuffer(content[4:header], ">i4")) if whole else ()
+    is_complete = dimensions and len(content) >= header
+    shape = tuple(np.frombuffer(content[4:header], ">i4")) if is_complete else ()
     if not shape or len(content) - header != math.prod(shape):
         raise errors.DatasetError(f"{path} is not an IDX file of bytes, or it is cut off")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _download(split: str) -> tuple[Bytes, Bytes]:
+def _download(split: str) -> tuple[ByteArray, ByteArray]:
     try:
         import pooch
     except ImportError as error:
         raise errors.DatasetError(
             "mnist is downloaded with pooch; install spark-mnist[datasets], or name a directory"
         ) from error
-    base = os.environ.get("MNIST_MIRROR", MIRROR)
+    mirror_url = os.environ.get("MNIST_MIRROR", MIRROR_URL)
     registry = {f"{name}.gz": f"sha256:{digest}" for name, digest in FILES.items()}
-    store = pooch.create(pooch.os_cache("spark_mnist"), base, registry=registry, retry_if_failed=2)
-    names = [name for name in registry if name.startswith(PREFIX[split])]
+    fetcher = pooch.create(
+        pooch.os_cache("spark_mnist"), mirror_url, registry=registry, retry_if_failed=2
+    )
+    names = [name for name in registry if name.startswith(FILE_PREFIXES[split])]
     try:
-        images, labels = (_idx(Path(store.fetch(name, progressbar=True))) for name in names)
+        images, labels = (_read_idx(Path(fetcher.fetch(name, progressbar=True))) for name in names)
     except (OSError, ValueError) as error:
         raise errors.DatasetError(
-            f"MNIST could not be downloaded from {base} ({error}); "
+            f"MNIST could not be downloaded from {mirror_url} ({error}); "
             "set MNIST_DIR to a directory that has its files"
         ) from error
     return images, labels

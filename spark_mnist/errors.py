@@ -1,28 +1,30 @@
-"""Every error a user can meet, one leaf for each thing that he can act on.
+"""Exceptions of this library, one class for each problem that a user can act on.
+
+Runs on: driver, rank, Spark task.
 
 SparkMnistError
 ├── CommandError (ValueError)          the text of a command is not understood
 ├── OptionError (ValueError)           an option has a value that is not allowed
-├── UnknownOption (TypeError)          there is no option of that name
-├── NotADataFrame (TypeError)          the input is no Spark DataFrame, or one of a stream
+├── UnknownOption (TypeError)          no option has this name
+├── NotADataFrame (TypeError)          the input is not a Spark DataFrame, or is a stream's
 ├── MissingColumn (KeyError)           the DataFrame lacks a column
 ├── UnreadableColumn (TypeError)       a column's type has no tensor form
 ├── ColumnTaken (ValueError)           the input has a column of a result's name
 ├── BadRows (ValueError)               rows that no network can learn from
-├── TooFewRows (ValueError)            not a row, or not one for each rank
+├── TooFewRows (ValueError)            no row, or fewer rows than ranks
 ├── ModelNameError (ValueError)        a name that cannot be a model's
-├── ModelNotFound (LookupError)        nothing is saved under that name
-├── DamagedModel (OSError)             a saved version is not what was written
-├── ModelMismatch (ValueError)         a model does not go with these rows, or with the saved one
+├── ModelNotFound (LookupError)        no model is saved under this name
+├── DamagedModel (OSError)             a saved version differs from what was written
+├── ModelMismatch (ValueError)         a model does not fit the rows, or the saved model
 ├── VersionError (ImportError)         an installed package is missing or outside its range
 ├── TooFewSlots (RuntimeError)         Spark cannot run that many ranks at once
 ├── ClusterError (RuntimeError)        a setting or a part of the cluster stands in the way
 ├── DatasetError (OSError)             a data set cannot be read or downloaded
 └── TrainingError (RuntimeError)       the ranks failed
-    ├── RankError                      one rank raised: which one, what, and where
-    ├── RanksLost                      ranks went away or hung, again and again
-    ├── FitCancelled                   somebody cancelled the job of the ranks in Spark
-    ├── NotFinite                      the loss, or a weight, is no number any more
+    ├── RankError                      one rank raised an exception
+    ├── RanksLost                      ranks died, hung or did not start, too often
+    ├── FitCancelled                   the job of the ranks was cancelled, or the fit interrupted
+    ├── NotFinite                      the loss or a weight is not finite any more
     ├── ShardsLost                     a shard was deleted or damaged before it was read
     ├── NotPublished                   the model is trained, and the store did not take it
     ├── RowsLost                       a rank did not use each of its rows once an epoch
@@ -36,14 +38,14 @@ from collections.abc import Iterable, Mapping
 
 
 class SparkMnistError(Exception):
-    """Base of all errors of this library."""
+    """Base class of all exceptions of this library."""
 
     def __str__(self) -> str:  # KeyError would show its argument's repr
         return str(self.args[0]) if self.args else ""
 
 
 class CommandError(SparkMnistError, ValueError):
-    """The text of a command is not understood; shows it with a caret."""
+    """The text of a command is not understood; the message shows the place with a caret."""
 
 
 class OptionError(SparkMnistError, ValueError):
@@ -51,11 +53,11 @@ class OptionError(SparkMnistError, ValueError):
 
 
 class UnknownOption(SparkMnistError, TypeError):
-    """There is no option of that name."""
+    """No option has this name."""
 
 
 class NotADataFrame(SparkMnistError, TypeError):
-    """The input is no Spark DataFrame, or one of a stream, which has no end."""
+    """The input is not a Spark DataFrame, or is the DataFrame of a stream, which has no end."""
 
 
 class MissingColumn(SparkMnistError, KeyError):
@@ -71,15 +73,15 @@ class ColumnTaken(SparkMnistError, ValueError):
 
 
 class BadRows(SparkMnistError, ValueError):
-    """Rows that no network can learn from. ``counts`` has their number by reason."""
+    """The input has rows that no network can learn from; ``counts`` has their number by reason."""
 
     def __init__(self, message: str, counts: Mapping[str, int] | None = None) -> None:
-        super().__init__(message, counts)  # both, for pickle
+        super().__init__(message, counts)  # pickle needs both
         self.counts = dict(counts or {})
 
 
 class TooFewRows(SparkMnistError, ValueError):
-    """The DataFrame has no row, or not one for each rank."""
+    """The DataFrame has no row, or fewer rows than ranks."""
 
 
 class ModelNameError(SparkMnistError, ValueError):
@@ -87,15 +89,15 @@ class ModelNameError(SparkMnistError, ValueError):
 
 
 class ModelNotFound(SparkMnistError, LookupError):
-    """Nothing is saved under that name."""
+    """No model is saved under this name."""
 
 
 class DamagedModel(SparkMnistError, OSError):
-    """A saved version is not what was written."""
+    """A saved version differs from what was written."""
 
 
 class ModelMismatch(SparkMnistError, ValueError):
-    """A model does not go with the rows, or with the saved one that it should be."""
+    """A model does not fit the rows, or is not the same as the saved model."""
 
 
 class VersionError(SparkMnistError, ImportError):
@@ -119,25 +121,25 @@ class TrainingError(SparkMnistError, RuntimeError):
 
 
 class RankError(TrainingError):
-    """One rank raised. ``rank`` and ``rank_traceback`` say which and where."""
+    """One rank raised an exception; ``rank`` and ``rank_traceback`` say which rank, and where."""
 
     def __init__(self, message: str, rank: int = 0, rank_traceback: str = "") -> None:
-        super().__init__(message, rank, rank_traceback)  # all, for pickle
+        super().__init__(message, rank, rank_traceback)  # pickle needs all
         self.rank = rank
         self.rank_traceback = rank_traceback
         self.add_note(f"Traceback of rank {rank}:\n{rank_traceback}")
 
 
 class RanksLost(TrainingError):
-    """Ranks went away or hung, and as often again as they may start again."""
+    """Ranks died, hung or did not start, more often than restarts are allowed."""
 
 
 class FitCancelled(TrainingError):
-    """Somebody cancelled the job of the ranks in Spark."""
+    """The job of the ranks was cancelled in Spark, or the fit was interrupted."""
 
 
 class NotFinite(TrainingError):
-    """The loss, or a weight, is no number any more."""
+    """The loss or a weight is not finite any more."""
 
 
 class ShardsLost(TrainingError):
@@ -145,10 +147,10 @@ class ShardsLost(TrainingError):
 
 
 class NotPublished(TrainingError):
-    """The model is trained and the store did not take it: ``work`` has it, for ``publish``."""
+    """The model is trained, but the store did not accept it; ``work`` has it, for ``publish``."""
 
     def __init__(self, message: str, work: str = "") -> None:
-        super().__init__(message, work)  # both, for pickle
+        super().__init__(message, work)  # pickle needs both
         self.work = work
 
 
@@ -161,6 +163,6 @@ class RanksDiverged(TrainingError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known word nearest to this one, or ``""``."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Return ``"; did you mean 'x'?"`` with the known word nearest to ``word``, or ``""``."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,6 +1,6 @@
-"""Pictures of training and of predictions, drawn with matplotlib on the driver.
+"""Pictures of training and of predictions, drawn with matplotlib. Runs on: driver.
 
-Each function returns a matplotlib ``Figure``, which a notebook shows and ``savefig`` keeps. No
+Each function returns a matplotlib ``Figure``, which a notebook shows and ``savefig`` saves. No
 state of pyplot is touched. Only what a picture shows is collected: counts, or a few rows.
 """
 
@@ -25,48 +25,51 @@ from spark_mnist.data import feature_columns, labels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
 
-LOSS, ACCURACY = "tab:red", "tab:blue"
+LOSS_COLOR, ACCURACY_COLOR = "tab:red", "tab:blue"
 
 
 def available() -> bool:
-    """Whether pictures can be drawn here."""
+    """Return whether matplotlib is installed, so that pictures can be drawn."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def history(records: Sequence[plan.EpochRecord]) -> Figure:
-    """Loss and accuracy by epoch, on twin axes; training solid, validation dashed.
+    """Draw loss and accuracy by epoch, on twin axes; training solid, validation dashed.
 
     Raises:
         errors.VersionError: matplotlib is not installed.
     """
-    figure: Figure = _figure()(figsize=(6.4, 4.0), layout="constrained")
-    left = figure.subplots()
-    right = left.twinx()
+    figure: Figure = _figure_class()(figsize=(6.4, 4.0), layout="constrained")
+    left_axes = figure.subplots()
+    right_axes = left_axes.twinx()
     epochs = [record.epoch for record in records]
     lines = []
-    for axes, color, name in ((left, LOSS, "loss"), (right, ACCURACY, "accuracy")):
+    for axes, color, name in (
+        (left_axes, LOSS_COLOR, "loss"),
+        (right_axes, ACCURACY_COLOR, "accuracy"),
+    ):
         axes.set_ylabel(name, color=color)
         axes.tick_params(axis="y", labelcolor=color)
-        for prefix, style, words in (("", "-", "train"), ("val_", "--", "validation")):
+        for prefix, style, subset in (("", "-", "train"), ("val_", "--", "validation")):
             key = f"{prefix}{name}"
             means = [{**record.losses, **record.metrics} for record in records]
             if all(key in values for values in means):
                 mark = "o" if len(epochs) == 1 else None
                 values = [values[key] for values in means]
-                label = f"{words} {name}"
+                label = f"{subset} {name}"
                 lines += axes.plot(epochs, values, style, color=color, marker=mark, label=label)
-    left.set_xlabel("epoch")
-    left.locator_params(axis="x", integer=True)
-    left.legend(handles=lines, loc="center right")
+    left_axes.set_xlabel("epoch")
+    left_axes.locator_params(axis="x", integer=True)
+    left_axes.legend(handles=lines, loc="center right")
     return figure
 
 
 def confusion(predictions: DataFrame, label: str = "label") -> Figure:
-    """How often each class was read as each: rows by label and predicted class.
+    """Draw how many rows of each label were predicted as each class.
 
     Args:
-        predictions: What ``predict`` gave for rows that have a label. With ``interpret=True``
-            classes that have names are shown by them.
+        predictions: Result of ``predict`` for rows that have a label. With ``interpret=True``
+            classes that have names are shown by their names.
         label: The column of classes.
 
     Raises:
@@ -74,18 +77,18 @@ def confusion(predictions: DataFrame, label: str = "label") -> Figure:
         errors.BadRows: Labels are none of the classes.
         errors.VersionError: matplotlib is not installed.
     """
-    make = _figure()
+    figure_class = _figure_class()
     session.check_input(predictions)
     truth, guess = _classes(predictions, label)
     pairs = predictions.select(truth.alias("truth"), guess.alias("guess"))
-    found = pairs.groupBy("truth", "guess").count().dropna().collect()
-    names = sorted({name for row in found for name in (row["truth"], row["guess"])})
-    place = {name: number for number, name in enumerate(names)}
+    cells = pairs.groupBy("truth", "guess").count().dropna().collect()
+    names = sorted({name for row in cells for name in (row["truth"], row["guess"])})
+    index = {name: number for number, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
-    for pair in found:
-        counts[place[pair["truth"]], place[pair["guess"]]] = pair["count"]
+    for cell in cells:
+        counts[index[cell["truth"]], index[cell["guess"]]] = cell["count"]
     side = 2.0 + 0.42 * len(names)
-    figure: Figure = make(figsize=(side, side), layout="constrained")
+    figure: Figure = figure_class(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -103,20 +106,20 @@ def confusion(predictions: DataFrame, label: str = "label") -> Figure:
 def mistakes(
     predictions: DataFrame, label: str = "label", image: str = "image", count: int = 25
 ) -> Figure:
-    """Digits that were read wrongly, each with its truth and the guess.
+    """Draw digits that were predicted wrongly, each with its label and its prediction.
 
     Args:
-        predictions: What ``predict`` gave for pictures that have a label.
+        predictions: Result of ``predict`` for pictures that have a label.
         label: The column of classes.
         image: The column of pictures.
-        count: How many to show at most.
+        count: Most pictures to show.
 
     Raises:
         errors.MissingColumn: There are no predictions, no label or no pictures.
         errors.BadRows: Labels are none of the classes.
         errors.VersionError: matplotlib is not installed.
     """
-    make = _figure()
+    figure_class = _figure_class()
     session.check_input(predictions)
     truth, guess = _classes(predictions, label)
     source = feature_columns.features(predictions, plan.InputSpec(features=(image,)))
@@ -125,44 +128,48 @@ def mistakes(
     ).where("truth != guess")
     rows: Any = wrong.limit(count).toPandas()
     pictures = feature_columns.reader(source)(rows["image"])
-    columns = max(1, min(5, len(rows)))
-    lines = max(1, -(-len(rows) // columns))
-    figure: Figure = make(figsize=(1.3 * columns, 1.5 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    grid_columns = max(1, min(5, len(rows)))
+    grid_rows = max(1, -(-len(rows) // grid_columns))
+    figure: Figure = figure_class(
+        figsize=(1.3 * grid_columns, 1.5 * grid_rows), layout="constrained"
+    )
+    grid = figure.subplots(grid_rows, grid_columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, picture, was, read in zip(grid, pictures, rows["truth"], rows["guess"], strict=False):
+    for axes, picture, digit, prediction in zip(
+        grid, pictures, rows["truth"], rows["guess"], strict=False
+    ):
         axes.imshow(picture.reshape(28, 28), cmap="gray_r", vmin=0, vmax=source.encoding.scale)
-        axes.set_title(f"{was}, read as {read}", fontsize=9)
+        axes.set_title(f"{digit}, read as {prediction}", fontsize=9)
     if not len(rows):
         grid[0].text(0.5, 0.5, "no mistakes", ha="center", va="center")
     return figure
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file."""
+    """Return a figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
-    """The true and the predicted class of each row: names if there are any, else numbers."""
+    """Return the true and the predicted class of each row: names if there are any, else numbers."""
     if "interpreted" in predictions.columns:
-        found, kind = feature_columns.column(predictions, "interpreted")
-        truth, kind_of_truth = feature_columns.column(predictions, label)
-        if isinstance(kind, T.StringType):
-            return F.trim(truth.cast("string")), found
-        if isinstance(kind_of_truth, T.NumericType) or (
-            isinstance(kind_of_truth, T.StringType) and not _one_hot(predictions, truth)
+        interpreted, data_type = feature_columns.column(predictions, "interpreted")
+        truth, truth_type = feature_columns.column(predictions, label)
+        if isinstance(data_type, T.StringType):
+            return F.trim(truth.cast("string")), interpreted
+        if isinstance(truth_type, T.NumericType) or (
+            isinstance(truth_type, T.StringType) and not _has_one_hot_labels(predictions, truth)
         ):
-            return labels.whole_as_text(predictions, label), found.cast("string")
+            return labels.whole_as_text(predictions, label), interpreted.cast("string")
     prediction, _ = feature_columns.column(predictions, "prediction")
-    made = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
-    first = made.select(F.size(prediction).alias("classes")).first()
-    input_spec = plan.InputSpec(label=label, classes=first["classes"] if first else 1)
+    rows = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
+    first_row = rows.select(F.size(prediction).alias("classes")).first()
+    input_spec = plan.InputSpec(label=label, classes=first_row["classes"] if first_row else 1)
     truth = labels.column(predictions, input_spec)
-    if made.where(truth.isNull() & feature_columns.column(predictions, label)[0].isNotNull()).take(
+    if rows.where(truth.isNull() & feature_columns.column(predictions, label)[0].isNotNull()).take(
         1
     ):
         raise errors.BadRows(
@@ -172,14 +179,14 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
     return truth, F.array_position(prediction, 1).cast("int") - 1
 
 
-def _one_hot(predictions: DataFrame, truth: Column) -> bool:
-    """Whether a column of text has one-hot labels."""
+def _has_one_hot_labels(predictions: DataFrame, truth: Column) -> bool:
+    """Return whether a column of text has one-hot labels."""
     return not predictions.where(truth.contains(",")).isEmpty()
 
 
 @functools.cache
-def _figure() -> Any:
-    """The class of our pictures; matplotlib is loaded when the first one is drawn."""
+def _figure_class() -> Any:
+    """Return the class of our pictures; matplotlib is loaded when the first one is drawn."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyspark
@@ -21,6 +21,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["UNRELATED_TOKEN"] = "ranks must not see it"
 
 from pyspark.sql import DataFrame, SparkSession
+
+from spark_mnist.core import plan
 
 REPOSITORY = Path(__file__).parent.parent
 PROGRAMS = REPOSITORY / "tests" / "programs"
@@ -148,6 +150,24 @@ def arrays(store: str, name: str, version: int, file: str = "weights.npz") -> li
     path = Path(store) / name / f"v{version:06d}" / file
     with np.load(path, allow_pickle=False) as saved:
         return [saved[key] for key in sorted(saved.files, key=int)]
+
+
+def read_shard(shards: plan.Shards, *, rank: int, ranks: int) -> Any:
+    """Read the rows of a rank into memory."""
+    from spark_mnist.ranks import batches
+
+    shard = batches.read(shards, rank=rank, ranks=ranks, memory=1 << 30)
+    assert isinstance(shard, batches.InMemory)
+    return shard
+
+
+def rank_success(progress: plan.Progress, rank: int = 0) -> plan.RankSuccess:
+    """Return the report of a rank that trained to the end of a fit."""
+    times = plan.RankTimes(
+        attempt=0, epochs=1, train=1.0, input=0.0, allreduce=0.0, validate=0.0, memory=1
+    )
+    network = plan.Network(name="mlp", inputs=784, classes=10, hidden=(128, 32))
+    return plan.RankSuccess(rank=rank, progress=progress, network=network, times=times)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from spark_mnist.core import plan
 from spark_mnist.core.sharding import RowSharding, share
 from spark_mnist.data import profile, shard_writer
 from spark_mnist.ranks import batches
-from tests.conftest import PROGRAMS
+from tests.conftest import PROGRAMS, read_shard
 
 PLENTY = 1 << 30
 SHARDS = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("uint8", 255.0, 784))
@@ -32,6 +32,7 @@ class Streamed(batches.Streamed):
 
         class RowGroups:
             shards = SHARDS
+            rows: int
             urls = tuple(range(0, rows, 3))
 
             def parts(self, urls):
@@ -98,7 +99,7 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
         ranks=2,
         ratio=1.0,
     ) as (train, _):
-        assert [len(batches.read(train, rank=r, ranks=2, memory=PLENTY)) for r in (0, 1)] == [
+        assert [len(read_shard(train, rank=r, ranks=2)) for r in (0, 1)] == [
             128,
             128,
         ]
@@ -110,7 +111,7 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
         )
         words = "rank 0 read 256 rows of its shard; its files' footers say 128"
         with pytest.raises(errors.RowsLost, match=words):
-            batches.read(train, rank=0, ranks=2, memory=PLENTY)
+            read_shard(train, rank=0, ranks=2)
         stream = batches.read(train, rank=0, ranks=2, memory=0)
         world = RowSharding(size=2, rows=256, batch_size=64)
         data = stream.training(world, rank=0, seed=0, epoch=0)
@@ -143,7 +144,7 @@ def test_a_shard_that_does_not_fit_is_streamed(digits, tmp_path):
 
 def test_no_rows_are_no_rows():
     nothing = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("float32", 1.0, 784))
-    found = batches.read(nothing, rank=1, ranks=2, memory=PLENTY)
+    found = read_shard(nothing, rank=1, ranks=2)
     assert len(found) == 0
     assert found.features.shape == (0, 784)
     assert found.shards.encoding.scale == 1.0

@@ -9,6 +9,7 @@ import pytest
 
 import spark_mnist
 from spark_mnist import errors
+from spark_mnist.fitting import results
 from spark_mnist.store import model_store
 
 MANIFEST = {
@@ -46,7 +47,7 @@ def saved(url):
 
 def test_describe_tells_the_epoch_that_was_kept(saved, url):
     info = spark_mnist.describe("m", store=url)
-    assert (info.name, info.version, info.epochs, info.bytes) == ("m", 3, 2, 3)
+    assert (info.name, info.version, info.num_epochs, info.bytes) == ("m", 3, 2, 3)
     assert (info.losses, info.metrics) == ({"loss": 1.0}, {"accuracy": 0.75})
     assert (info.network.hidden, info.optimizer.name, info.input.features) == (
         (20, 20),
@@ -57,7 +58,7 @@ def test_describe_tells_the_epoch_that_was_kept(saved, url):
     assert spark_mnist.describe("m", 2, url).version == 2
     assert [(model.name, model.version) for model in spark_mnist.models(url)] == [("m", 3)]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        info.epochs = 5
+        info.num_epochs = 5
 
 
 def test_a_deleted_version_is_gone_and_its_number_is_not_used_again(saved, url):
@@ -196,3 +197,12 @@ def test_an_old_manifest_without_input_reads_pictures(tmp_path):
     info = spark_mnist.describe("m", store=str(tmp_path))
     assert (info.input.features, info.input.width, info.network.mean) == (("image",), 784, ())
     assert (Path(tmp_path) / "m" / "v000001" / "manifest.json").exists()
+
+
+def test_former_names_still_work_and_name_the_new_ones(root, digits):
+    info = spark_mnist.describe("m", store=root)
+    with pytest.warns(DeprecationWarning, match="ModelInfo.epochs is now num_epochs"):
+        assert info.epochs == info.num_epochs == 15
+    result = results.FitResult("m", 1, info.history, digits, None, None)
+    with pytest.warns(DeprecationWarning, match="FitResult.epochs is now records"):
+        assert result.epochs == info.history

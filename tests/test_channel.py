@@ -64,7 +64,7 @@ def test_what_may_be_left_out_is_sent_seldom(monkeypatch):
     monkeypatch.setattr(box, "send", lambda **event: sent.append(event["step"]))
     for step in range(6):
         box.send_throttled(step=step)
-        now[0] += 0.6 * channel.SELDOM
+        now[0] += 0.6 * channel.EVENT_INTERVAL_S
     assert sent == [0, 2, 4]
 
 
@@ -127,7 +127,7 @@ def test_a_long_warning_arrives_in_any_script():
     found = []
     with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
         box = channel.HeartbeatClient(inbox.address)
-        assert box.send(warning="\U0001f525" * channel.MOST_TEXT)
+        assert box.send(warning="\U0001f525" * channel.MAX_WARNING_CHARS)
         assert box.send(epoch=1)
         assert [list(event)[-2] for event in received(found, 2)] == ["warning", "epoch"]
 
@@ -184,7 +184,7 @@ def test_a_message_that_another_signs_ends_the_agents_connection():
 
 
 def test_silent_strangers_cost_no_thread_and_not_all_stay(monkeypatch):
-    monkeypatch.setattr(channel, "MOST_STRANGERS", 50)
+    monkeypatch.setattr(channel, "MAX_UNSIGNED_CONNECTIONS", 50)
     found = []
     with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
         threads = threading.active_count()

@@ -7,6 +7,7 @@ import pytest
 
 from spark_mnist.core import plan
 from spark_mnist.store import checkpoints
+from tests.conftest import rank_success
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_a_thousand_ranks_over_two_hundred_epochs_make_small_reports(url, tmp_pa
     assert checkpoints.newest(url) == reached
     (manifest,) = tmp_path.rglob("manifest.json")
     assert manifest.stat().st_size < 150_000
-    report = plan.RankReport(rank=0, progress=checkpoints.newest(url))
+    report = rank_success(checkpoints.newest(url))
     assert len(pickle.dumps(report)) < 50_000
     others = dataclasses.replace(reached, history=(), read=(), files={})
-    assert len(pickle.dumps(plan.RankReport(rank=999, progress=others))) < 2_000
+    assert len(pickle.dumps(rank_success(others, rank=999))) < 2_000

@@ -222,7 +222,7 @@ def test_a_model_trains_continues_predicts_and_evaluates(digits, store):
     for before, after in zip(first, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)  # the user's object stays as it was
     more = spark_mnist.fit(digits, "m", epochs=4, continuous=True, **options)
-    assert [record.epoch for record in more.epochs] == [17, 18, 19, 20]
+    assert [record.epoch for record in more.records] == [17, 18, 19, 20]
     assert accuracy(digits, "m", store=store) > 0.8
     predicted = spark_mnist.predict(digits, "m", interpret=True, store=store)
     assert predicted.where("interpreted = label").count() > 0.8 * digits.count()
@@ -236,7 +236,7 @@ def test_training_starts_from_the_models_own_weights(digits, store, in_process):
         np.testing.assert_allclose(after, before, atol=1e-6)
     options = {**ROWS, "store": store, "epochs": 1, "continuous": True}
     more = spark_mnist.fit(digits, "m", network=double_model(), **options)
-    assert more.epochs[0].losses["loss"] == pytest.approx(first.epochs[0].losses["loss"], rel=0.2)
+    assert more.records[0].losses["loss"] == pytest.approx(first.records[0].losses["loss"], rel=0.2)
     with pytest.raises(errors.ModelMismatch, match="now makes InputLayer, Conv2D"):
         spark_mnist.fit(digits, "m", network=picture_model(), **options)
     with pytest.raises(errors.ModelMismatch, match=r"network=own, .*network=mlp"):
@@ -252,7 +252,7 @@ def test_a_function_with_a_layer_of_its_own(digits, store, in_process):
     with pytest.raises(errors.ModelMismatch, match=r"\(Scale\)"):
         spark_mnist.fit(digits, "m", continuous=True, **options)
     more = spark_mnist.fit(digits, "m", network=custom_model, continuous=True, epochs=1, **options)
-    assert more.epochs[0].epoch == 7
+    assert more.records[0].epoch == 7
     assert accuracy(digits, "m", network=custom_model, store=store) > 0.8
     predicted = spark_mnist.predict(digits, "m", network=custom_model, store=store)
     assert predicted.count() == digits.count()

@@ -1,4 +1,4 @@
-"""What the README and the package's metadata say is so."""
+"""Documentation, README and the package's metadata say what is so."""
 
 import email
 import re
@@ -7,31 +7,76 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
+
 import spark_mnist
-from spark_mnist import options
 from spark_mnist.cli import app
 from spark_mnist.options import grammar
 from tests.conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text()
+README = REPOSITORY / "README.md"
+DOCS = REPOSITORY / "docs"
+SITE = REPOSITORY / ".mkdocs.yml"
+PAGES = [
+    README,
+    *(DOCS / page for page in re.findall(r": ([a-z-]+\.md)$", SITE.read_text(), flags=re.M)),
+]
+"""README, and the pages of the site in their order."""
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
-
-
-def test_the_table_of_options_is_the_codes():
-    for name, field in options.FIELDS.items():
-        users = options.users(name)
-        of = "all" if len(users) == len(options.OPERATIONS) else ", ".join(users)
-        default = field.metadata["shown"] or field.default
-        row = f"| `{name}` | {of} | {field.metadata['doc']} | {field.metadata['kind'].words} | {default} |"
-        assert row in README.splitlines()
+def blocks(language, pages=PAGES):
+    """The code blocks of a language."""
+    fence = re.compile(rf"```{language}\n(.*?)```", flags=re.S)
+    return [block for page in pages for block in fence.findall(page.read_text())]
 
 
 def commands():
+    """The commands of all pages, each once."""
     lines = "\n".join(blocks("sh")).splitlines()
-    return [line for line in lines if line.startswith("mymnist ")]
+    return [*dict.fromkeys(line for line in lines if line.startswith("mymnist "))]
+
+
+def test_every_page_is_in_the_menu():
+    assert {page.name for page in DOCS.glob("*.md")} == {page.name for page in PAGES[1:]}
+
+
+def test_the_readme_is_short_and_begins_with_the_quick_start():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 160
+    assert "spark_mnist.fit(" in "\n".join(lines[:60])
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path):
+    build = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "-f",
+        SITE,
+        "-d",
+        tmp_path / "site",
+    ]
+    done = subprocess.run(
+        build, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "site" / "api.html").read_text()
+    for name in set(spark_mnist.__all__) - {
+        "__version__",
+        "datasets",
+        "errors",
+        "eval",
+        "plots",
+        "schedules",
+    }:
+        assert re.search(rf'id="spark_mnist\.[a-z_.]*{name}"', api), name
+
+
+def test_the_tables_are_those_of_code_and_measurements():
+    check = [sys.executable, DOCS / "tables.py", "--check"]
+    subprocess.run(check, check=True, timeout=60)
 
 
 def test_the_commands_are_understood():
@@ -46,51 +91,54 @@ def test_the_commands_are_understood():
 
 def test_the_make_targets_are_there():
     makefile = (REPOSITORY / "Makefile").read_text()
-    for target in re.findall(
-        r"^(?:MNIST_DIR=\S+ )?make (\w+)", "\n".join(blocks("sh")), flags=re.M
-    ):
-        assert re.search(rf"^{target}:.*##", makefile, flags=re.M)
+    named = re.findall(r"^(?:MNIST_DIR=\S+ )?make ([a-z-]+)", "\n".join(blocks("sh")), flags=re.M)
+    for target in [
+        *named,
+        *re.findall(r"`make ([a-z-]+)", "".join(page.read_text() for page in PAGES)),
+    ]:
+        assert re.search(rf"^{target}:.*##", makefile, flags=re.M), target
 
 
-def test_the_pictures_of_the_readme_are_there_and_made_by_the_demo():
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert len(pictures) == 2
-    drawn = (REPOSITORY / "examples" / "pictures.py").read_text()
-    for picture in pictures:
-        assert (REPOSITORY / picture).read_bytes().startswith(b"\x89PNG")
-        assert picture.rpartition("/")[2] in drawn
+def test_the_picture_of_the_readme_is_there_and_made_by_the_demo():
+    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text())
+    assert (REPOSITORY / picture).read_bytes().startswith(b"\x89PNG")
+    assert picture.rpartition("/")[2] in (REPOSITORY / "examples" / "pictures.py").read_text()
     assert "examples/pictures.py" in (REPOSITORY / "Makefile").read_text()
 
 
-def test_links_to_files_lead_somewhere():
-    for target in re.findall(r"\]\(([^):#]+)\)", README):
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^):#]+)[#)]", README.read_text()):
         assert (REPOSITORY / target).exists(), target
 
 
-def test_the_commands_of_the_readme_run(spark, tmp_path, monkeypatch, capfd):
+@pytest.mark.ranks
+def test_the_commands_run(spark, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(app, "_session", lambda _: spark)
     for line in commands():  # the session's JVM runs in another directory
         words = line.replace("out.parquet", f"{tmp_path}/out.parquet").split()
         assert app.main(words[1:]) == 0, capfd.readouterr().err
     assert spark.read.parquet(str(tmp_path / "out.parquet")).count() == 364
-    assert [(model.name, model.version) for model in spark_mnist.models()] == [
-        ("flowers", 1),
-        ("test_model", 1),
-    ]
     shown = [shutil.which("tensorboard"), "--inspect", "--logdir", "models/test_model"]
     said = subprocess.run(shown, check=True, capture_output=True, text=True, timeout=120).stdout
     assert "epoch_loss" in said
 
 
-def test_the_python_of_the_readme_runs(spark, tmp_path, monkeypatch, capsys):
+@pytest.mark.ranks
+def test_the_python_of_the_pages_runs(spark, tmp_path, monkeypatch, capsys):
+    """That of the README on ranks; that of the site in this process, which is quicker."""
     monkeypatch.chdir(tmp_path)
     scope = {"spark": spark, "__name__": "__main__"}
-    for block in blocks("python"):
+    for block in blocks("python", [README]):
         exec(block, scope)
     assert "val_accuracy" in capsys.readouterr().out
-    versions = {model.name: model.version for model in spark_mnist.models()}
-    assert versions == {"flowers": 1, "ml_model": 1, "my_model": 1, "test_model": 4, "tracked": 1}
+    spark.conf.set("spark.mnist.launcher", "in-process")
+    try:
+        for page in PAGES[1:]:
+            for block in blocks("python", [page]):
+                exec(compile(block, page.name, "exec"), scope)
+    finally:
+        spark.conf.unset("spark.mnist.launcher")
     for name in ("curves.png", "mistakes.png", "confusion.png", "test_model.keras"):
         assert (tmp_path / name).stat().st_size > 5000
 
@@ -111,7 +159,7 @@ def test_the_wheels_metadata_is_whole(tmp_path):
     assert (metadata["Name"], metadata["Version"]) == ("spark-mnist", spark_mnist.__version__)
     assert metadata["License"] == "Apache-2.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
-    assert "## The way of the data" in metadata.get_payload()
+    assert "# spark_mnist" in metadata.get_payload()
     assert sorted(metadata.get_all("Provides-Extra")) == [
         "cpu",
         "datasets",

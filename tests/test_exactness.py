@@ -108,7 +108,7 @@ def test_a_model_that_the_store_did_not_take_is_published_later(
     shutil.copytree(work, copy)
     assert spark_mnist.publish("m", caught.value.work, store=store) == 3
     info = spark_mnist.describe("m", store=store)
-    assert (info.version, info.epochs) == (3, 4)
+    assert (info.version, info.num_epochs) == (3, 4)
     assert spark_mnist.predict(digits, "m", store=store).count() == 256
     assert spark_mnist.fit(digits, "m", **options).version == 4  # the copy is of a version
     assert not list((Path(store) / "m").glob(".work-*"))

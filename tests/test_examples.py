@@ -105,4 +105,4 @@ def test_learning_from_a_stream_continues_with_every_batch(digits, tmp_path):
     batches = re.findall(r"batch (\d): (\d+) rows, version (\d)", out)
     assert [(batch, version) for batch, _, version in batches] == [("0", "1"), ("1", "2")]
     assert sorted(count for _, count, _ in batches) == ["200", "256"]
-    assert spark_mnist.describe("stream", store=words[2]).epochs == 4
+    assert spark_mnist.describe("stream", store=words[2]).num_epochs == 4

@@ -14,7 +14,6 @@ from pyspark.sql import functions as F
 
 import spark_mnist
 from spark_mnist import errors
-from spark_mnist.core import plan
 from spark_mnist.data import shard_writer
 from spark_mnist.launch import job, launcher
 from tests.conftest import arrays
@@ -66,8 +65,8 @@ def test_two_and_three_epochs_equal_five(trained):
         for name, version in (("parts", 2), ("whole", 1))
     ]
     assert_close(*slots, atol=1e-6)
-    assert [record.epoch for record in parts.epochs] == [3, 4, 5]
-    for mine, other in zip(parts.epochs, whole.epochs[2:], strict=True):
+    assert [record.epoch for record in parts.records] == [3, 4, 5]
+    for mine, other in zip(parts.records, whole.records[2:], strict=True):
         assert mine.losses == pytest.approx(other.losses, abs=1e-6)
 
 
@@ -89,7 +88,7 @@ def test_rows_that_do_not_fit_in_memory_are_streamed(digits, store):
         (0, 103, 26, 5),
         (1, 102, 25, 5),
     ]
-    assert result.epochs[-1].metrics["val_accuracy"] > 0.7
+    assert result.records[-1].metrics["val_accuracy"] > 0.7
 
 
 def test_the_manifest_tells_how_the_model_came_to_be(trained):
@@ -121,8 +120,8 @@ def test_the_manifest_tells_how_the_model_came_to_be(trained):
 def test_models_lists_the_newest_versions(trained):
     root, whole, _ = trained
     listed = spark_mnist.models(root)
-    assert [(m.name, m.version, m.epochs) for m in listed] == [("parts", 2, 5), ("whole", 1, 5)]
-    assert listed[1].metrics == whole.epochs[-1].metrics
+    assert [(m.name, m.version, m.num_epochs) for m in listed] == [("parts", 2, 5), ("whole", 1, 5)]
+    assert listed[1].metrics == whole.records[-1].metrics
     assert listed[0].created > listed[1].created
 
 
@@ -158,16 +157,16 @@ def test_one_step_of_two_ranks_equals_one_of_one_rank_on_the_joined_batch(
         few, "one", num_proc=1, batch_size=2 * batch_size, learning_rate=0.1, **options
     )
     assert_close(arrays(store, "two", 1), arrays(store, "one", 1), atol=1e-6)
-    assert two.epochs[0].losses == pytest.approx(one.epochs[0].losses, abs=1e-6)
-    assert two.epochs[0].metrics == one.epochs[0].metrics
-    assert set(two.epochs[0].losses) == {"loss"}  # no validation with a ratio of 1
+    assert two.records[0].losses == pytest.approx(one.records[0].losses, abs=1e-6)
+    assert two.records[0].metrics == one.records[0].metrics
+    assert set(two.records[0].losses) == {"loss"}  # no validation with a ratio of 1
 
 
 def test_rows_sorted_by_label_train_as_well_as_shuffled(digits, store):
     options = {**QUIET, "store": store, "epochs": 2}
     in_order = spark_mnist.fit(digits.orderBy("label"), "sorted", **options)
     mixed = spark_mnist.fit(digits.orderBy(F.rand(1)), "mixed", **options)
-    assert in_order.epochs == mixed.epochs
+    assert in_order.records == mixed.records
 
 
 def test_nothing_is_left_and_the_session_works_on(spark, digits, store):
@@ -255,7 +254,7 @@ def test_continuing_with_another_number_of_ranks_scales_the_rate_by_these(digits
     copy = str(shutil.copytree(store, tmp_path / "copy"))
     options["continuous"] = True
     two = spark_mnist.fit(few, "m", num_proc=2, batch_size=64, **options)
-    assert two.epochs[0].epoch == 2
+    assert two.records[0].epoch == 2
     assert manifest(store, "m", 2)["ranks"] == 2
     assert manifest(store, "m", 2)["optimizer"]["learning_rate"] == 0.1
     spark_mnist.fit(few, "m", **one, **{**options, "store": copy, "learning_rate": 0.2})
@@ -277,38 +276,6 @@ def test_the_rank_that_failed_is_named(digits, store):
     assert caught.value.rank == 1
     assert "in broken" in caught.value.rank_traceback
     assert not list(Path(store).glob("*"))
-
-
-def report(rank, digest="same", epoch=1, **failure):
-    if failure:
-        return plan.RankReport(rank=rank, failure=plan.Failure(**failure))
-    record = plan.EpochRecord(epoch=1, losses={"loss": float("nan")}, metrics={})
-    best = plan.BestEpoch(epoch=epoch, digest=digest)
-    return plan.RankReport(rank=rank, progress=plan.Progress(epoch=1, history=(record,), best=best))
-
-
-def test_ranks_that_drifted_apart_are_an_error():
-    launcher.check([report(0), report(1)])
-    with pytest.raises(errors.RanksDiverged, match="nothing was saved"):
-        launcher.check([report(0), report(1, digest="other")])
-
-
-def test_a_loss_that_is_no_number_is_an_error():
-    with pytest.raises(errors.NotFinite, match=r"in epoch 1: its losses are .*nan.*learning_rate"):
-        launcher.check([report(0, epoch=0), report(1, epoch=0)])
-
-
-def test_the_first_cause_is_told_and_not_its_effects():
-    effect = {
-        "type": "UnknownError",
-        "message": "Horovod has been shut down",
-        "traceback": "",
-        "collective": True,
-    }
-    cause = {"type": "ValueError", "message": "bad row", "traceback": "line 1", "collective": False}
-    with pytest.raises(errors.RankError, match="rank 1 of 2 raised ValueError: bad row") as caught:
-        launcher.check([report(0, time=1.0, **effect), report(1, time=2.0, **cause)])
-    assert (caught.value.rank, caught.value.rank_traceback) == (1, "line 1")
 
 
 def test_what_ended_sparks_job_of_the_ranks_is_told(digits, store, monkeypatch):

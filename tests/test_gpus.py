@@ -13,9 +13,9 @@ def test_two_ranks_on_one_gpu_are_an_error(monkeypatch):
         return (place, place)
 
     monkeypatch.setattr(gpus.collectives, "allgather_int", both)
-    monkeypatch.delenv(gpus.VISIBLE, raising=False)
+    monkeypatch.delenv(gpus.VISIBLE_DEVICES, raising=False)
     assert gpus.claim([], 0) == "CPU"
-    monkeypatch.setenv(gpus.VISIBLE, "")
+    monkeypatch.setenv(gpus.VISIBLE_DEVICES, "")
     with pytest.raises(errors.ClusterError, match=r"two ranks would share a GPU"):
         gpus.claim(["3"], 0)
 
@@ -51,7 +51,7 @@ def test_precision_is_of_a_fit_and_not_of_its_model(digits, tmp_path, network, p
     options = {"verbose": 0, "batch_size": 16, "network": network, "store": store}
     first = spark_mnist.fit(digits, "m", epochs=8, precision=precision, **options)
     then = spark_mnist.fit(digits, "m", epochs=2, continuous=True, **options)
-    accuracies = [record.metrics["val_accuracy"] for record in (*first.epochs, *then.epochs)]
+    accuracies = [record.metrics["val_accuracy"] for record in (*first.records, *then.records)]
     assert min(accuracies[7:]) > 0.7, accuracies
     for file in ("weights.npz", "optimizer.npz"):
         kinds = {array.dtype.name for array in arrays(store, "m", 1, file)}

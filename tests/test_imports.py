@@ -12,7 +12,18 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "spark_mnist"
 HEAVY = {"tensorflow", "keras", "horovod"}
 ORDER = [
-    *("_version", "errors", "compat", "core", "networks", "options", "cluster", "data", "plots"),
+    *(
+        "_version",
+        "errors",
+        "schedules",
+        "compat",
+        "core",
+        "networks",
+        "options",
+        "cluster",
+        "data",
+        "plots",
+    ),
     *("store", "ranks", "scoring", "launch", "fitting", "catalog", "api", "datasets", "ml", "cli"),
 ]
 """Packages and modules of the package; each imports only from those before it."""

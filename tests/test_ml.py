@@ -1,5 +1,7 @@
 """The stages of Spark ML: in a pipeline, under cross-validation, saved and loaded."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
@@ -41,7 +43,7 @@ def classes(df):
 def test_its_model_is_the_version_that_fit_published(model, digits, store):
     found = spark_mnist.predict(digits, "digits", store=store, interpret=True)
     assert classes(model.transform(digits)) == [row["interpreted"] for row in found.collect()]
-    assert (model.info.name, model.info.version, model.info.epochs) == ("digits", 1, 4)
+    assert (model.info.name, model.info.version, model.info.num_epochs) == ("digits", 1, 4)
 
 
 def test_what_it_adds_is_what_evaluators_take(model, digits):
@@ -99,10 +101,12 @@ def test_in_a_pipeline_saved_and_loaded(spark, tmp_path, store):
     assert accuracy.evaluate(fitted.transform(test)) >= 0.9
     fitted.write().overwrite().save(f"file://{tmp_path}/model")
     fitted.write().overwrite().save(f"file://{tmp_path}/model")
-    spark_mnist.catalog.delete("iris", store=store)
+    spark_mnist.delete("iris", store=store)
     loaded = PipelineModel.load(f"file://{tmp_path}/model")
     assert classes(loaded.transform(test)) == classes(fitted.transform(test))
-    assert loaded.stages[1].info == fitted.stages[1].info
+    loaded_model: Any = loaded.stages[1]
+    fitted_model: Any = fitted.stages[1]
+    assert loaded_model.info == fitted_model.info
     assert loaded.stages[1].uid == fitted.stages[1].uid
 
 
@@ -118,7 +122,7 @@ def test_under_cross_validation(estimator, digits):
     small = estimator.copy().setModelName("crossed").setNumProc(1).setEpochs(8)
     grid = ParamGridBuilder().addGrid(small.learningRate, [1e-6, 0.01]).build()
     accuracy = MulticlassClassificationEvaluator(metricName="accuracy")
-    found = CrossValidator(
+    found: Any = CrossValidator(
         estimator=small, estimatorParamMaps=grid, evaluator=accuracy, numFolds=2, seed=1
     ).fit(digits)
     assert found.avgMetrics[0] < 0.5 < found.avgMetrics[1]

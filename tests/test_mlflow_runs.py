@@ -50,7 +50,7 @@ def test_a_fit_that_asks_for_it(digits, store, tracked, in_process):
     client = mlflow.MlflowClient()
     for name in ("loss", "val_accuracy"):
         steps = client.get_metric_history(run.info.run_id, name)
-        expected = [{**r.losses, **r.metrics}[name] for r in fit.epochs]
+        expected = [{**r.losses, **r.metrics}[name] for r in fit.records]
         assert [(m.step, m.value) for m in steps] == list(enumerate(expected, 1))
 
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from spark_mnist import errors, options
+from spark_mnist import errors, options, schedules
 from spark_mnist.core import plan
 from spark_mnist.fitting import training_start
 from spark_mnist.networks import registry
@@ -32,7 +32,7 @@ def test_the_manuals_defaults():
         ("epochs", 5.0), ("epochs", True), ("epochs", "5"), ("epochs", 0), ("epochs", None),
         ("train_validation_ratio", float("nan")), ("train_validation_ratio", 1.01),
         ("train_validation_ratio", "0.8"), ("continuous", 1), ("continuous", "true"),
-        ("network", "resnet"), ("num_proc", 0), ("learning_rate", 0), ("hidden", "128;32"), ("hidden", "0"), ("hidden", (20, 20)), ("dropout", 1.0), ("store", ""), ("seed", -1),
+        ("network", "resnet"), ("num_proc", 0), ("learning_rate", 0), ("hidden", "128;32"), ("hidden", "0"), ("hidden", (20, 0)), ("hidden", (20.0,)), ("cache", -1), ("cache", 1.5), ("lr_schedule", schedules.Exponential(-1.0)), ("dropout", 1.0), ("store", ""), ("seed", -1),
     ],
 )  # fmt: skip
 def test_bad_values_name_the_option_what_is_allowed_and_the_value(name, value):
@@ -40,6 +40,21 @@ def test_bad_values_name_the_option_what_is_allowed_and_the_value(name, value):
         options.make(options.FitOptions, {name: value})
     kind = options.FIELDS[name].metadata["kind"]
     assert str(caught.value) == f"{name} must be {kind.words}, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("hidden", (128, 32), "128,32"), ("hidden", [5], "5"), ("cache", 1 << 30, 1 << 30),
+        ("lr_schedule", schedules.Cosine(20), "cosine:20"),
+        ("lr_schedule", schedules.Exponential(0.95), "exponential:0.95"),
+        ("lr_schedule", schedules.Exponential(1e-5), "exponential:0.00001"),
+        ("lr_schedule", schedules.Step(10, 0.1), "step:10:0.1"),
+    ],
+)  # fmt: skip
+def test_forms_of_python_become_those_of_the_command(name, value, text):
+    assert getattr(options.FitOptions(**{name: value}), name) == text
+    assert value_types.size(1 << 30) == value_types.size("1g")
 
 
 def test_an_unknown_option_is_a_type_error_with_the_nearest_name():

@@ -3,6 +3,7 @@
 import builtins
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,8 @@ def test_a_result_shows_itself_as_table_and_curve(monkeypatch):
     assert "<td>4</td><td>0.2500</td><td>0.5000</td><td>0.7500</td><td>0.5000</td>" in shown
     assert 'src="data:image/png;base64,iVBOR' in shown
     assert plots.png(result.plot()).startswith(b"\x89PNG")
-    assert result.plot()._repr_png_().startswith(b"\x89PNG")
+    figure: Any = result.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")
     assert (
         results.FitResult("m", 3, RECORDS * 50, None, None, None)._repr_html_().count("<tr>") == 21
     )
@@ -144,7 +146,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
             raise ImportError(name)
         return real(name, *rest, **more)
 
-    plots._figure.cache_clear()
+    plots._figure_class.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(errors.VersionError, match=r"install spark-mnist\[plots\]"):
         plots.history(RECORDS)

@@ -102,11 +102,11 @@ def test_an_agent_may_come_back_over_another_connection(monkeypatch):
     driver.agents.hear({"agent": 1, "hung_up": True, "link": 11})
     driver.agents.hear({"agent": 1, "host": "h", "link": 12})
     driver.agents.hear({"agent": 1, "hung_up": True, "link": 11})
-    now[0] += registration.AWAY_S + 1
+    now[0] += registration.AGENT_RECONNECT_S + 1
     assert driver.agents.lost() is None
     driver.agents.hear({"agent": 1, "hung_up": True, "link": 12})
     assert driver.agents.lost() is None
-    now[0] += registration.AWAY_S + 1
+    now[0] += registration.AGENT_RECONNECT_S + 1
     assert driver.agents.lost() == 1
 
 
@@ -125,8 +125,8 @@ def test_ranks_find_what_others_left():
             ask("GET")
         ask("PUT", b"\x00address")
         assert ask("GET") == b"\x00address"
-        ask("PUT", b"x" * rendezvous.MOST_BYTES)
-        assert len(ask("GET")) == rendezvous.MOST_BYTES
+        ask("PUT", b"x" * rendezvous.MAX_VALUE_BYTES)
+        assert len(ask("GET")) == rendezvous.MAX_VALUE_BYTES
         ask("DELETE")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             ask("GET")

@@ -63,7 +63,7 @@ def shared(spark, tmp_path):
 def test_two_ranks_train_continue_and_score(digits, bucket, shared):
     spark_mnist.fit(digits, "m", epochs=6, **OPTIONS)
     fit = spark_mnist.fit(digits, "m", epochs=6, continuous=True, **OPTIONS)
-    assert [record.epoch for record in fit.epochs] == list(range(7, 13))
+    assert [record.epoch for record in fit.records] == list(range(7, 13))
     assert model_store.Store(STORE).versions("m") == [1, 2]
     keys = {found.key for found in bucket.objects.all()}
     assert {"team/m/v000001/manifest.json", "team/m/v000002/weights.npz"} <= keys

@@ -161,7 +161,7 @@ def test_the_loss_is_the_one_that_training_reports(digits, store):
     options = {"store": store, "num_proc": 1, "verbose": 0, "train_validation_ratio": 0.5}
     result = spark_mnist.fit(digits, "m", epochs=1, learning_rate=1e-12, **options)
     (row,) = spark_mnist.evaluate(digits, "m", rate=1, store=store).collect()
-    record = result.epochs[0]
+    record = result.records[0]
     halves = [record.losses["loss"], record.losses["val_loss"]]
     assert row["losses"]["loss"] == pytest.approx(sum(halves) / 2, rel=1e-5)
 

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 from spark_mnist import errors
 from spark_mnist.core import plan, sharding
 from spark_mnist.data import profile, shard_writer
-from spark_mnist.ranks import batches
+from tests.conftest import read_shard
 
 
 def count(df, seed=0):
@@ -35,8 +35,7 @@ def written(df, tmp_path, *, ranks, ratio=0.8, seed=0):
                 for shard in ranked
             ]
             for ranked in (
-                [batches.read(part, rank=r, ranks=ranks, memory=1 << 30) for r in range(ranks)]
-                for part in parts
+                [read_shard(part, rank=r, ranks=ranks) for r in range(ranks)] for part in parts
             )
         ]
     return sizes, rows
@@ -158,7 +157,7 @@ def test_pixels_are_stored_as_bytes(digits, tmp_path):
         _,
     ):
         assert (train.encoding.dtype, train.encoding.scale) == ("uint8", 255.0)
-        assert batches.read(train, rank=0, ranks=1, memory=1 << 30).features.dtype == np.uint8
+        assert read_shard(train, rank=0, ranks=1).features.dtype == np.uint8
 
 
 def test_a_session_of_its_own_and_a_limit_on_files(spark, digits, tmp_path):
@@ -210,7 +209,7 @@ def test_files_keep_the_order_of_partitions_above_a_hundred_thousand():
 def test_narrow_rows_fit_into_one_row_group():
     encoding = plan.Encoding("uint8", 255.0, 1)
     for rows in (10**7, 10**8):
-        files = shard_writer._files(rows, encoding, ranks=2)
+        files = shard_writer._num_files(rows, encoding, ranks=2)
         assert files % 2 == 0
         # A row has a byte of features, and four each of its length and its label.
         assert rows / files * 9 < shard_writer.BLOCK_BYTES / 2

@@ -116,7 +116,7 @@ def test_a_handler_of_the_caller_stays(handlers):
 
 def test_a_cross_validator_in_a_thread_may_fit_its_best_model_last(spark):
     """There its own ``_fit`` calls ours: nobody else waits."""
-    scope = {"__name__": signals.TUNING, "check": signals.check}
+    scope = {"__name__": signals.TUNING_MODULE, "check": signals.check}
     exec("def _fit():\n    check()\n\ndef task():\n    check()", scope)
     found = []
     for function in (scope["_fit"], scope["task"]):

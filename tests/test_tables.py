@@ -179,7 +179,7 @@ def test_iris_on_two_ranks_names_its_species_and_goes_on(spark, iris, samples, s
     joined = {"num_proc": 2, "batch_size": 8, "learning_rate": 0.0015, "train_validation_ratio": 1}
     train = datasets.iris(spark, "train")
     result = spark_mnist.fit(train, "iris", store=store, **{**FLOWERS, **joined})
-    assert result.epochs[-1].metrics["accuracy"] > 0.95
+    assert result.records[-1].metrics["accuracy"] > 0.95
     predicted = spark_mnist.predict(samples, "iris", interpret=True, store=store)
     assert predicted.dtypes[-2:] == [("prediction", "array<int>"), ("interpreted", "string")]
     rows = predicted.collect()
@@ -187,7 +187,7 @@ def test_iris_on_two_ranks_names_its_species_and_goes_on(spark, iris, samples, s
     assert [row["prediction"] for row in rows] == [[0, 1, 0], [0, 0, 1]]
     options = {"num_proc": 2, "store": store, "continuous": True, "verbose": 0}
     more = spark_mnist.fit(iris, "iris", epochs=1, **options)
-    assert more.epochs[0].epoch == 61
+    assert more.records[0].epoch == 61
     found = manifest(store, "iris", 2)
     assert found["input"]["names"] == ["setosa", "versicolor", "virginica"]
     assert found["network"] == manifest(store, "iris", 1)["network"]  # the same standardisation
@@ -211,7 +211,7 @@ def test_features_of_any_scale_and_offset_are_learned_alike(iris, store, in_proc
     scaled = iris.selectExpr(*(f"{change.format(name)} AS {name}" for name in COLUMNS), "species")
     options = {**FLOWERS, "epochs": 20, "learning_rate": 0.01, "store": store}
     result = spark_mnist.fit(scaled, "m", **options)
-    assert result.epochs[-1].metrics["accuracy"] > 0.9
+    assert result.records[-1].metrics["accuracy"] > 0.9
     (row,) = spark_mnist.evaluate(scaled, "m", rate=1, store=store).collect()
     assert row["metrics"]["accuracy"] > 0.9
 
@@ -261,7 +261,7 @@ def test_numbers_of_numpy_and_names_of_pandas(iris, store, in_process):
     names = iris.limit(1).toPandas().columns[:4]
     options = {**FLOWERS, **numbers, **others, "features": names, "store": Path(store)}
     result = spark_mnist.fit(iris, "m", **options)
-    assert result.epochs[0].epoch == 1
+    assert result.records[0].epoch == 1
     with pytest.raises(errors.OptionError, match=r"epochs must be int >= 1, not 1\.5"):
         spark_mnist.fit(iris, "m", **{**options, "epochs": np.float64(1.5)})
 
@@ -286,7 +286,7 @@ def test_pictures_with_a_column_for_each_pixel(spark, pixels, store, in_process)
     spark_mnist.fit(checked, "checked", validation_indicator="checks", **options)
     as_text = spark_mnist.fit(text, "text", **options)
     for result in (found, named, as_text):
-        assert result.epochs == whole.epochs
+        assert result.records == whole.records
     answers = spark_mnist.predict(text, "found", interpret=True, store=store)
     assert (
         answers.select("interpreted").collect()

@@ -25,14 +25,14 @@ def old(request, tmp_path):
 def test_anothers_model_predicts_and_goes_on(old, digits, held_out, in_process):
     store = str(old)
     info = spark_mnist.describe("digits", store=store)
-    assert (info.version, info.epochs, info.ranks, info.network.name) == (1, 2, 2, "softmax")
+    assert (info.version, info.num_epochs, info.ranks, info.network.name) == (1, 2, 2, "softmax")
     (row,) = spark_mnist.evaluate(held_out, "digits", rate=1, store=store).collect()
     found = spark_mnist.predict(held_out, "digits", interpret=True, store=store)
     right = found.where("label = interpreted").count() / held_out.count()
     assert row["metrics"]["accuracy"] == right > 0.8
     fit = spark_mnist.fit(digits, "digits", epochs=1, continuous=True, store=store, **OPTIONS)
-    assert ([record.epoch for record in fit.epochs], fit.version) == ([3], 2)
-    assert fit.epochs[0].losses["loss"] < info.losses["loss"]
+    assert ([record.epoch for record in fit.records], fit.version) == ([3], 2)
+    assert fit.records[0].losses["loss"] < info.losses["loss"]
 
 
 def test_a_format_to_come_is_refused_with_what_to_do(old, held_out):
@@ -49,7 +49,7 @@ def test_the_same_fit_gives_the_same_losses_on_every_set_of_packages(spark, stor
         whole, "digits", network="softmax", epochs=2, num_proc=2, store=store, **OPTIONS
     )
     path = WRITTEN["newest_set"] / "digits" / "v000001" / "manifest.json"
-    for record, there in zip(fit.epochs, json.loads(path.read_text())["history"], strict=True):
+    for record, there in zip(fit.records, json.loads(path.read_text())["history"], strict=True):
         with capsys.disabled():
             print(f"\nepoch {record.epoch}: {record.losses} here, {there['losses']} there")
         assert record.losses == pytest.approx(there["losses"], rel=1e-5)

@@ -12,13 +12,16 @@ from spark_mnist.cluster import worker_checks
 from spark_mnist.core import requirements
 from tests.conftest import PROGRAMS
 
+BASE_PYTHON = getattr(sys, "_base_executable")  # noqa: B009
+"""The Python of which this environment is one."""
+
 
 def bare_python(directory):
     """The Python of this environment without its packages."""
     program = directory / "bare-python"
-    program.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S -E "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {BASE_PYTHON} -S -E "$@"\n')
     # -E hides PYTHONPATH, by which a worker finds PySpark.
-    program.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {BASE_PYTHON} -S "$@"\n')
     program.chmod(0o755)
     return program
 
@@ -51,7 +54,7 @@ def test_a_python_without_the_library_is_one_line(tmp_path, root):
     for message in (fit[1], predict[1]):
         assert "\n" not in message
         assert "PYSPARK_PYTHON" in message
-        assert sys._base_executable in message
+        assert BASE_PYTHON in message
         for name in ("spark-mnist", "tensorflow", "keras", "pyarrow"):
             assert name in message
     assert "horovod" in fit[1]
@@ -126,8 +129,8 @@ def test_faults_are_named(packages, message):
 
 def test_differences_that_may_work_are_told_once(spark, monkeypatch, caplog):
     other = worker(keras="3.13.9")
-    monkeypatch.setattr(worker_checks, "_look", lambda *_: [other, other])
-    monkeypatch.setattr(worker_checks, "_checked", {})
+    monkeypatch.setattr(worker_checks, "_run_probes", lambda *_: [other, other])
+    monkeypatch.setattr(worker_checks, "_worker_cache", {})
     assert worker_checks.check(spark) == [other]
     keras = requirements.installed("keras")
     assert [r.message for r in caplog.records if "keras" in r.message] == [

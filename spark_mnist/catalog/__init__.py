@@ -1,4 +1,4 @@
-"""What can be done with published versions: list, describe, delete, export, log to MLflow.
+"""Operations on published versions: list, describe, delete, export, log to MLflow.
 
 Runs on: driver.
 """

@@ -1,7 +1,8 @@
-"""A saved model as a file that others read: Keras's own, a SavedModel, or TensorFlow Lite.
+"""Exports of saved models to Keras files, SavedModels and TensorFlow Lite. Runs on: driver.
 
-Runs on the driver, which needs TensorFlow for it. The result takes float32 ``[B, W]`` as the
-networks do (pixels in 0..1) and gives class probabilities ``[B, C]``; standardisation is in it.
+The driver needs TensorFlow for an export. An exported model takes float32 ``[B, W]`` as the
+networks do (pixels in 0..1) and returns class probabilities ``[B, C]``; it standardises its inputs
+itself. Shape letters: B = rows of a batch, W = numbers of a row, C = classes.
 """
 
 from __future__ import annotations
@@ -32,23 +33,24 @@ def export(
     store: str | None = None,
     network: plan.ModelFn | None = None,
 ) -> str:
-    """Write a saved model where TensorFlow's other tools can read it.
+    """Write a saved model to a file or folder that TensorFlow's other tools can read.
 
     Args:
         model_name: A saved model.
-        path: File, for ``savedmodel`` a folder, or the URL of one. What is there already stays.
+        path: File, for ``savedmodel`` a folder, or the URL of one. An existing one is never
+            replaced.
         format: ``keras``, ``savedmodel`` or ``tflite``.
         version: Number of a version; else the newest.
         store: As for ``models``.
-        network: The user's function, for a model that only it can make.
+        network: The user's function, for a model that only this function can make.
 
     Returns:
         The path.
 
     Raises:
-        errors.OptionError: There is no such format, or something lies at the path.
+        errors.OptionError: There is no such format, or the path exists already.
         errors.ModelNotFound: There is no such model or version.
-        errors.DamagedModel: The version is not what was written.
+        errors.DamagedModel: The version's files differ from those that were written.
         errors.ModelMismatch: Only the user's function can make the network.
     """
     if format not in FORMATS:
@@ -59,37 +61,42 @@ def export(
     fs, target = fsspec.core.url_to_fs(os.fspath(path))
     if fs.exists(target):
         raise errors.OptionError(f"{path} is there already; delete it, or name another path")
-    root = versions.open_for_version(version, store)
-    saved = manifests.saved(root, model_name, version, network)
-    if format == "tflite" and registry.exported_dtype(saved.network) != registry.FLOAT32:
+    store_handle = versions.open_for_version(version, store)
+    saved_version = manifests.saved(store_handle, model_name, version, network)
+    if format == "tflite" and registry.exported_dtype(saved_version.network) != registry.FLOAT32:
         raise errors.OptionError(
             f"format=tflite takes floats, and features of model {model_name!r} are so far from 0 "
             "that floats do not tell them apart: export it as keras or savedmodel"
         )
-    model = built(saved)
+    model = built(saved_version)
     with tempfile.TemporaryDirectory() as directory:
-        written = FORMATS[format](model, Path(directory))
-        _put(fs, written, target)
+        source = FORMATS[format](model, Path(directory))
+        _copy(fs, source, target)
     return os.fspath(path)
 
 
-def _put(fs: fsspec.AbstractFileSystem, written: Path, target: str) -> None:
-    """Copy a file or a folder, seen whole or not at all where the file system can rename."""
-    staged = f"{target}.{uuid.uuid4().hex}.tmp" if isinstance(fs, LocalFileSystem) else target
+def _copy(fs: fsspec.AbstractFileSystem, source: Path, target: str) -> None:
+    """Copy a local file or folder to its target.
+
+    On a local file system the target appears complete or not at all, by a rename.
+    """
+    temporary = f"{target}.{uuid.uuid4().hex}.tmp" if isinstance(fs, LocalFileSystem) else target
     fs.makedirs(fs._parent(target), exist_ok=True)
-    fs.put(str(written), staged, recursive=written.is_dir())
-    if staged != target:
-        os.rename(staged, target)
+    fs.put(str(source), temporary, recursive=source.is_dir())
+    if temporary != target:
+        os.rename(temporary, target)
 
 
-def built(saved: manifests.Saved) -> Any:
-    """The Keras model of a saved version, with its weights, standardisation and softmax in it."""
+def built(saved_version: manifests.Saved) -> Any:
+    """Build the Keras model of a saved version, with weights, standardisation and softmax."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # ranks may need the rest
     from spark_mnist.networks import array_files
 
-    dtype = registry.exported_dtype(saved.network)
-    return array_files.built(saved.network, saved.files, saved.model_fn, dtype)
+    dtype = registry.exported_dtype(saved_version.network)
+    return array_files.built(
+        saved_version.network, saved_version.files, saved_version.model_fn, dtype
+    )
 
 
 def _keras(model: Any, directory: Path) -> Path:
@@ -118,4 +125,4 @@ FORMATS: dict[str, Callable[[Any, Path], Path]] = {
     "savedmodel": _saved_model,
     "tflite": _tflite,
 }
-"""What writes each format into a folder."""
+"""Functions that write a model into a folder, by format; each returns the path it wrote."""

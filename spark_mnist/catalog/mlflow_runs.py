@@ -1,8 +1,8 @@
-"""A fit in MLflow: its parameters, its metrics by epoch, and the model with its signature.
+"""Logging of a fit to MLflow: parameters, metrics by epoch, the model. Runs on: driver.
 
-Runs on the driver, since executors have neither the run nor its credentials, after the version is
-published. Where a run is active, the fit is logged in it; a second fit of that run, and each
-further, in a run below it.
+A fit is logged after its version is published, on the driver, since executors have neither the
+MLflow run nor its credentials. Where a run is active, the first fit is logged in this run; the
+second fit and each further fit get a child run of it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ from spark_mnist.store import manifests, model_store
 
 logger = logging.getLogger(__name__)
 
-MODEL, VERSION, STORE = "spark_mnist.model", "spark_mnist.version", "spark_mnist.store"
-"""The tags of a fit's run."""
-NO_PARAMS = ("store", "network", "verbose", "mlflow")
-"""Options that say nothing of how a model was trained, or are told otherwise."""
+MODEL_TAG, VERSION_TAG, STORE_TAG = "spark_mnist.model", "spark_mnist.version", "spark_mnist.store"
+"""Tags of a fit's run."""
+UNLOGGED_OPTIONS = ("store", "network", "verbose", "mlflow")
+"""Options that are no parameters of the training, or that are logged in another form."""
 
 
-def wanted(asked: bool | None) -> bool:
-    """Whether a fit is to be logged: where it is asked for, and else where a run is active.
+def wanted(option: bool | None) -> bool:
+    """Return whether to log a fit to MLflow.
+
+    Args:
+        option: Value of the option ``mlflow``; with None a fit is logged where a run is active.
 
     Raises:
-        errors.VersionError: It is asked for, and MLflow is missing or outside its range.
+        errors.VersionError: The option is true, and MLflow is missing or outside its range.
     """
-    if asked is False or not (asked or _active_run()):
+    if option is False or not (option or _active_run()):
         return False
     try:
         requirements.check_extra("mlflow")
     except errors.VersionError as error:
-        if asked:
+        if option:
             raise errors.VersionError(f"mlflow=true cannot be: {error}") from None
         logger.warning("the fit is not logged in the active run of MLflow: %s", error)
         return False
@@ -51,18 +54,20 @@ def wanted(asked: bool | None) -> bool:
 def log(
     result: results.FitResult, fit_options: options.FitOptions, store: model_store.Store
 ) -> None:
-    """Log a fit that was published. What MLflow refuses is a warning: nothing of the fit is lost.
+    """Log a published fit.
+
+    Errors of MLflow are logged as a warning, since the version is published all the same.
 
     Args:
-        result: Of the fit.
-        fit_options: Its options.
-        store: Where it was published.
+        result: Result of the fit.
+        fit_options: Options of the fit.
+        store: Store in which the version was published.
     """
     try:
-        with _run(result), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MLflow's of itself and of what it imports
+        with _fit_run(result), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings of MLflow and of the libraries it imports
             _log(result, fit_options, store)
-    except Exception as error:  # whatever a tracking server or its client raises
+    except Exception as error:  # of any type: a tracking server's client has its own exceptions
         logger.warning(
             "version %d of model %r is published, but MLflow did not take all of it: %s: %s",
             *(result.version, result.model_name, type(error).__name__, error),
@@ -70,33 +75,37 @@ def log(
 
 
 @contextlib.contextmanager
-def _run(result: results.FitResult) -> Iterator[None]:
-    """The active run of this thread if no fit is in it yet, or a new one, below an active one."""
+def _fit_run(result: results.FitResult) -> Iterator[None]:
+    """Use this thread's active run if no fit is logged in it yet, else a new run.
+
+    The new run is a child of the active run, where there is one.
+    """
     import mlflow
 
-    active, here = _active_run(), mlflow.active_run()
-    if here and MODEL not in mlflow.get_run(here.info.run_id).data.tags:
+    active_run, thread_run = _active_run(), mlflow.active_run()
+    if thread_run and MODEL_TAG not in mlflow.get_run(thread_run.info.run_id).data.tags:
         yield
         return
     name = f"{result.model_name} v{result.version}"
-    # Of another thread's run only a run below it can be ours: ours to end.
-    parent = active.info.run_id if active and not here else None
-    with mlflow.start_run(run_name=name, nested=active is not None, parent_run_id=parent):
+    # A run of another thread is not ours to end: the fit gets a child run, which it ends itself.
+    parent_id = active_run.info.run_id if active_run and not thread_run else None
+    with mlflow.start_run(run_name=name, nested=active_run is not None, parent_run_id=parent_id):
         yield
 
 
 def _active_run() -> Any:
-    """Return the run that is active in this thread, or else in another: MLflow keeps one a thread.
+    """Return the active run of this thread, else of another thread, else None.
 
-    Spark calls ``foreachBatch``, and fits under a ``CrossValidator``, in threads of their own.
+    MLflow keeps one active run for each thread. Spark calls ``foreachBatch``, and fits under a
+    ``CrossValidator``, in threads of their own.
     """
-    mlflow = sys.modules.get("mlflow")  # a run can be active only where somebody has imported it
+    mlflow = sys.modules.get("mlflow")  # a run can be active only where MLflow was imported
     if mlflow is None:
         return None
     if run := mlflow.active_run():
         return run
-    in_any_thread = getattr(mlflow.tracking.fluent, "_get_latest_active_run", None)
-    return in_any_thread() if in_any_thread else None
+    latest_active_run = getattr(mlflow.tracking.fluent, "_get_latest_active_run", None)
+    return latest_active_run() if latest_active_run else None
 
 
 def _log(
@@ -105,34 +114,40 @@ def _log(
     import mlflow
 
     info = results.info(store.manifest(result.model_name, result.version))
-    mlflow.set_tags({MODEL: result.model_name, VERSION: result.version, STORE: store.url})
-    for record in result.epochs:
+    mlflow.set_tags(
+        {MODEL_TAG: result.model_name, VERSION_TAG: result.version, STORE_TAG: store.url}
+    )
+    for record in result.records:
         mlflow.log_metrics({**record.losses, **record.metrics}, step=record.epoch)
     mlflow.log_metric("rows_per_second", result.timing.rows_per_second)
     _log_model(manifests.saved(store, result.model_name, result.version, fit_options.network))
-    # Last, since it refuses a value other than one that the user has logged by that name.
+    # Last, since MLflow raises where the user has logged another value under the same name.
     mlflow.log_params(_params(info, fit_options))
 
 
 def _params(info: results.ModelInfo, fit_options: options.FitOptions) -> dict[str, Any]:
-    """How a version was trained: what was asked for, and what was used where nothing was."""
-    asked = {
+    """Return a fit's parameters: the options that were set, and the values that training used."""
+    option_values = {
         field.name: value
         for field in dataclasses.fields(fit_options)
-        if (value := getattr(fit_options, field.name)) is not None and field.name not in NO_PARAMS
+        if (value := getattr(fit_options, field.name)) is not None
+        and field.name not in UNLOGGED_OPTIONS
     }
-    used = {
+    effective_values = {
         "network": info.network.name,
         "ranks": info.ranks,
         "seed": info.seed,
         "optimizer": info.optimizer.name,
         "learning_rate": info.optimizer.learning_rate,
     }
-    return {**asked, **used}
+    return {**option_values, **effective_values}
 
 
-def _log_model(saved: manifests.Saved) -> None:
-    """Log the Keras model: ``[B, W]`` in, mostly float32, and probabilities ``[B, C]`` out."""
+def _log_model(saved_version: manifests.Saved) -> None:
+    """Log the Keras model.
+
+    Its inputs are ``[B, W]``, mostly float32, and its outputs are probabilities ``[B, C]``.
+    """
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
@@ -141,13 +156,13 @@ def _log_model(saved: manifests.Saved) -> None:
     def tensor(width: int, dtype: str = registry.FLOAT32) -> Schema:
         return Schema([TensorSpec(np.dtype(dtype), (-1, width))])
 
-    network = saved.network
+    network = saved_version.network
     inputs = tensor(network.inputs, registry.exported_dtype(network))
 
     mlflow.tensorflow.log_model(
-        exports.built(saved),
+        exports.built(saved_version),
         name="model",
         signature=ModelSignature(inputs, tensor(network.classes)),
-        # Named, since MLflow would load the model in a process of its own to find them.
+        # Passed here, since MLflow would load the model in another process to find them.
         pip_requirements=mlflow.tensorflow.get_default_pip_requirements(),
     )

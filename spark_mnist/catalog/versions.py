@@ -1,7 +1,7 @@
-"""``models``, ``describe``, ``delete``, ``rollback``: what is done with saved models.
+"""``models``, ``describe``, ``delete``, ``rollback``, ``publish``: operations on saved models.
 
-Runs on the driver and touches no row. A session is asked for its setting of the store, where one
-is active.
+No operation reads rows. The setting of the store comes from the active Spark session, where there
+is one. Runs on: driver.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MODELS_RESULT = (
 
 
 def open_for_version(version: int | None, store: str | None) -> model_store.Store:
-    """The store, after a look at the arguments of a function on one version.
+    """Check the arguments of a function on one version, and return the store.
 
     Raises:
         errors.OptionError: A value is not allowed.
     """
-    parsed = options.make(options.VersionOptions, {"version": version, "store": store})
-    return location.open_store(parsed.store)
+    version_options = options.make(options.VersionOptions, {"version": version, "store": store})
+    return location.open_store(version_options.store)
 
 
 def models(store: str | None = None) -> list[results.ModelInfo]:
@@ -42,21 +42,22 @@ def models(store: str | None = None) -> list[results.ModelInfo]:
     Args:
         store: URL or path; else ``spark.mnist.store`` of the active session, else ``./models``.
     """
-    parsed = options.make(options.Options, {"store": store})
-    saved = location.open_store(parsed.store)
-    found = []
-    for name in saved.names():
+    store_options = options.make(options.Options, {"store": store})
+    store_handle = location.open_store(store_options.store)
+    infos = []
+    for name in store_handle.names():
         try:
-            found.append(results.info(saved.manifest(name, saved.resolve_version(name))))
+            version = store_handle.resolve_version(name)
+            infos.append(results.info(store_handle.manifest(name, version)))
         except errors.DamagedModel as error:
             logger.warning("%s", error)
-    return found
+    return infos
 
 
 def describe(
     model_name: str, version: int | None = None, store: str | None = None
 ) -> results.ModelInfo:
-    """Tell what a version is: network, columns, classes, how it was trained.
+    """Describe a version: its network, columns and classes, and how it was trained.
 
     Args:
         model_name: A saved model.
@@ -65,14 +66,17 @@ def describe(
 
     Raises:
         errors.ModelNotFound: There is no such model or version.
-        errors.DamagedModel: It cannot be understood.
+        errors.DamagedModel: The manifest of the version cannot be understood.
     """
-    saved = open_for_version(version, store)
-    return results.info(saved.manifest(model_name, saved.resolve_version(model_name, version)))
+    store_handle = open_for_version(version, store)
+    number = store_handle.resolve_version(model_name, version)
+    return results.info(store_handle.manifest(model_name, number))
 
 
 def delete(model_name: str, version: int | None = None, store: str | None = None) -> list[int]:
-    """Delete a version, or a model with all its versions. DataFrames made before stay valid.
+    """Delete a version, or a model with all its versions.
+
+    DataFrames that ``predict`` returned before stay valid.
 
     Args:
         model_name: A saved model.
@@ -80,20 +84,20 @@ def delete(model_name: str, version: int | None = None, store: str | None = None
         store: As for ``models``.
 
     Returns:
-        The numbers of the versions that are gone.
+        The numbers of the deleted versions.
 
     Raises:
         errors.ModelNotFound: There is no such model or version.
     """
-    saved = open_for_version(version, store)
-    saved.resolve_version(model_name, version)
-    gone = saved.versions(model_name) if version is None else [version]
-    saved.remove(model_name, gone)
-    return gone
+    store_handle = open_for_version(version, store)
+    store_handle.resolve_version(model_name, version)
+    numbers = store_handle.versions(model_name) if version is None else [version]
+    store_handle.remove(model_name, numbers)
+    return numbers
 
 
 def rollback(model_name: str, version: int, store: str | None = None) -> int:
-    """Make an older version the newest again, by publishing a copy of it.
+    """Publish a copy of an older version, which makes the copy the newest version.
 
     Args:
         model_name: A saved model.
@@ -105,28 +109,29 @@ def rollback(model_name: str, version: int, store: str | None = None) -> int:
 
     Raises:
         errors.ModelNotFound: There is no such model or version.
-        errors.DamagedModel: The version is not what was written.
-        errors.OptionError: No version is named.
+        errors.DamagedModel: The version's files differ from those that were written.
+        errors.OptionError: ``version`` is missing.
     """
     if version is None:
         raise errors.OptionError("rollback needs the version to go back to, version=1")
-    saved = open_for_version(version, store)
-    manifest, files = saved.read(model_name, saved.resolve_version(model_name, version))
-    same = {k: v for k, v in manifest.items() if k not in ("format", "files", model_store.DIGEST)}
+    store_handle = open_for_version(version, store)
+    source = store_handle.resolve_version(model_name, version)
+    manifest, files = store_handle.read(model_name, source)
+    fields = {k: v for k, v in manifest.items() if k not in ("format", "files", model_store.DIGEST)}
     now = datetime.datetime.now(datetime.UTC).isoformat()
 
-    def copy(number: int) -> dict[str, Any]:
-        return {**same, "version": number, "parent": version, "created": now}
+    def describe_copy(number: int) -> dict[str, Any]:
+        return {**fields, "version": number, "parent": version, "created": now}
 
-    return saved.publish(model_name, files, copy)
+    return store_handle.publish(model_name, files, describe_copy)
 
 
 def publish(model_name: str, work: str, store: str | None = None) -> int:
-    """Publish a trained model that ``fit`` could not, as ``errors.NotPublished`` tells.
+    """Publish a trained model that ``fit`` could not publish; see ``errors.NotPublished``.
 
     Args:
-        model_name: What it is saved under.
-        work: URL of the fit's work directory, as the error has it; it is removed afterwards.
+        model_name: The name to save the model under.
+        work: URL of the fit's work directory, from the error. The directory is removed afterwards.
         store: As for ``models``.
 
     Returns:
@@ -134,27 +139,28 @@ def publish(model_name: str, work: str, store: str | None = None) -> int:
 
     Raises:
         errors.ModelNotFound: There is no trained model in that directory.
-        errors.DamagedModel: It is not what was written.
+        errors.DamagedModel: The model's files differ from those that were written.
     """
-    saved, work = open_for_version(None, store), model_store.validate_work_url(work)
+    store_handle, work = open_for_version(None, store), model_store.validate_work_url(work)
     manifest, files = checkpoints.read_unpublished(work)
     parent = manifest["parent"] if manifest["name"] == model_name else None
-    same = {**manifest, "name": model_name, "parent": parent}
-    version = saved.publish(model_name, files, lambda number: {**same, "version": number})
+    fields = {**manifest, "name": model_name, "parent": parent}
+    version = store_handle.publish(model_name, files, lambda number: {**fields, "version": number})
     model_store.remove_work(work)
     return version
 
 
-def models_table(spark: SparkSession, found: list[results.ModelInfo]) -> DataFrame:
-    """Models as a DataFrame."""
-    rows = [(m.name, m.version, m.epochs, m.losses, m.metrics, m.created) for m in found]
+def models_table(spark: SparkSession, infos: list[results.ModelInfo]) -> DataFrame:
+    """Return models as a DataFrame with one row for each."""
+    rows = [(m.name, m.version, m.num_epochs, m.losses, m.metrics, m.created) for m in infos]
     return spark.createDataFrame(rows, MODELS_RESULT)
 
 
-def info_table(spark: SparkSession, found: results.ModelInfo) -> DataFrame:
-    """What is told of a version, as a DataFrame of properties."""
-    described = dataclasses.asdict(found)
-    text = {
-        k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in described.items()
+def info_table(spark: SparkSession, info: results.ModelInfo) -> DataFrame:
+    """Return the description of a version as a DataFrame with one row for each property."""
+    properties = dataclasses.asdict(info)
+    properties["epochs"] = properties.pop("num_epochs")
+    texts = {
+        k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in properties.items()
     }
-    return spark.createDataFrame([*text.items()], "property string, value string")
+    return spark.createDataFrame([*texts.items()], "property string, value string")

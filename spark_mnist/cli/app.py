@@ -4,8 +4,10 @@
     mymnist models|describe|delete|rollback [MODEL] [key=value ...]
     mymnist doctor [MODEL] [key=value ...] [--input DATA]
 
-Results go to stdout and nothing else does; logs and progress go to stderr. Exit codes: 0 done, 1
-failed, 2 not understood, 130 interrupted, 143 terminated.
+Only results go to stdout; logs and progress go to stderr. Exit codes: 0 success, 1 failure, 2
+command not understood, 130 interrupted, 143 terminated.
+
+Runs on: driver.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 DATASETS = ("digits", "iris", "mnist")
-SHOWN_ROWS = 20
-"""Rows of a prediction that are shown on stdout."""
+MAX_TABLE_ROWS = 20
+"""Most rows of a prediction that the table on stdout has."""
 EXAMPLES = """\
 examples:
   mymnist fit test_model batch_size=128 epochs=5 --input digits:train
@@ -45,7 +47,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     _open_closed_streams()
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("spark_mnist").setLevel(level)
     requirements.ignore_new_pandas()
     try:
-        command = grammar.parse_words([*arguments.words, *_settings(arguments)])
+        command = grammar.parse_words([*arguments.words, *_flag_words(arguments)])
         with signals.unwound(), _only_results_on_stdout() as stdout:
             return _run(command, arguments, stdout)
     except KeyboardInterrupt:
@@ -62,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        usage = isinstance(error, errors.CommandError)
-        return _fail(_message(error), 2 if usage else 1)
+        is_usage_error = isinstance(error, errors.CommandError)
+        return _fail(_message(error), 2 if is_usage_error else 1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "       mymnist models|describe|delete|rollback [MODEL] [key=value ...]\n"
         "       mymnist doctor [MODEL] [key=value ...] [--input DATA]",
         description="Train a Keras model on rows of a Spark DataFrame, apply it, or measure it.",
-        epilog=f"key=value:\n{_table()}\n\n{EXAMPLES}",
+        epilog=f"key=value:\n{_options_help()}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -98,30 +100,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--store", metavar="URL", help="the same as store=URL")
     add("--num-proc", metavar="N", help="the same as num_proc=N")
     add("--master", help="Spark master, outside spark-submit only")
-    volume = parser.add_mutually_exclusive_group()
-    volume.add_argument("--verbose", action="store_true", help="log what the ranks say")
-    volume.add_argument("--quiet", action="store_true", help="the same as verbose=0")
+    verbosity = parser.add_mutually_exclusive_group()
+    verbosity.add_argument("--verbose", action="store_true", help="log what the ranks say")
+    verbosity.add_argument("--quiet", action="store_true", help="the same as verbose=0")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"mymnist {__version__}")
     return parser
 
 
-def _table() -> str:
-    """The options of all operations as lines of ``--help``."""
+def _options_help() -> str:
+    """Return the options of all operations as lines of ``--help``."""
     lines = []
     for name, field in options.FIELDS.items():
         users = options.users(name)
         default = field.metadata["shown"] or field.default
-        for_all = "" if len(users) == len(options.OPERATIONS) else f" ({', '.join(users)})"
-        words = (
-            f"{field.metadata['doc']}{for_all}; {field.metadata['kind'].words}; default {default}"
-        )
-        lines += textwrap.wrap(words, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26)
+        scope = "" if len(users) == len(options.OPERATIONS) else f" ({', '.join(users)})"
+        text = f"{field.metadata['doc']}{scope}; {field.metadata['kind'].words}; default {default}"
+        lines += textwrap.wrap(text, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26)
     return "\n".join(lines)
 
 
-def _settings(arguments: argparse.Namespace) -> list[str]:
-    """The flags that are another way to write an option."""
+def _flag_words(arguments: argparse.Namespace) -> list[str]:
+    """Return ``key=value`` for each flag that is another way to write an option."""
     shows_progress = arguments.words[:1] in [[name] for name in options.users("verbose")]
     flags = {
         "store": arguments.store,
@@ -132,77 +132,77 @@ def _settings(arguments: argparse.Namespace) -> list[str]:
 
 
 def _open_closed_streams() -> None:
-    """Open stdout and stderr where they were closed, so that no other file takes their numbers."""
-    for name, number in (("stdout", 1), ("stderr", 2)):
+    """Open stdout and stderr where they are closed, so that no other file gets their numbers."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_WRONLY)
-            if null != number:
-                os.dup2(null, number)
+            if null != descriptor:
+                os.dup2(null, descriptor)
                 os.close(null)
-            os.set_inheritable(number, True)  # by the JVM, too
-            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+            os.set_inheritable(descriptor, True)  # the JVM inherits it, too
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def _only_results_on_stdout() -> Iterator[TextIO]:
-    """Yield stdout, and send to stderr what anyone else, the JVM included, prints on it."""
+    """Yield stdout, and send to stderr what other code, the JVM included, prints to stdout."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout_descriptor = os.dup(1)
     os.dup2(2, 1)
-    stdout = os.fdopen(os.dup(kept), "w", encoding="utf-8")
+    stdout = os.fdopen(os.dup(stdout_descriptor), "w", encoding="utf-8")
     try:
         yield stdout
-        with contextlib.suppress(BrokenPipeError):  # who reads has read enough, as head has
+        with contextlib.suppress(BrokenPipeError):  # the reader stops early, as head does
             stdout.flush()
     finally:
         sys.stdout.flush()
         with contextlib.suppress(OSError):
             stdout.close()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout_descriptor, 1)
+        os.close(stdout_descriptor)
 
 
 def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO) -> int:
-    """Carry out the command; returns the exit code."""
-    with_rows = command.operation not in grammar.WITHOUT_ROWS
-    doctor = command.operation == "doctor"
-    if doctor and not arguments.input:
-        with_rows = False
-    if with_rows and not arguments.input:
+    """Carry out the command and return the exit code."""
+    needs_rows = command.operation not in grammar.WITHOUT_ROWS
+    is_doctor = command.operation == "doctor"
+    if is_doctor and not arguments.input:
+        needs_rows = False
+    if needs_rows and not arguments.input:
         raise errors.CommandError("--input is missing: name digits:train, mnist:train or a path")
-    reader = _reader(arguments) if with_rows else None
+    reader = _reader(arguments) if needs_rows else None
     if arguments.output:
         outputs.check_format(arguments.output, arguments.output_format)
 
     from spark_mnist import api
 
     spark = _session(arguments)
-    with signals.unwound():  # once more: with its session Spark has put its own handler
-        write = None
+    with signals.unwound():  # a second time, since a new session installs Spark's own handler
+        writer = None
         if arguments.output:
-            write = outputs.Writer(
+            writer = outputs.Writer(
                 spark, arguments.output, arguments.output_format, overwrite=arguments.overwrite
             )
         rows = reader(spark) if reader else None
-        if rows is not None and command.operation == "predict" and not (write or arguments.json):
-            rows = rows.limit(SHOWN_ROWS + 1)  # one more tells that there are more
+        if rows is not None and command.operation == "predict" and not (writer or arguments.json):
+            rows = rows.limit(MAX_TABLE_ROWS + 1)  # the extra row tells whether there are more
         result = api.run(command, rows)
-        with contextlib.suppress(BrokenPipeError):  # who reads has read enough, as head has
-            if write:
-                write.write(result)
+        with contextlib.suppress(BrokenPipeError):  # the reader stops early, as head does
+            if writer:
+                writer.write(result)
             elif arguments.json:
                 for line in outputs.json_lines(result):
                     stdout.write(f"{line}\n")
             else:
                 _show(result, stdout, whole=command.operation != "predict")
-        return int(doctor and result.where("NOT ok").count() > 0)
+        return int(is_doctor and result.where("NOT ok").count() > 0)
 
 
 def _show(result: DataFrame, stdout: TextIO, *, whole: bool) -> None:
     """Print a result as a table, all of it or its first rows."""
-    # Read to its end: a worker of PySpark 4.3 prints a traceback when somebody stops before.
+    # Collect all rows: a worker of PySpark 4.3 prints a traceback when its reader stops early.
     rows = result.sparkSession.createDataFrame(result.collect(), result.schema)
-    count = rows.count() if whole else SHOWN_ROWS
+    count = rows.count() if whole else MAX_TABLE_ROWS
     with contextlib.redirect_stdout(stdout):
         rows.show(count, truncate=not whole, vertical="confusion" in result.columns)
 
@@ -210,7 +210,7 @@ def _show(result: DataFrame, stdout: TextIO, *, whole: bool) -> None:
 def _session(arguments: argparse.Namespace) -> SparkSession:
     from pyspark.sql import SparkSession
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Horovod imports TensorFlow to look at it
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Horovod imports TensorFlow to inspect it
     builder = SparkSession.builder.appName("mymnist")
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit started this process
         if arguments.master:
@@ -225,7 +225,13 @@ def _session(arguments: argparse.Namespace) -> SparkSession:
 
 
 def _reader(arguments: argparse.Namespace) -> Any:
-    """A function from a session to the input; checks the words before a session starts."""
+    """Return a function that reads the input with a session.
+
+    The arguments are checked here, before a session starts.
+
+    Raises:
+        errors.CommandError: The arguments for the input are not understood.
+    """
     source = arguments.input
     name, colon, split = source.partition(":")
     if colon and name in DATASETS:
@@ -236,8 +242,8 @@ def _reader(arguments: argparse.Namespace) -> Any:
         from spark_mnist import datasets
 
         return lambda spark: getattr(datasets, name)(spark, split)
-    kind = outputs.format_of(source, arguments.format, "--format")
-    read_options = {"header": "true"} if kind == "csv" else {}
+    file_format = outputs.format_of(source, arguments.format, "--format")
+    read_options = {"header": "true"} if file_format == "csv" else {}
     for word in arguments.read:
         key, equals, value = word.partition("=")
         if not (key and equals):
@@ -246,10 +252,10 @@ def _reader(arguments: argparse.Namespace) -> Any:
 
     def read(spark: SparkSession) -> DataFrame:
         try:
-            return spark.read.format(kind).options(**read_options).load(source)
-        except Exception as error:  # Spark's, or the JVM's
+            return spark.read.format(file_format).options(**read_options).load(source)
+        except Exception as error:  # of any type: Spark's, or the JVM's
             raise errors.DatasetError(
-                f"--input {source} cannot be read as {kind}: {_cause(error)}"
+                f"--input {source} cannot be read as {file_format}: {_cause(error)}"
             ) from error
 
     return read
@@ -259,13 +265,13 @@ def _message(error: Exception) -> str:
     if isinstance(error, errors.SparkMnistError):
         return str(error)
     text = str(error).strip()
-    if ours := re.search(r"spark_mnist\.errors\.\w+: (.*)", text):  # raised on an executor
-        return ours[1]
+    if match := re.search(r"spark_mnist\.errors\.\w+: (.*)", text):  # raised on an executor
+        return match[1]
     return f"{type(error).__name__}: {_cause(error)}"
 
 
 def _cause(error: Exception) -> str:
-    """Return the words of the exception in the JVM at which an error began, or its own."""
+    """Return the first line of the JVM's root exception, or of the error if it has none."""
     exception = getattr(error, "java_exception", None)
     text = str(error).strip()
     while exception is not None:

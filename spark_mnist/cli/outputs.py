@@ -1,4 +1,4 @@
-"""Where the command line writes results: files in a format of Spark's, whole or not at all.
+"""Outputs of the command line: files in a format of Spark's, written complete or not at all.
 
 Runs on: driver.
 """
@@ -17,51 +17,51 @@ if TYPE_CHECKING:
 FORMATS = ("parquet", "csv", "json", "orc")
 
 
-def format_of(path: str, given: str | None, flag: str) -> str:
-    """Return the format of a path, by its ending where none is given.
+def format_of(path: str, format_name: str | None, flag: str) -> str:
+    """Return the format of a path: ``format_name``, or the path's ending where that is None.
 
     Raises:
-        errors.CommandError: The ending does not tell.
+        errors.CommandError: The ending is not the name of a format.
     """
     ending = path.rstrip("/").rpartition(".")[2].lower()
-    if given or ending in FORMATS:
-        return given or ending
+    if format_name or ending in FORMATS:
+        return format_name or ending
     raise errors.CommandError(
         f"the format of {path!r} is not clear: add {flag} {'|'.join(FORMATS)}"
     )
 
 
-def check_format(path: str, given: str | None) -> None:
+def check_format(path: str, format_name: str | None) -> None:
     """Refuse an output whose format is not clear; see ``format_of``."""
-    format_of(path, given, "--output-format")
+    format_of(path, format_name, "--output-format")
 
 
 class Writer:
-    """Writes one result beside its place, then moves it there.
+    """Writer of one result: writes to a temporary path in the same folder, then renames.
 
     Args:
         spark: The session.
-        path: Where the result will be.
-        given: Its format, where the path's ending does not tell.
-        overwrite: Whether to replace what is there.
+        path: Path of the result.
+        format_name: Format of the result, where the path's ending does not tell.
+        overwrite: Whether to replace an existing path.
 
     Raises:
-        errors.CommandError: The format is not clear, or something is there already.
+        errors.CommandError: The format is not clear, or the path exists already.
         errors.DatasetError: The path cannot be written.
     """
 
     def __init__(
-        self, spark: SparkSession, path: str, given: str | None, *, overwrite: bool
+        self, spark: SparkSession, path: str, format_name: str | None, *, overwrite: bool
     ) -> None:
-        self._format = format_of(path, given, "--output-format")
-        self._shown, self._overwrite = path, overwrite
+        self._format = format_of(path, format_name, "--output-format")
+        self._user_path, self._overwrite = path, overwrite
         jvm: Any = spark._jvm
         configuration = spark.sparkContext._jsc.hadoopConfiguration()
         try:
             path_class = jvm.org.apache.hadoop.fs.Path
             self._files = path_class(path).getFileSystem(configuration)
             self._path = self._files.makeQualified(path_class(path))
-            self._part = path_class(
+            self._temporary_path = path_class(
                 self._path.getParent(), f".{self._path.getName()}.{uuid.uuid4().hex[:8]}"
             )
             if self._files.exists(self._path) and not overwrite:
@@ -71,37 +71,43 @@ class Writer:
             directory = self._path.getParent()
             while not self._files.exists(directory):
                 directory = directory.getParent()
-            probe = path_class(directory, self._part.getName())
+            probe = path_class(directory, self._temporary_path.getName())
             self._files.mkdirs(probe)
             self._files.delete(probe, True)
         except errors.SparkMnistError:
             raise
-        except Exception as error:  # the JVM's, of a file system
-            why = str(getattr(error, "java_exception", error))
-            raise errors.DatasetError(f"--output {path} cannot be written: {why}") from error
+        except Exception as error:  # of any type: the JVM's, of a file system
+            cause = str(getattr(error, "java_exception", error))
+            raise errors.DatasetError(f"--output {path} cannot be written: {cause}") from error
 
     def write(self, result: DataFrame) -> None:
-        """Write all rows."""
+        """Write all rows.
+
+        Raises:
+            errors.DatasetError: Another process wrote to the path meanwhile, or the rename failed.
+        """
         table = as_text(result) if self._format == "csv" else result
-        written = table.write.format(self._format)
+        writer = table.write.format(self._format)
         if self._format == "csv":
-            written = written.option("header", True)
+            writer = writer.option("header", True)
         if self._format == "json":
-            written = written.option("ignoreNullFields", False)
+            writer = writer.option("ignoreNullFields", False)
         try:
-            written.save(self._part.toString())
+            writer.save(self._temporary_path.toString())
             if self._overwrite:
                 self._files.delete(self._path, True)
             elif self._files.exists(self._path):
                 raise errors.DatasetError(
-                    f"--output {self._shown}: another has written there meanwhile; add --overwrite"
+                    f"--output {self._user_path}: another has written there meanwhile; add "
+                    "--overwrite"
                 )
-            if not self._files.rename(self._part, self._path):
+            if not self._files.rename(self._temporary_path, self._path):
                 raise errors.DatasetError(
-                    f"--output {self._shown}: {self._part.toString()} cannot be moved there"
+                    f"--output {self._user_path}: {self._temporary_path.toString()} cannot be "
+                    "moved there"
                 )
         finally:
-            self._files.delete(self._part, True)
+            self._files.delete(self._temporary_path, True)
 
 
 def json_lines(result: DataFrame) -> Iterator[str]:
@@ -115,7 +121,7 @@ def json_lines(result: DataFrame) -> Iterator[str]:
 
 
 def as_text(result: DataFrame) -> DataFrame:
-    """Return a result for CSV, whose arrays are the manual's text, and maps and structs JSON."""
+    """Return a result for CSV: arrays as the manual's text, maps and structs as JSON."""
     from pyspark.ml.functions import vector_to_array
     from pyspark.ml.linalg import VectorUDT
     from pyspark.sql import functions as F
@@ -123,16 +129,16 @@ def as_text(result: DataFrame) -> DataFrame:
 
     def text(field: T.StructField) -> Any:
         name = f"`{field.name}`"
-        kind = field.dataType
-        array = isinstance(kind, T.ArrayType)
-        inner = kind.elementType if isinstance(kind, T.ArrayType) else kind
-        if isinstance(inner, T.ArrayType | T.MapType | T.StructType):
+        data_type = field.dataType
+        is_array = isinstance(data_type, T.ArrayType)
+        value_type = data_type.elementType if isinstance(data_type, T.ArrayType) else data_type
+        if isinstance(value_type, T.ArrayType | T.MapType | T.StructType):
             return F.to_json(name).alias(field.name)
-        if array:
+        if is_array:
             return F.array_join(name, ",", "").alias(field.name)  # a null keeps its place
-        if isinstance(kind, VectorUDT):
+        if isinstance(data_type, VectorUDT):
             return F.array_join(vector_to_array(F.col(name)), ",").alias(field.name)
-        if isinstance(kind, T.BinaryType):  # an image's bytes, as text that reads back
+        if isinstance(data_type, T.BinaryType):  # an image's bytes, as text that can be read again
             byte = f"conv(hex(substring({name}, i, 1)), 16, 10) / 255"
             numbers = F.expr(f"transform(sequence(1, length({name})), i -> {byte})")
             return F.array_join(numbers, ",").alias(field.name)

@@ -1,4 +1,4 @@
-"""The Spark session and what it runs on: slots, settings, the Python of its workers.
+"""The Spark session and its cluster: slots, settings, the Python of its workers.
 
-Runs on: driver.
+Runs on: driver, Spark task.
 """

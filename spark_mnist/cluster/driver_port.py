@@ -12,7 +12,7 @@ from spark_mnist.core import channel
 
 
 def driver_address(spark: SparkSession) -> tuple[str, str]:
-    """Return where executors reach the driver, and the address on which it listens."""
+    """Return the host by which executors reach the driver, and the address on which it listens."""
     conf = spark.sparkContext.getConf()
     host = str(conf.get("spark.driver.host"))
     return host, str(conf.get("spark.driver.bindAddress", host))
@@ -24,7 +24,7 @@ def inbox(
     receive: Callable[[channel.Event], None],
     answer: Callable[[bytes], bytes | None],
 ) -> channel.HeartbeatServer:
-    """Listen for ranks and agents where executors reach the driver.
+    """Make the server that listens for ranks and agents.
 
     Raises:
         errors.ClusterError: No port is free.
@@ -33,11 +33,11 @@ def inbox(
     try:
         return channel.HeartbeatServer(host, bind, receive, answer, ports)
     except OSError as error:
-        raise _cannot_listen(ports, bind, error) from error
+        raise _listen_error(ports, bind, error) from error
 
 
 def check_port(spark: SparkSession, ports: Sequence[int]) -> None:
-    """Refuse an address or ports on which the driver could not listen for its ranks.
+    """Check that the driver can listen for its ranks on its address and one of the ports.
 
     Raises:
         errors.ClusterError: The driver has no IPv4 address, or none of the ports is free.
@@ -54,12 +54,13 @@ def check_port(spark: SparkSession, ports: Sequence[int]) -> None:
     try:
         channel.listen(bind, ports).close()
     except OSError as error:
-        raise _cannot_listen(ports, bind, error) from error
+        raise _listen_error(ports, bind, error) from error
 
 
-def _cannot_listen(ports: Sequence[int], bind: str, error: OSError) -> errors.ClusterError:
-    where = f"port {ports[0]}" if len(ports) == 1 else f"a port of {ports[0]} to {ports[-1]}"
+def _listen_error(ports: Sequence[int], bind: str, error: OSError) -> errors.ClusterError:
+    ports_text = f"port {ports[0]}" if len(ports) == 1 else f"a port of {ports[0]} to {ports[-1]}"
     return errors.ClusterError(
-        f"the driver cannot listen on {where} of {bind} ({error.strerror}): give port, or Spark's "
-        "setting spark.mnist.port, a range with a free port for each fit that runs on this machine"
+        f"the driver cannot listen on {ports_text} of {bind} ({error.strerror}): give port, or "
+        "Spark's setting spark.mnist.port, a range with a free port for each fit that runs on this "
+        "machine"
     )

@@ -11,7 +11,8 @@ from spark_mnist import errors, options
 from spark_mnist.cluster import slots
 
 logger = logging.getLogger(__name__)
-INSTEAD = {
+
+INPUT_HINTS = {
     "pandas.": "use spark.createDataFrame(...)",
     "pyspark.pandas": "use .to_spark()",
     "pyspark.core.rdd": "use .toDF()",
@@ -23,13 +24,13 @@ INSTEAD = {
     "numpy.": "use spark.createDataFrame(...)",
     "builtins.NoneType": "read or make one first",
 }
-"""What to do with other things that hold rows, by the beginning of their type's name."""
-SECURE = ("spark.authenticate", "spark.network.crypto.enabled")
-"""Settings without which others on the network may read, or send, what driver and executors do."""
+"""Advice for objects that are not DataFrames, by the beginning of their type's name."""
+SECURITY_SETTINGS = ("spark.authenticate", "spark.network.crypto.enabled")
+"""Settings that keep others on the network from reading or forging Spark's messages."""
 
 
 def check_settings(spark: SparkSession, *, secure: bool) -> None:
-    """Refuse a session in which ranks could not run, or not as the user wants.
+    """Check that ranks can run in a session, and that it is as secure as the user wants.
 
     Args:
         spark: The session.
@@ -49,32 +50,32 @@ def check_settings(spark: SparkSession, *, secure: bool) -> None:
         raise errors.ClusterError(
             f"{slots.TASK_GPUS}={gpus} lets Spark give one GPU to several ranks: set it to 1"
         )
-    missing = [setting for setting in SECURE if not slots.is_on(conf, setting)]
-    if secure and missing:
+    missing_settings = [setting for setting in SECURITY_SETTINGS if not slots.is_on(conf, setting)]
+    if secure and missing_settings:
         raise errors.ClusterError(
-            f"secure=true needs {' and '.join(f'{setting}=true' for setting in missing)}: set it "
-            "where the session is made, since Spark's connections carry the keys of a fit"
+            f"secure=true needs {' and '.join(f'{setting}=true' for setting in missing_settings)}: "
+            "set it where the session is made, since Spark's connections carry the keys of a fit"
         )
 
 
 def check_input(df: object, *, streams: bool = False) -> None:
-    """Refuse what is no DataFrame that can be read now.
+    """Check that an object is a DataFrame that can be read now.
 
     Args:
-        df: What the user gave.
-        streams: Whether it may be a stream's.
+        df: The user's input.
+        streams: Whether the DataFrame may be a stream's.
 
     Raises:
-        errors.NotADataFrame: It is something else, or a stream.
-        errors.ClusterError: Its session was stopped.
+        errors.NotADataFrame: The input is something else, or a stream.
+        errors.ClusterError: The session of the DataFrame was stopped.
     """
-    kind = f"{type(df).__module__}.{type(df).__qualname__}"
-    if kind.startswith("pyspark.sql.connect"):  # refused with its session, see ``settings``
+    type_name = f"{type(df).__module__}.{type(df).__qualname__}"
+    if type_name.startswith("pyspark.sql.connect"):  # ``settings`` refuses its session
         return
     if not isinstance(df, DataFrame):
-        hints = [hint for start, hint in INSTEAD.items() if kind.startswith(start)]
+        hints = [hint for prefix, hint in INPUT_HINTS.items() if type_name.startswith(prefix)]
         hint = hints[0] if hints else "give a Spark DataFrame"
-        raise errors.NotADataFrame(f"the input must be a Spark DataFrame, not {kind}: {hint}")
+        raise errors.NotADataFrame(f"the input must be a Spark DataFrame, not {type_name}: {hint}")
     check_session(df.sparkSession)
     if df.isStreaming and not streams:
         raise errors.NotADataFrame(
@@ -84,10 +85,12 @@ def check_input(df: object, *, streams: bool = False) -> None:
 
 
 def check_session(spark: object) -> None:
-    """Refuse what is no session, or one that was stopped.
+    """Check that an object is a session, and that it was not stopped.
+
+    A session of Spark Connect passes: ``settings`` refuses it.
 
     Raises:
-        errors.ClusterError: It is.
+        errors.ClusterError: The object is not a session, or the session was stopped.
     """
     if type(spark).__module__.startswith("pyspark.sql.connect"):
         return
@@ -103,11 +106,11 @@ def check_session(spark: object) -> None:
 
 
 def settings(spark: SparkSession) -> dict[str, str]:
-    """The options that are set for all of the session's work, as text by name.
+    """Return the options in the session's settings, as text by name.
 
     Raises:
-        errors.UnknownOption: There is no option for a setting.
-        errors.ClusterError: The session is one of Spark Connect.
+        errors.UnknownOption: A setting names no option.
+        errors.ClusterError: The session is a Spark Connect session.
     """
     if type(spark).__module__.startswith("pyspark.sql.connect"):
         raise errors.ClusterError(
@@ -115,11 +118,11 @@ def settings(spark: SparkSession) -> dict[str, str]:
             "tasks for ranks to run in. Use classic compute, on Databricks with dedicated access"
         )
     rows = spark.sql("SET").where(F.col("key").startswith(options.SETTING)).collect()
-    found = {row["key"].removeprefix(options.SETTING): row["value"] for row in rows}
-    for name in found:
+    values = {row["key"].removeprefix(options.SETTING): row["value"] for row in rows}
+    for name in values:
         if name not in options.FIELDS:
             hint = errors.did_you_mean(name, options.FIELDS)
             raise errors.UnknownOption(
                 f"Spark's setting {options.SETTING}{name}: no option {name!r}{hint}"
             )
-    return found
+    return values

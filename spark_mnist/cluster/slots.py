@@ -1,4 +1,4 @@
-"""Slots of a session: how many tasks run at once, and which of them are free. Runs on: driver."""
+"""Slots of a session: the tasks that can run at the same time. Runs on: driver."""
 
 from __future__ import annotations
 
@@ -12,106 +12,112 @@ from pyspark.sql import SparkSession
 from spark_mnist import errors
 from spark_mnist.cluster import signals
 
-SLOTS_TIMEOUT = 4.0
-"""Seconds that executors which are still starting get to offer their slots."""
+SLOTS_TIMEOUT_S = 4.0
+"""Seconds to wait for executors that are still starting."""
 BUSY_TIMEOUT = 600.0
-"""Seconds that a fit without ``num_proc`` waits for other jobs, rather than train with fewer."""
+"""Seconds that a fit without ``num_proc`` waits for other jobs, instead of using fewer ranks."""
 RANK_WORKERS = "SPARK_MNIST_RANK_WORKERS"
-"""A variable that tells the Python workers of ranks from others."""
-T = TypeVar("T")
+"""Environment variable that tells the Python workers of ranks from others."""
+ItemT = TypeVar("ItemT")
 logger = logging.getLogger(__name__)
 
 TASK_GPUS = "spark.task.resource.gpu.amount"
-"""GPUs that Spark gives a task."""
+"""Setting for the number of GPUs that Spark gives a task."""
 
 
 def slots(spark: SparkSession) -> int:
-    """How many tasks the session can run at the same time, on the executors it has now."""
+    """Return how many tasks the session can run at the same time on its current executors."""
     context = spark.sparkContext._jsc.sc()
     profile = context.resourceProfileManager().defaultResourceProfile()
-    found: int = context.maxNumConcurrentTasks(profile)
-    return found
+    num_slots: int = context.maxNumConcurrentTasks(profile)
+    return num_slots
 
 
 def executors(spark: SparkSession) -> list[str]:
-    """The address of each executor that the session has now, in order."""
+    """Return the sorted addresses of the session's current executors."""
     infos = spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
     return sorted(f"{info.host()}:{info.port()}" for info in infos)
 
 
 def free_slots(spark: SparkSession) -> int:
-    """How many of the slots no task runs in, or waits for."""
+    """Return how many slots no task runs in or waits for."""
     tracker = spark.sparkContext.statusTracker()
     stages = [tracker.getStageInfo(number) for number in tracker.getActiveStageIds()]
-    left = sum(stage.numTasks - stage.numCompletedTasks for stage in stages if stage)
-    return max(0, slots(spark) - left)
+    num_unfinished = sum(stage.numTasks - stage.numCompletedTasks for stage in stages if stage)
+    return max(0, slots(spark) - num_unfinished)
 
 
-def in_rank_workers(rdd: RDD[T]) -> RDD[T]:
-    """Let the tasks of an RDD run in Python workers that run nothing else but ranks' tasks.
+def in_rank_workers(rdd: RDD[ItemT]) -> RDD[ItemT]:
+    """Let the tasks of an RDD run in Python workers that run only the tasks of ranks.
 
-    Spark uses workers again for tasks of equal environment, the longest unused first. Among those
-    of all jobs a worker with a warm server would rarely be met again, and others would start one.
+    Spark reuses workers for tasks with the same environment, the longest unused worker first. Among
+    the workers of all jobs, a fit would rarely get a worker with a warm server again, and more and
+    more workers would start one.
     """
     environment = rdd.context.environment
     environment[RANK_WORKERS] = "1"
     try:
-        rdd.id()  # Spark notes the environment here
+        rdd.id()  # Spark copies the environment here
     finally:
         environment.pop(RANK_WORKERS, None)
     return rdd
 
 
 def task_cpus(context: SparkContext) -> int:
-    """Cores that Spark gives a task."""
+    """Return the number of cores that Spark gives a task."""
     return int(context.getConf().get("spark.task.cpus", "1"))
 
 
-def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEOUT) -> None:
-    """Wait until so many ranks could run.
+def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEOUT_S) -> None:
+    """Wait until a number of ranks can run.
+
+    Args:
+        spark: The session.
+        ranks: Number of free slots to wait for.
+        seconds: Longest time to wait.
 
     Raises:
-        errors.TooFewSlots: They could not within that time.
+        errors.TooFewSlots: There were too few free slots in that time.
     """
-    deadline, logged = time.monotonic() + seconds, False
-    while (free := free_slots(spark)) < ranks:
-        if slots(spark) >= ranks and not logged and seconds > SLOTS_TIMEOUT:
+    deadline, is_logged = time.monotonic() + seconds, False
+    while (num_free := free_slots(spark)) < ranks:
+        if slots(spark) >= ranks and not is_logged and seconds > SLOTS_TIMEOUT_S:
             logger.info(
                 "waiting for other jobs: %d of the %d slots that the ranks need are free",
-                *(free, ranks),
+                *(num_free, ranks),
             )
-            logged = True
+            is_logged = True
         signals.check()
         if time.monotonic() > deadline:
-            raise errors.TooFewSlots(_too_few(spark, ranks, free))
+            raise errors.TooFewSlots(_too_few_message(spark, ranks, num_free))
         time.sleep(0.1)
 
 
 def ranks(spark: SparkSession, num_proc: int | None) -> int:
-    """Return the number of ranks to run: the given one, or all slots, busy or not.
+    """Return the number of ranks to run: ``num_proc``, or all slots, busy or not.
 
     Raises:
-        errors.TooFewSlots: They could not all run at once, so training could not start.
+        errors.TooFewSlots: The ranks could not all run at the same time.
     """
     if num_proc:
         wait_for_slots(spark, num_proc)
         return num_proc
-    deadline = time.monotonic() + SLOTS_TIMEOUT
+    deadline = time.monotonic() + SLOTS_TIMEOUT_S
     while not (num_slots := slots(spark)):
         if time.monotonic() > deadline:
-            raise errors.TooFewSlots(_too_few(spark, 1, 0))
+            raise errors.TooFewSlots(_too_few_message(spark, 1, 0))
         time.sleep(0.1)
     return num_slots
 
 
-def _too_few(spark: SparkSession, ranks: int, free: int) -> str:
-    have = slots(spark)
-    busy = f", {free} of them free" if free < have else ""
-    wait = "wait for the jobs that use them, " if free < have else ""
-    lower = "lower num_proc, " if ranks > 1 else ""
+def _too_few_message(spark: SparkSession, ranks: int, num_free: int) -> str:
+    num_slots = slots(spark)
+    free_text = f", {num_free} of them free" if num_free < num_slots else ""
+    wait_hint = "wait for the jobs that use them, " if num_free < num_slots else ""
+    lower_hint = "lower num_proc, " if ranks > 1 else ""
     message = (
-        f"num_proc={ranks} ranks must run at the same time, and Spark has {have} slots{busy}: "
-        f"{wait}{lower}or give the session more executors or cores"
+        f"num_proc={ranks} ranks must run at the same time, and Spark has {num_slots} "
+        f"slots{free_text}: {wait_hint}{lower_hint}or give the session more executors or cores"
     )
     gpus = spark.sparkContext.getConf().get(TASK_GPUS)
     if gpus:

@@ -1,4 +1,4 @@
-"""What a Spark task knows of its place. Runs on: Spark task."""
+"""Machine and GPUs of a Spark task. Runs on: Spark task."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pyspark import TaskContext
 
 
 def gpus() -> tuple[str, ...]:
-    """In a task: the addresses of the GPUs that Spark gave it, where it gives any."""
+    """Return the addresses of the GPUs that Spark gave the current task, if any."""
     context = TaskContext.get()
     resource = context.resources().get("gpu") if context else None
     return tuple(resource.addresses) if resource else ()
 
 
 def place() -> str:
-    """In a task: the name of its machine, and its GPUs."""
+    """Return the name of the current task's machine, with the task's GPUs."""
     name, addresses = socket.gethostname(), gpus()
     return f"{name} (GPU {', '.join(addresses)})" if addresses else name

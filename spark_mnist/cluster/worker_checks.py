@@ -1,7 +1,7 @@
-"""Whether the Python of Spark's workers has what ranks need. Runs on: driver.
+"""Checks of the Python of Spark's workers: its packages and memory. Runs on: driver.
 
-The function that looks runs in Spark's tasks, where the library may be missing: it is pickled by
-value and uses the standard library alone.
+The probe alone runs in Spark tasks, where this library may be missing: the probe is pickled by
+value and uses only the standard library.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 SCORING = ("keras", "pyarrow", "numpy", "pandas", "fsspec", "packaging")
 """Packages that scoring imports, beside TensorFlow and this one."""
 TRAINING = (*SCORING, "horovod", "petastorm")
-"""Those that ranks import."""
+"""Packages that ranks import."""
 REMEDY = (
     "install them there, or let PYSPARK_PYTHON name a Python that has them before the session is "
     "made"
 )
-LEAST_BYTES = 2560 << 20
-"""Address space in which TensorFlow can start and train; with 2,000 MiB it aborts."""
-LINGER_S = 0.2
-"""Seconds for which a task keeps its slot, so that every executor gets one."""
+MIN_ADDRESS_SPACE_BYTES = 2560 << 20
+"""Bytes of address space in which TensorFlow can start and train; with 2,000 MiB it aborts."""
+PROBE_LINGER_S = 0.2
+"""Seconds for which a probe keeps its slot, so that every executor gets a probe."""
 WORKER_ERRORS = (
     (
         re.compile(r'Cannot run program "([^"]*)"'),
@@ -53,7 +53,7 @@ WORKER_ERRORS = (
         "the Python of Spark's workers cannot import what it needs ({1}): " + REMEDY,
     ),
 )
-"""What Spark's errors say of a worker that cannot start, and what to say in place of it."""
+"""Patterns of Spark's errors about workers that cannot start, each with our message for it."""
 
 
 @dataclass(frozen=True)
@@ -63,56 +63,62 @@ class Worker:
     host: str
     executable: str
     python: str
-    """Version, as 3.13.0."""
+    """Version of Python, for example 3.13.0."""
     packages: Mapping[str, str | None]
-    """Version by package, ``unknown`` where its files do not tell, None where it is missing."""
+    """Version by package: ``unknown`` for a package without metadata, None for a missing one."""
     horovod_target: str | None
-    """The TensorFlow for which Horovod was compiled."""
+    """Version of TensorFlow for which Horovod was compiled; None where for none."""
     address_space: int | None = None
-    """Bytes that a worker may map, by ``spark.executor.pyspark.memory``; None without a limit."""
+    """Bytes of address space by ``spark.executor.pyspark.memory``; None without a limit."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the worker in messages."""
         return f"the Python of Spark's workers on {self.host}, {self.executable}"
 
 
-_checked: dict[tuple[str, ...], list[Worker]] = {}
-"""What was found of a set of executors, which need not be asked twice."""
+_worker_cache: dict[tuple[str, ...], list[Worker]] = {}
+"""Workers by application, packages and executors, so that no executor is probed twice."""
 
 
 def check(spark: SparkSession, libraries: Sequence[str] = TRAINING) -> list[Worker]:
-    """Look at the Python of every executor, unless the same ones were looked at before.
+    """Check the Python of every executor, unless the same executors were checked before.
 
     Args:
         spark: The session.
-        libraries: Packages that they need.
+        libraries: Packages that workers need.
 
     Returns:
         One worker for each host and Python.
 
     Raises:
-        errors.ClusterError: A worker cannot start, lacks a package, or has one that does not go
-            with the driver's or with the others. The message names PYSPARK_PYTHON.
+        errors.ClusterError: A worker cannot start, lacks a package, or has a package that is
+            incompatible with the driver or with other packages. The message names PYSPARK_PYTHON.
     """
     key = (spark.sparkContext.applicationId, *libraries, *slots.executors(spark))
-    if key in _checked:
-        return _checked[key]
-    found = {(worker.host, worker.executable): worker for worker in _look(spark, libraries)}
-    workers = [found[place] for place in sorted(found)]
+    if key in _worker_cache:
+        return _worker_cache[key]
+    workers_by_python = {
+        (worker.host, worker.executable): worker for worker in _run_probes(spark, libraries)
+    }
+    workers = [workers_by_python[python] for python in sorted(workers_by_python)]
     ranges = requirements.ranges()
     for worker in workers:
         if faults := [*_faults(worker, ranges)]:
             raise errors.ClusterError(f"{worker.name}, {'; '.join(faults)}")
     for difference in sorted({text for worker in workers for text in _differences(worker)}):
         logger.warning("%s", difference)
-    _checked[key] = workers
+    _worker_cache[key] = workers
     return workers
 
 
-def _look(spark: SparkSession, libraries: Sequence[str]) -> Iterable[Worker]:
-    """Run the probe in a task for each slot, at once; raises as ``check``."""
-    probe = _probe((*libraries, *requirements.TENSORFLOW_PACKAGES), LINGER_S)
+def _run_probes(spark: SparkSession, libraries: Sequence[str]) -> Iterable[Worker]:
+    """Run the probe in as many tasks at the same time as there are slots.
+
+    Raises:
+        errors.ClusterError: A worker cannot start.
+    """
+    probe = _probe((*libraries, *requirements.TENSORFLOW_PACKAGES), PROBE_LINGER_S)
     tasks = max(1, slots.slots(spark))
     try:
         probes = spark.sparkContext.parallelize(range(tasks), tasks).mapPartitions(probe)
@@ -123,17 +129,22 @@ def _look(spark: SparkSession, libraries: Sequence[str]) -> Iterable[Worker]:
 
 
 def _worker_error(error: Exception) -> str:
-    """Say in one line why Spark's workers could not run Python."""
+    """Return one line that says why Spark's workers could not run Python."""
     text = str(error)
-    for pattern, words in WORKER_ERRORS:
+    for pattern, message in WORKER_ERRORS:
         if match := pattern.search(text):
-            return words.format(*match.groups())
-    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"Spark's workers cannot run Python ({first.strip()}): look at PYSPARK_PYTHON"
+            return message.format(*match.groups())
+    first_line = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    return f"Spark's workers cannot run Python ({first_line.strip()}): look at PYSPARK_PYTHON"
 
 
-def _probe(names: Iterable[str], linger: float) -> Any:
-    """Return the function that tasks run, made of the standard library alone."""
+def _probe(names: Iterable[str], linger_s: float) -> Any:
+    """Return the function that tasks run, which uses only the standard library.
+
+    Args:
+        names: Packages whose versions the function returns.
+        linger_s: Seconds for which the task keeps its slot.
+    """
     names = tuple(names)
 
     def probe(_: Any) -> Iterator[tuple[Any, ...]]:
@@ -150,17 +161,17 @@ def _probe(names: Iterable[str], linger: float) -> Any:
             try:
                 return metadata.version(name)
             except metadata.PackageNotFoundError:
-                there = importlib.util.find_spec(name.removesuffix("-cpu").replace("-", "_"))
-                return "unknown" if there else None
+                spec = importlib.util.find_spec(name.removesuffix("-cpu").replace("-", "_"))
+                return "unknown" if spec else None
 
-        def target() -> str | None:
+        def horovod_target() -> str | None:
             spec = importlib.util.find_spec("horovod")
-            places = list(spec.submodule_search_locations or []) if spec else []
-            for place in places:
+            directories = list(spec.submodule_search_locations or []) if spec else []
+            for directory in directories:
                 try:
-                    with open(f"{place}/metadata.json") as file:
-                        found: str | None = json.load(file).get("tensorflow")
-                        return found
+                    with open(f"{directory}/metadata.json") as file:
+                        tensorflow: str | None = json.load(file).get("tensorflow")
+                        return tensorflow
                 except OSError:
                     continue
             return None
@@ -172,36 +183,40 @@ def _probe(names: Iterable[str], linger: float) -> Any:
             packages["spark-mnist"] = None
         packages["pyspark"] = importlib.import_module("pyspark").__version__
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        time.sleep(linger)
+        time.sleep(linger_s)
         yield (
-            socket.gethostname(), sys.executable, platform.python_version(), packages, target(),
-            None if limit == resource.RLIM_INFINITY else limit,
+            socket.gethostname(), sys.executable, platform.python_version(), packages,
+            horovod_target(), None if limit == resource.RLIM_INFINITY else limit,
         )  # fmt: skip
 
     return probe
 
 
 def _faults(worker: Worker, ranges: Mapping[str, Requirement]) -> Iterator[str]:
-    """Say what is wrong with a worker's packages."""
+    """Describe each fault of a worker: too little memory, and wrong packages."""
     packages = dict(worker.packages)
     tensorflow = next(
-        filter(None, (packages.pop(n) for n in requirements.TENSORFLOW_PACKAGES)), None
+        filter(None, (packages.pop(name) for name in requirements.TENSORFLOW_PACKAGES)), None
     )
     packages["tensorflow"] = tensorflow
-    if worker.address_space is not None and worker.address_space < LEAST_BYTES:
+    if worker.address_space is not None and worker.address_space < MIN_ADDRESS_SPACE_BYTES:
         yield (
             f"may use {worker.address_space >> 20:,} MiB, by spark.executor.pyspark.memory shared "
-            f"by the executor's cores, and TensorFlow needs {LEAST_BYTES >> 20:,}: give it that "
-            "for each core, or leave it out, before the session is made"
+            f"by the executor's cores, and TensorFlow needs {MIN_ADDRESS_SPACE_BYTES >> 20:,}: "
+            "give it that for each core, or leave it out, before the session is made"
         )
-    missing = sorted(name for name, version in packages.items() if version is None)
-    if missing:
-        yield f"lacks {', '.join(missing)}: {REMEDY}"
+    missing_names = sorted(name for name, version in packages.items() if version is None)
+    if missing_names:
+        yield f"lacks {', '.join(missing_names)}: {REMEDY}"
         return
     for name, version in packages.items():
-        asked = ranges.get(name)
-        if asked and version != "unknown" and not asked.specifier.contains(str(version), True):
-            yield f"has {name} {version}, and {asked.specifier} works: {REMEDY}"
+        requirement = ranges.get(name)
+        if (
+            requirement
+            and version != "unknown"
+            and not requirement.specifier.contains(str(version), True)
+        ):
+            yield f"has {name} {version}, and {requirement.specifier} works: {REMEDY}"
     if "horovod" in packages and tensorflow != "unknown":
         yield from requirements.horovod_faults(tensorflow, worker.horovod_target)
     if Version(str(packages["pyspark"])).release[:2] != Version(pyspark.__version__).release[:2]:
@@ -211,11 +226,18 @@ def _faults(worker: Worker, ranges: Mapping[str, Requirement]) -> Iterator[str]:
 
 
 def _differences(worker: Worker) -> Iterator[str]:
-    """Say in which releases a worker differs from the driver, where both may work."""
-    here = {name: requirements.installed(name) for name in ("keras", "numpy", "pandas", "pyarrow")}
-    here |= {"tensorflow": requirements.tensorflow_version(), "Python": platform.python_version()}
-    there = {**worker.packages, "Python": worker.python}
-    there["tensorflow"] = there["tensorflow"] or there["tensorflow-cpu"]
-    for name, version in here.items():
-        if version and there[name] not in (version, "unknown"):
-            yield f"{worker.name}, has {name} {there[name]}, and the driver {version}"
+    """Describe the versions in which a worker differs from the driver, where both may work."""
+    driver_versions = {
+        name: requirements.installed(name) for name in ("keras", "numpy", "pandas", "pyarrow")
+    }
+    driver_versions |= {
+        "tensorflow": requirements.tensorflow_version(),
+        "Python": platform.python_version(),
+    }
+    worker_versions = {**worker.packages, "Python": worker.python}
+    worker_versions["tensorflow"] = (
+        worker_versions["tensorflow"] or worker_versions["tensorflow-cpu"]
+    )
+    for name, version in driver_versions.items():
+        if version and worker_versions[name] not in (version, "unknown"):
+            yield f"{worker.name}, has {name} {worker_versions[name]}, and the driver {version}"

@@ -1,1 +1,1 @@
-"""What older packages ask of current ones. Runs on: driver, rank."""
+"""Adapters of older packages to current libraries. Runs on: driver, rank."""

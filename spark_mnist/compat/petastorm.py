@@ -1,12 +1,14 @@
-"""Petastorm 0.13 on current pyarrow, numpy and Python. Runs on: driver and rank.
+"""Petastorm 0.13 on current pyarrow, numpy and Python. Runs on: driver, rank.
 
-Petastorm asks for names that pyarrow 15, numpy 2 and Python 3.12 have dropped. Its modules are
-executed with an ``__import__`` of their own, which hands them views of these libraries: everything
-in them, and the dropped names in their present form. The libraries stay as they are for everyone
-else. Of pyarrow 14 only the list of files is replaced: its own refuses what opens files on S3.
+Petastorm imports names that pyarrow 15, numpy 2 and Python 3.12 have dropped. Petastorm's modules
+are executed with an ``__import__`` of their own, which returns views of these libraries: everything
+in them, and the dropped names in their present form. All other code sees the libraries unchanged.
+Of pyarrow 14 only the list of files is replaced: pyarrow's own list refuses the filesystem that
+opens files on S3.
 
-When a release of Petastorm works without a name, its line in ``_dropped_names`` goes; when it works
-without all of them, so does this module, and its clients import Petastorm themselves.
+When a release of Petastorm works without a name, delete the name's line in ``_dropped_names``; when
+a release works without all of them, delete this module, and let its clients import Petastorm
+themselves.
 """
 
 from __future__ import annotations
@@ -30,13 +32,12 @@ from packaging.version import Version
 
 PACKAGE = "petastorm"
 
-
-_INSTALLATION = threading.Lock()
+_INSTALLATION_LOCK = threading.Lock()
 
 
 def module(name: str = PACKAGE) -> Any:
     """Import Petastorm, or one of its modules."""
-    with _INSTALLATION:
+    with _INSTALLATION_LOCK:
         _install()
     return importlib.import_module(name)
 
@@ -45,10 +46,10 @@ class DatasetPiece:
     """A Parquet file or one of its row groups, as pyarrow had it until version 14.
 
     Args:
-        path: Of the file.
-        open_file_func: Opens a path for reading.
-        row_group: Its number in the file; None for the whole file.
-        partition_keys: Of the file's directory, which are none here.
+        path: Path of the file.
+        open_file_func: Function that opens a path for reading.
+        row_group: Number of the row group in the file; None for the whole file.
+        partition_keys: Partition keys of the file's directory; there are none here.
     """
 
     def __init__(
@@ -79,9 +80,9 @@ class Dataset:
     """A list of Parquet files, as pyarrow had it until version 14.
 
     Args:
-        path_or_paths: Files; not directories, which Petastorm is never given here.
-        filesystem: Opens them.
-        **_: What Petastorm asks for and a list of files does not need.
+        path_or_paths: Files; not directories, which Petastorm never gets here.
+        filesystem: Filesystem that opens the files.
+        **_: Options of Petastorm that a list of files does not need.
     """
 
     partitions = metadata = common_metadata = None
@@ -93,10 +94,10 @@ class Dataset:
 
 
 class HdfsClient:
-    """The calls that Petastorm makes of HDFS.
+    """Interface with the calls that Petastorm makes to HDFS.
 
-    Its client for several name nodes is a subclass, which passes each of them on to one that
-    ``connect_hdfs`` made.
+    Petastorm's client for several name nodes is a subclass, which passes each call on to a client
+    that ``connect_hdfs`` returned.
     """
 
     def open(self, path: str, mode: str = "rb") -> Any:
@@ -118,7 +119,7 @@ def connect_hdfs(host: str, port: int, user: str | None = None) -> HadoopFileSys
 
 
 def _dropped_names() -> dict[str, dict[str, Any]]:
-    """Return all names that Petastorm needs and newer releases lack, by module."""
+    """Return all names that Petastorm needs and newer libraries lack, by module."""
     return {
         "distutils.version": {"LooseVersion": Version},
         "numpy": {"in1d": np.isin, "string_": np.bytes_, "unicode_": np.str_},
@@ -131,7 +132,7 @@ def _dropped_names() -> dict[str, dict[str, Any]]:
 
 
 def _missing_names() -> dict[str, dict[str, Any]]:
-    """Return those of ``_dropped_names`` that are not there, or do not work."""
+    """Return the names of ``_dropped_names`` that the libraries lack, or that do not work."""
     names = _dropped_names()
     if sys.version_info < (3, 12):
         del names["distutils.version"]
@@ -154,16 +155,16 @@ def _module_or_none(name: str) -> types.ModuleType | None:
 
 
 def _view(name: str, members: Mapping[str, Any]) -> types.ModuleType:
-    """Return a module that has some members of its own, and all others of the real one."""
+    """Return a module with some members of its own, and all other members of the library's."""
     view = types.ModuleType(name)
-    if name.partition(".")[0] != "distutils" and (real := _module_or_none(name)):
-        view.__dict__["__getattr__"] = functools.partial(getattr, real)
+    if name.partition(".")[0] != "distutils" and (library := _module_or_none(name)):
+        view.__dict__["__getattr__"] = functools.partial(getattr, library)
     view.__dict__.update(members)
     return view
 
 
 def _views(missing: Mapping[str, Mapping[str, Any]]) -> dict[str, types.ModuleType]:
-    """Return views of the modules that lack something, and of the packages that they are in."""
+    """Return views of the modules that lack names, and of the packages that contain them."""
     packages: dict[str, dict[str, Any]] = {name.partition(".")[0]: {} for name in missing}
     views = {name: _view(name, members) for name, members in {**packages, **missing}.items()}
     for name, view in views.items():
@@ -174,11 +175,11 @@ def _views(missing: Mapping[str, Mapping[str, Any]]) -> dict[str, types.ModuleTy
 
 
 class _Loader(abc.Loader):
-    """Executes one of Petastorm's modules with an ``__import__`` of its own.
+    """Loader that executes a module of Petastorm's with an ``__import__`` of its own.
 
     Args:
-        loader: Does everything else.
-        views: What this ``__import__`` finds, before what all others find.
+        loader: Loader that does everything else.
+        views: Modules that this ``__import__`` finds before all others.
     """
 
     def __init__(self, loader: Any, views: Mapping[str, types.ModuleType]) -> None:
@@ -189,13 +190,13 @@ class _Loader(abc.Loader):
 
     def create_module(self, spec: machinery.ModuleSpec) -> types.ModuleType | None:
         """Leave the module to the usual loader."""
-        made: types.ModuleType | None = self._loader.create_module(spec)
-        return made
+        new_module: types.ModuleType | None = self._loader.create_module(spec)
+        return new_module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Execute the module's code; its functions import in the same way later."""
-        own = {**vars(builtins), "__import__": self._import}
-        module.__dict__["__builtins__"] = own
+        """Execute the module's code; the module's functions import in the same way later."""
+        module_builtins = {**vars(builtins), "__import__": self._import}
+        module.__dict__["__builtins__"] = module_builtins
         self._loader.exec_module(module)
 
     def _import(
@@ -206,14 +207,14 @@ class _Loader(abc.Loader):
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> types.ModuleType:
-        found = name if fromlist else name.partition(".")[0]
-        if level == 0 and found in self._views:
-            return self._views[found]
+        module_name = name if fromlist else name.partition(".")[0]
+        if level == 0 and module_name in self._views:
+            return self._views[module_name]
         return builtins.__import__(name, globals, locals, fromlist or (), level)
 
 
 class _Finder(abc.MetaPathFinder):
-    """Finds Petastorm's modules where they are, and gives them the loader above."""
+    """Finder that finds Petastorm's modules in their usual place, and gives them ``_Loader``."""
 
     def __init__(self, views: Mapping[str, types.ModuleType]) -> None:
         self._views = views
@@ -235,11 +236,11 @@ class _Finder(abc.MetaPathFinder):
 
 @functools.cache
 def _install() -> None:
-    """Let Petastorm find what it asks for, once for a process."""
+    """Make Petastorm find the names that it needs, once for a process."""
     missing = _missing_names()
     if not missing:
         return
-    # What an earlier attempt to import it left half-way has not seen the views.
+    # Modules that an earlier, failed import of Petastorm has loaded do not have the views.
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
         del sys.modules[name]
     sys.meta_path.insert(0, _Finder(_views(missing)))

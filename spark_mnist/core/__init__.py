@@ -1,4 +1,4 @@
-"""Values that driver and ranks share, and the words that pass between them.
+"""Values that driver and ranks share, and the messages between them.
 
 Nothing here imports Spark, TensorFlow or Petastorm. Runs on: driver, rank, Spark task.
 """

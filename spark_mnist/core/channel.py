@@ -1,10 +1,12 @@
 """Messages between the ranks, their agents and the driver: small, signed, never pickled.
 
-A line is JSON behind its HMAC-SHA256. The key is this fit's alone and travels with the plan. The
-signature covers a number that the driver drew for the connection, and the line's place on it: a
-captured line is worth nothing on another connection, or a second time. A rank's line may get lost,
-with a warning at most: the next ones tell the rest. A rank that cannot reach its driver for long
-ends itself, since nobody waits for it any more.
+Runs on: driver, rank, Spark task.
+
+A line is JSON behind its HMAC-SHA256. The key belongs to one fit and travels with the plan. The
+signature covers a random number of the driver for the connection, and the line's position on that
+connection: a captured line is rejected on another connection, and a second time on its own. A
+rank's line may get lost, with a warning at most, since later lines repeat the state. A rank that
+cannot reach its driver for long ends its process, since nobody waits for the rank any more.
 
 The same port answers HTTP: there the ranks find each other (``rendezvous``).
 """
@@ -28,39 +30,42 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 GREETING = b"spark_mnist 1"
-"""The first line of a connection that carries signed lines; any other is taken for HTTP."""
-MOST_BYTES = 16 << 10
-"""Longest line that is read."""
+"""First line of a connection that carries signed lines; any other first line means HTTP."""
+MAX_LINE_BYTES = 16 << 10
+"""Length of the longest line that is read."""
 POLL_S = 0.1
-"""Seconds after which the driver's thread looks whether it is to end."""
-STRANGER_S = 10.0
-"""Seconds that a connection may be silent before its first signed line."""
-MOST_STRANGERS = 1024
-"""Connections without a signed line that are kept open."""
-SEND_TIMEOUT = 5.0
-"""Seconds that a rank waits for the driver to take a line."""
-SELDOM = 0.2
-"""Seconds between two events of the kind that may be left out."""
-MOST_TEXT = 1000
-"""Characters of a warning that are sent."""
-NOISY = ("tensorflow", "absl", "petastorm", "pyarrow", "py4j", "h5py", "matplotlib")
-"""Loggers whose warnings are not for the user."""
+"""Seconds between two checks of the server's thread whether the server has stopped."""
+UNSIGNED_TIMEOUT_S = 10.0
+"""Seconds after which a connection without a signed line is closed."""
+MAX_UNSIGNED_CONNECTIONS = 1024
+"""Number of connections without a signed line that stay open."""
+SEND_TIMEOUT_S = 5.0
+"""Seconds that a rank waits for the driver to accept a line."""
+EVENT_INTERVAL_S = 0.2
+"""Least seconds between two events that ``send_throttled`` sends."""
+MAX_WARNING_CHARS = 1000
+"""Number of characters of a warning that are sent."""
+LIBRARY_LOGGERS = ("tensorflow", "absl", "petastorm", "pyarrow", "py4j", "h5py", "matplotlib")
+"""Loggers of libraries, whose warnings are not sent."""
 CPU = "CPU"
-"""What a rank says that it computes on where it has no GPU."""
+"""Value of an event's ``device`` for a rank without a GPU."""
 ORPHANED = 75
-"""Exit code of a rank whose driver is gone: EX_TEMPFAIL."""
+"""Exit code of a rank that has lost its driver: EX_TEMPFAIL."""
 
 Event = dict[str, Any]
-"""Each has ``rank``, ``pid``, ``host``; ``moves``, which grows with what the rank does; ``busy``,
-whether that may take long; ``cpu``, seconds of its process. The driver adds ``link``, the
-connection. Some have ``device``; ``epoch``, ``step`` and ``means`` of the metrics, and ``done`` at
-an epoch's end; ``warning``, a message; ``ended``: the rank leaves. ``hung_up`` is the driver's own.
+"""Message about a rank, as the values of a JSON object.
+
+Every event of a rank has ``rank``, ``pid``, ``host``; ``moves``, a counter that grows as the rank
+advances; ``busy``, whether the current operation may take long; ``cpu``, CPU seconds of the rank's
+process. The driver adds ``link``, the number of the connection. Some events have ``device``;
+``epoch``, ``step`` and ``means`` of the metrics, and ``done`` at the end of an epoch; ``warning``,
+a message; ``ended``: the rank leaves. ``hung_up`` comes from the driver alone.
 """
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the driver listens."""
+    """Host and port on which the driver listens, and the key that signs the lines."""
 
     host: str
     port: int
@@ -71,7 +76,7 @@ def listen(bind: str, ports: Sequence[int]) -> socket.socket:
     """Listen on the first port that is free.
 
     Raises:
-        OSError: None is.
+        OSError: No port is free.
     """
     for port in ports[:-1]:
         with contextlib.suppress(OSError):
@@ -80,32 +85,33 @@ def listen(bind: str, ports: Sequence[int]) -> socket.socket:
 
 
 class _Peer:
-    """One connection, as the driver sees it."""
+    """One connection, on the driver's side."""
 
     def __init__(self, connection: socket.socket, number: int) -> None:
         self.connection, self.number = connection, number
         self.nonce = secrets.token_hex(16).encode()
-        self.since = time.monotonic()
+        self.opened_s = time.monotonic()
         self.buffer = b""
-        self.greeted = False
-        """Whether it carries signed lines."""
+        self.is_signed = False
+        """Whether the connection carries signed lines."""
         self.lines_received = self.lines_sent = 0
-        """How many lines came, and went."""
-        self.who: dict[str, int] = {}
-        """``rank`` or ``agent``, once it has signed a line."""
+        """Number of lines that the driver received, and sent."""
+        self.sender: dict[str, int] = {}
+        """Number of the ``rank`` or ``agent``, by that word; empty before its first signed line."""
 
 
 class HeartbeatServer:
-    """The driver's side: a context manager that hands each event to a function, in its thread.
+    """The driver's side: a context manager that passes each event to a function, in its thread.
 
     Args:
         host: Name or address of this machine, as executors reach it.
-        bind: The address to listen on, where it is another.
-        receive: Called with each event, one after the other. When the connection of a rank ends it
-            gets ``{"rank": ..., "hung_up": True}``, of an agent the same with ``agent``. ``link``
-            tells connections apart.
-        answer: Called with an HTTP request as it arrives; returns the response once it is whole.
-        ports: The ports to listen on, the first that is free; 0 is any.
+        bind: Address to listen on; it may differ from ``host``.
+        receive: Called with each event, one after the other. When the connection of a rank ends,
+            the event is ``{"rank": ..., "hung_up": True}``; for an agent the key is ``agent``.
+            ``link`` tells connections apart.
+        answer: Called with the bytes of an HTTP request that have arrived so far; returns the
+            response once the request is complete, None before.
+        ports: Ports to try in order, of which the first free one is used; 0 is any port.
 
     Raises:
         OSError: None of the ports is free.
@@ -126,9 +132,9 @@ class HeartbeatServer:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
         self._peers: dict[int, _Peer] = {}
-        self._count = 0
+        self._num_connections = 0
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> HeartbeatServer:
@@ -136,7 +142,7 @@ class HeartbeatServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._stop.set()
         self._thread.join()
         for peer in [*self._peers.values()]:
             self._close(peer)
@@ -144,7 +150,7 @@ class HeartbeatServer:
         self._selector.close()
 
     def tell(self, link: int, **message: Any) -> bool:
-        """Send a message over a connection; returns whether it could be sent."""
+        """Send a message over a connection, and return whether it could be sent."""
         with self._lock:
             if not (peer := self._peers.get(link)):
                 return False
@@ -153,74 +159,78 @@ class HeartbeatServer:
             peer.lines_sent += 1
             try:
                 peer.connection.sendall(signature + b" " + body + b"\n")
-            except OSError:  # its end shows when it is read
+            except OSError:  # the next read finds that the connection has ended
                 return False
             return True
 
     def _serve(self) -> None:
-        while not self._ended.is_set():
+        while not self._stop.is_set():
             for key, _ in self._selector.select(POLL_S):
                 if key.data is None:
                     self._accept()
                 else:
                     self._read(key.data)
-            self._drop_strangers()
+            self._close_unsigned()
 
     def _accept(self) -> None:
         try:
             connection, _ = self._server.accept()
-        except OSError:  # it has gone again
+        except OSError:  # the other end has closed the connection already
             return
         connection.setblocking(False)
-        self._count += 1
-        peer = _Peer(connection, self._count)
+        self._num_connections += 1
+        peer = _Peer(connection, self._num_connections)
         with self._lock:
             self._peers[peer.number] = peer
         self._selector.register(connection, selectors.EVENT_READ, peer)
 
     def _read(self, peer: _Peer) -> None:
         try:
-            content = peer.connection.recv(MOST_BYTES)
+            content = peer.connection.recv(MAX_LINE_BYTES)
         except BlockingIOError:
             return
-        except OSError:  # a rank that was killed resets its connection
+        except OSError:  # the connection of a killed rank is reset
             content = b""
         peer.buffer += content
-        if not content or not (self._take_lines(peer) if self._greets(peer) else self._web(peer)):
+        if not content or not (
+            self._read_lines(peer) if self._read_greeting(peer) else self._answer_http(peer)
+        ):
             self._close(peer)
 
-    def _greets(self, peer: _Peer) -> bool:
-        """Return whether a connection carries signed lines; welcome it when it says so."""
+    def _read_greeting(self, peer: _Peer) -> bool:
+        """Answer the greeting, and return whether the connection carries signed lines."""
         greeting = GREETING + b"\n"
-        if not peer.greeted and peer.buffer.startswith(greeting):
-            peer.greeted, peer.buffer = True, peer.buffer.removeprefix(greeting)
-            with contextlib.suppress(OSError):  # its end shows when it is read
+        if not peer.is_signed and peer.buffer.startswith(greeting):
+            peer.is_signed, peer.buffer = True, peer.buffer.removeprefix(greeting)
+            with contextlib.suppress(OSError):  # the next read finds the end of the connection
                 peer.connection.sendall(peer.nonce + b"\n")
-        return peer.greeted
+        return peer.is_signed
 
-    def _web(self, peer: _Peer) -> bool:
-        """Answer an HTTP request; returns whether more of it is to come."""
+    def _answer_http(self, peer: _Peer) -> bool:
+        """Answer an HTTP request, and return whether it is still incomplete."""
         response = self._answer(peer.buffer)
         if response is None:
             return True
-        with contextlib.suppress(OSError):  # whoever asked has gone
+        with contextlib.suppress(OSError):  # the other end has closed the connection
             peer.connection.sendall(response)
         return False
 
-    def _take_lines(self, peer: _Peer) -> bool:
-        """Hear the lines that are whole; returns whether their signatures were good."""
+    def _read_lines(self, peer: _Peer) -> bool:
+        """Deliver the complete lines, and return whether their signatures were valid."""
         *lines, peer.buffer = peer.buffer.split(b"\n")
         for line in lines:
             signature, _, body = line.partition(b" ")
-            good = _sign(self.address.key, b"rank", peer.nonce, peer.lines_received, body)
-            if not hmac.compare_digest(signature, good):
+            expected_signature = _sign(
+                self.address.key, b"rank", peer.nonce, peer.lines_received, body
+            )
+            if not hmac.compare_digest(signature, expected_signature):
                 return False
             peer.lines_received += 1
-            self._hear(peer, json.loads(body))
-        return len(peer.buffer) <= MOST_BYTES
+            self._deliver(peer, json.loads(body))
+        return len(peer.buffer) <= MAX_LINE_BYTES
 
-    def _hear(self, peer: _Peer, event: Event) -> None:
-        peer.who = {key: event[key] for key in ("rank", "agent") if key in event}
+    def _deliver(self, peer: _Peer, event: Event) -> None:
+        peer.sender = {key: event[key] for key in ("rank", "agent") if key in event}
         try:
             self._receive({**event, "link": peer.number})
         except Exception:
@@ -232,23 +242,26 @@ class HeartbeatServer:
                 return
         self._selector.unregister(peer.connection)
         peer.connection.close()
-        if peer.who:
-            self._receive({**peer.who, "hung_up": True, "link": peer.number})
+        if peer.sender:
+            self._receive({**peer.sender, "hung_up": True, "link": peer.number})
 
-    def _drop_strangers(self) -> None:
-        """Close connections over which nobody has signed a line for long."""
+    def _close_unsigned(self) -> None:
+        """Close the connections without a signed line that are too old or too many."""
         now = time.monotonic()
-        strangers = [peer for peer in self._peers.values() if not peer.who]
-        for number, peer in enumerate(strangers):
-            if now - peer.since > STRANGER_S or number < len(strangers) - MOST_STRANGERS:
+        unsigned_peers = [peer for peer in self._peers.values() if not peer.sender]
+        for position, peer in enumerate(unsigned_peers):
+            if (
+                now - peer.opened_s > UNSIGNED_TIMEOUT_S
+                or position < len(unsigned_peers) - MAX_UNSIGNED_CONNECTIONS
+            ):
                 self._close(peer)
 
 
 class Link:
-    """A connection to the driver, over which lines go both ways.
+    """A connection to the driver, with lines in both directions.
 
     Args:
-        address: Of the driver's ``HeartbeatServer``.
+        address: Address of the driver's ``HeartbeatServer``.
 
     Raises:
         OSError: The driver does not answer.
@@ -257,9 +270,9 @@ class Link:
     def __init__(self, address: Address) -> None:
         self._key = address.key
         target = (address.host, address.port)
-        self.socket = socket.create_connection(target, timeout=SEND_TIMEOUT)
+        self.socket = socket.create_connection(target, timeout=SEND_TIMEOUT_S)
         self._buffer = b""
-        self._sent = self._heard = 0
+        self._lines_sent = self._lines_received = 0
         try:
             self.socket.sendall(GREETING + b"\n")
             while b"\n" not in self._buffer:
@@ -272,16 +285,25 @@ class Link:
         self._nonce, _, self._buffer = self._buffer.partition(b"\n")
 
     def send(self, event: Event) -> None:
-        """Send one event; raises OSError where the connection has ended."""
+        """Send one event.
+
+        Raises:
+            OSError: The connection has ended.
+        """
         body = json.dumps(event).encode()
-        line = _sign(self._key, b"rank", self._nonce, self._sent, body) + b" " + body + b"\n"
-        self._sent += 1
+        line = _sign(self._key, b"rank", self._nonce, self._lines_sent, body) + b" " + body + b"\n"
+        self._lines_sent += 1
         self.socket.sendall(line)
 
     def read(self) -> list[Event] | None:
-        """Return the driver's next messages, once there are bytes to read; None at its end."""
+        """Wait for bytes, and return the complete messages of the driver.
+
+        Returns:
+            None where the connection has ended or a signature is wrong; an empty list where nothing
+            arrived within ``SEND_TIMEOUT_S``.
+        """
         try:
-            content = self.socket.recv(MOST_BYTES)
+            content = self.socket.recv(MAX_LINE_BYTES)
         except TimeoutError:
             return []
         except OSError:
@@ -292,10 +314,12 @@ class Link:
         messages = []
         for line in lines:
             signature, _, body = line.partition(b" ")
-            good = _sign(self._key, b"driver", self._nonce, self._heard, body)
-            if not hmac.compare_digest(signature, good):
+            expected_signature = _sign(
+                self._key, b"driver", self._nonce, self._lines_received, body
+            )
+            if not hmac.compare_digest(signature, expected_signature):
                 return None
-            self._heard += 1
+            self._lines_received += 1
             messages.append(json.loads(body))
         return messages
 
@@ -308,22 +332,22 @@ class HeartbeatClient:
     """A rank's side: a context manager that shows the driver that the rank lives.
 
     Args:
-        address: Of the driver's ``HeartbeatServer``, or None to send nothing.
-        rank: Who sends.
-        patience: Seconds without the driver after which the process ends itself.
+        address: Address of the driver's ``HeartbeatServer``, or None to send nothing.
+        rank: Number of the rank that sends.
+        patience: Seconds without contact to the driver after which the process ends itself.
     """
 
     def __init__(self, address: Address | None, rank: int = 0, patience: float = 60.0) -> None:
         self._address, self._patience = address, patience
         self.rank = rank
-        """Who sends."""
+        """Number of the rank that sends."""
         self._host = socket.gethostname()
         self._lock = threading.Lock()
         self._link: Link | None = None
-        self._next = 0.0
+        self._next_event_s = 0.0
         self._moves = 0
         self._busy = False
-        self._ended = threading.Event()
+        self._stop = threading.Event()
 
     def __enter__(self) -> HeartbeatClient:
         if self._address:
@@ -332,7 +356,7 @@ class HeartbeatClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._stop.set()
         any(self.send(ended=True) for _ in range(3))  # until it arrives
         with self._lock:
             if self._link:
@@ -340,7 +364,7 @@ class HeartbeatClient:
 
     @contextlib.contextmanager
     def long_operation(self) -> Iterator[None]:
-        """Tell the driver that what is done here may take long, though nothing moves."""
+        """Tell the driver that the operation in this block may take long without progress."""
         self._busy = True
         try:
             yield
@@ -349,27 +373,27 @@ class HeartbeatClient:
             self.tick()
 
     def tick(self) -> None:
-        """Note that the rank is a little further than before."""
+        """Count one more step of progress."""
         self._moves += 1
 
     def send_throttled(self, **event: Any) -> None:
-        """Send one event, unless another went this way a moment ago."""
+        """Count one step of progress, and send the event unless the last one is too recent."""
         self.tick()
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + SELDOM
+        if time.monotonic() >= self._next_event_s:
+            self._next_event_s = time.monotonic() + EVENT_INTERVAL_S
             self.send(**event)
 
     def send(self, **event: Any) -> bool:
-        """Send one event; returns whether the driver's machine took it."""
+        """Send one event, and return whether the driver's machine accepted it."""
         if not self._address:
             return False
-        who = {"rank": self.rank, "pid": os.getpid(), "host": self._host}
-        signs = {"moves": self._moves, "busy": self._busy, "cpu": time.process_time()}
+        identity = {"rank": self.rank, "pid": os.getpid(), "host": self._host}
+        state = {"moves": self._moves, "busy": self._busy, "cpu": time.process_time()}
         with self._lock:
             try:
                 if self._link is None:
                     self._link = Link(self._address)
-                self._link.send({**who, **signs, **event})
+                self._link.send({**identity, **state, **event})
             except OSError:
                 if self._link:
                     self._link.close()
@@ -378,20 +402,23 @@ class HeartbeatClient:
         return True
 
     def _beat(self) -> None:
-        """Send a sign of life several times in each span of the driver's patience."""
-        heard = time.monotonic()
-        while not self._ended.wait(min(5.0, self._patience / 5)):
+        """Send a sign of life several times within the patience, at least every five seconds.
+
+        End the process where the driver cannot be reached for longer than the patience.
+        """
+        last_contact_s = time.monotonic()
+        while not self._stop.wait(min(5.0, self._patience / 5)):
             if self.send():
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self._patience:
+                last_contact_s = time.monotonic()
+            elif time.monotonic() - last_contact_s > self._patience:
                 os._exit(ORPHANED)
 
 
 class Warnings(logging.Handler):
-    """Sends what is logged as a warning, or worse, to the driver, which tells it once.
+    """Log handler that sends warnings and errors to the driver, which shows each of them once.
 
     Args:
-        outbox: Of this rank.
+        outbox: Client of this rank.
     """
 
     def __init__(self, outbox: HeartbeatClient) -> None:
@@ -399,12 +426,12 @@ class Warnings(logging.Handler):
         self._outbox = outbox
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one record, unless it is a library's that nobody asked for."""
-        if record.name.partition(".")[0] not in NOISY:
-            self._outbox.send(warning=record.getMessage()[:MOST_TEXT])
+        """Send one record, unless it comes from one of ``LIBRARY_LOGGERS``."""
+        if record.name.partition(".")[0] not in LIBRARY_LOGGERS:
+            self._outbox.send(warning=record.getMessage()[:MAX_WARNING_CHARS])
 
 
-def _sign(key: bytes, side: bytes, nonce: bytes, place: int, body: bytes) -> bytes:
-    """Sign a line for its place on its connection, and for its direction."""
-    signed = b"%b %b %d %b" % (side, nonce, place, body)
-    return hmac.digest(key, signed, "sha256").hex().encode()
+def _sign(key: bytes, side: bytes, nonce: bytes, position: int, body: bytes) -> bytes:
+    """Return the signature of a line for its position on its connection and its direction."""
+    message = b"%b %b %d %b" % (side, nonce, position, body)
+    return hmac.digest(key, message, "sha256").hex().encode()

@@ -1,6 +1,6 @@
-"""Whether the installed packages are among those that work together. Runs on: driver.
+"""Check that the installed packages work together. Runs on: driver.
 
-The ranges are those of setup.cfg, and of the PySpark that is there, read from the installed
+The ranges are those of setup.cfg and of the installed PySpark. They are read from the installed
 metadata: there is no second list.
 """
 
@@ -20,32 +20,35 @@ from spark_mnist import errors
 
 PACKAGE = "spark-mnist"
 TENSORFLOW_EXTRAS = ("cpu", "gpu")
-"""The extras that bring TensorFlow, by one package or another; a driver may do without."""
+"""Extras that bring TensorFlow, in different packages; a driver may do without TensorFlow."""
 TENSORFLOW_PACKAGES = ("tensorflow", "tensorflow-cpu")
 
 NUMPY_2_PYARROW = Version("26")
-"""The first pyarrow that does not work with numpy 1."""
+"""First version of pyarrow that does not work with numpy 1."""
 
-NEW_PANDAS = "PySpark does not yet fully support pandas"
-"""How PySpark 4.3 warns of pandas 3 at each use; what is used of it here works."""
+PANDAS_WARNING = "PySpark does not yet fully support pandas"
+"""Beginning of the warning that PySpark 4.3 gives for pandas 3 at each use.
+
+The functions that this library uses work with pandas 3.
+"""
 
 
 def ignore_new_pandas() -> None:
-    """Add a filter for that warning to those of the process."""
-    warnings.filterwarnings("ignore", NEW_PANDAS, FutureWarning)
+    """Add a filter for PySpark's warning of pandas 3 to the filters of the process."""
+    warnings.filterwarnings("ignore", PANDAS_WARNING, FutureWarning)
 
 
 @functools.cache
 def check() -> None:
-    """Compare the installed packages with the ranges, once for a process.
+    """Compare the installed packages with the ranges, once in each process.
 
     Raises:
-        errors.VersionError: One is missing, outside its range, or does not go with another; the
-            message says which to install.
+        errors.VersionError: A package is missing, outside its range, or incompatible with another;
+            the message says which to install.
     """
     try:
         requirements = [*_requirements("")]
-    except metadata.PackageNotFoundError:  # shipped as plain files: there is nothing to compare
+    except metadata.PackageNotFoundError:  # shipped as plain files, without metadata to compare
         return
     faults = [*_faults(requirements)]
     for extra in TENSORFLOW_EXTRAS:
@@ -65,7 +68,7 @@ def check_extra(extra: str) -> None:
     """Compare the packages of an extra with their ranges.
 
     Raises:
-        errors.VersionError: One is missing or outside its range.
+        errors.VersionError: A package is missing or outside its range.
     """
     try:
         faults = [*_faults(_requirements(extra))]
@@ -76,12 +79,16 @@ def check_extra(extra: str) -> None:
 
 
 def ranges() -> dict[str, Requirement]:
-    """Return what setup.cfg asks of each package that ranks need, by name; {} where unknown."""
+    """Return the range in setup.cfg of each package that ranks need, by name; {} where unknown."""
     try:
-        found = [line for extra in ("", *TENSORFLOW_EXTRAS) for line in _requirements(extra)]
+        requirements = [
+            requirement
+            for extra in ("", *TENSORFLOW_EXTRAS)
+            for requirement in _requirements(extra)
+        ]
     except metadata.PackageNotFoundError:
         return {}
-    return {requirement.name: requirement for requirement in found}
+    return {requirement.name: requirement for requirement in requirements}
 
 
 def tensorflow_version() -> str | None:
@@ -90,9 +97,9 @@ def tensorflow_version() -> str | None:
 
 
 def built_for() -> str | None:
-    """Return the TensorFlow for which the installed Horovod was compiled; None for no TensorFlow.
+    """Return the version of TensorFlow for which Horovod was compiled; None where for none.
 
-    Imports neither. Where Horovod's files are not listed, it is taken to fit.
+    Import neither of them. Where Horovod's files are not listed, return the installed version.
     """
     for file in metadata.files("horovod") or []:
         if str(file) == "horovod/metadata.json":
@@ -101,13 +108,13 @@ def built_for() -> str | None:
 
 
 def horovod_target(text: str) -> str | None:
-    """Return the TensorFlow that Horovod's ``metadata.json`` names, if any."""
-    found: dict[str, str] = json.loads(text)
-    return found.get("tensorflow")
+    """Return the version of TensorFlow that Horovod's ``metadata.json`` names, if any."""
+    build_info: dict[str, str] = json.loads(text)
+    return build_info.get("tensorflow")
 
 
 def _numpy_faults(pyarrow: str | None, numpy: str | None) -> Iterator[str]:
-    """Say what is wrong where pyarrow cannot be imported, which its metadata does not tell."""
+    """Describe why pyarrow cannot be imported with this numpy, which its metadata does not tell."""
     if pyarrow and numpy and Version(pyarrow) >= NUMPY_2_PYARROW and Version(numpy).major < 2:
         yield (
             f"pyarrow {pyarrow} needs numpy>=2 and {numpy} is installed, as TensorFlow up to 2.17 "
@@ -116,7 +123,7 @@ def _numpy_faults(pyarrow: str | None, numpy: str | None) -> Iterator[str]:
 
 
 def horovod_faults(tensorflow: str | None, target: str | None) -> Iterator[str]:
-    """Say what is wrong where Horovod was compiled for another TensorFlow, or for none."""
+    """Describe the fault of a Horovod that was compiled for another TensorFlow, or for none."""
     if target is None:
         yield "horovod was built without TensorFlow, which its installer does not say"
     elif tensorflow and Version(tensorflow).release[:2] != Version(target).release[:2]:
@@ -127,10 +134,10 @@ def horovod_faults(tensorflow: str | None, target: str | None) -> Iterator[str]:
 
 
 def _requirements(extra: str) -> Iterator[Requirement]:
-    """Yield what an extra adds; "" names what is always needed.
+    """Yield the requirements that an extra adds; the extra "" has those that always apply.
 
     Raises:
-        metadata.PackageNotFoundError: The package itself is shipped as plain files.
+        metadata.PackageNotFoundError: This library is shipped as plain files.
     """
     for line in metadata.requires(PACKAGE) or []:
         requirement = Requirement(line)
@@ -139,14 +146,14 @@ def _requirements(extra: str) -> Iterator[Requirement]:
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
-    """Return whether a package is needed where an extra is."""
+    """Return whether a requirement applies to an extra."""
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _faults(
     requirements: Iterator[Requirement] | list[Requirement], *, may_be_missing: bool = False
 ) -> Iterator[str]:
-    """Say what is wrong with each package that is not as it is needed."""
+    """Describe the fault of each package that does not meet its requirement."""
     for requirement in requirements:
         version = installed(requirement.name)
         if version is None:
@@ -159,15 +166,19 @@ def _faults(
 
 
 def _pair_faults(requirement: Requirement, version: str) -> Iterator[str]:
-    """Say what does not go with a package that is needed with extras of its own, as PySpark is."""
+    """Describe the faults of what a package needs for its own extras, as PySpark does."""
     for line in metadata.requires(requirement.name) or []:
-        needed = Requirement(line)
-        wanted = any(_applies(needed, extra) for extra in requirement.extras)
-        found = installed(needed.name)
-        if wanted and found and not needed.specifier.contains(found, prereleases=True):
+        dependency = Requirement(line)
+        applies = any(_applies(dependency, extra) for extra in requirement.extras)
+        other_version = installed(dependency.name)
+        if (
+            applies
+            and other_version
+            and not dependency.specifier.contains(other_version, prereleases=True)
+        ):
             yield (
-                f"{requirement.name} {version} needs {needed.name}{needed.specifier} and "
-                f"{found} is installed: change one of the two"
+                f"{requirement.name} {version} needs {dependency.name}{dependency.specifier} and "
+                f"{other_version} is installed: change one of the two"
             )
 
 

@@ -1,9 +1,12 @@
-"""Who trains on which rows, in how many steps: integers only, the same on driver and ranks.
+"""Sharding of the training rows among ranks, and the number of steps: integers only.
+
+Driver and ranks compute the same values. Runs on: driver, rank.
 
 The remainder policy is *every row once, equal steps*. Rows are dealt like cards, so two ranks
-never differ by more than one row; all take the steps that the longest shard needs. In the last
-step the ranks that are one row short pad their batch with a row of weight zero, and the others'
-weights make up for it, so that the averaged gradient is the mean over the rows of the step.
+never differ by more than one row; all ranks take the steps that the longest shard needs. In the
+last step the ranks that are one row short pad their batch with a row of weight zero. The weights of
+the real rows compensate for the padding, so that the averaged gradient is the mean over the rows of
+the step.
 
 Worked example: 1,001 rows, 2 ranks, batch_size 100. Shards of 501 and 500 rows, 6 steps. Steps 1
 to 5 take 200 rows each; in step 6 rank 0 has one row and rank 1 one padding row: batches of 1, one
@@ -22,9 +25,9 @@ class RowSharding:
     size: int
     """Number of ranks."""
     rows: int
-    """Training rows of all ranks together, at least one for each rank."""
+    """Number of training rows of all ranks together, at least one for each rank."""
     batch_size: int
-    """Rows of one step on one rank."""
+    """Number of rows of one step on one rank."""
 
     def __post_init__(self) -> None:
         assert 1 <= self.size <= self.rows, self
@@ -32,32 +35,32 @@ class RowSharding:
 
     @property
     def padded_rows(self) -> int:
-        """Rows of a rank in an epoch, padding included: those of the longest shard."""
+        """Number of rows of a rank in an epoch, with padding: the length of the longest shard."""
         return -(-self.rows // self.size)
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch, the same on every rank."""
+        """Number of steps of an epoch, the same on every rank."""
         return -(-self.padded_rows // self.batch_size)
 
     @property
     def last_batch(self) -> int:
-        """Rows of a rank in the last step of an epoch, padding included."""
+        """Number of rows of a rank in the last step of an epoch, with padding."""
         return self.padded_rows - (self.steps - 1) * self.batch_size
 
     @property
     def last_weight(self) -> float:
-        """Weight of a real row in the last step: all slots of the step over its real rows."""
+        """Weight of a real row in the last step: slots of the step divided by its real rows."""
         slots = self.size * self.last_batch
         padding = self.size * self.padded_rows - self.rows
         return slots / (slots - padding)
 
 
 def share(rows: int, index: int, count: int) -> int:
-    """How many of ``rows`` go to receiver ``index`` when they are dealt in turn to ``count``."""
+    """Return how many of ``rows`` go to receiver ``index`` of ``count`` when dealt in turn."""
     return rows // count + (index < rows % count)
 
 
 def share_of_ratio(rows: int, ratio: float) -> int:
-    """The whole number of rows nearest to a share of them, halves rounded up."""
+    """Return the number of rows nearest to the share ``ratio`` of them, halves rounded up."""
     return int(rows * ratio + 0.5)

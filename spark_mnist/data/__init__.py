@@ -1,4 +1,4 @@
-"""From a DataFrame to shards: checked columns, classes, the profile of the rows, Parquet files.
+"""Training data: column checks, class labels, the profile of the rows, Parquet shards.
 
-Runs on: driver.
+Runs on: driver, Spark task.
 """

@@ -1,22 +1,25 @@
-"""What a DataFrame must hold, and the tensors that its rows become.
+"""Feature columns: the checks of a DataFrame's columns, and the tensors that its rows become.
 
-Two steps, the same for training and scoring, so that one row always gives one tensor:
+The conversion has two steps, the same for training and scoring, so that one row always gives one
+tensor:
 
-1. in Spark SQL, on the JVM: every column type a user may bring becomes one of few (``Encoding``);
+1. in Spark SQL, on the JVM: every allowed column type becomes one of a few (``Encoding``);
 2. in numpy, on executors: those become ``[B, W]`` of an ``Encoding``, one byte a number where that
-   is enough; the network's graph makes them float32 (``registry.numbers``), for pictures in 0..1.
+   is enough. The network's graph makes them float32 (``registry.numbers``), for pictures in 0..1.
 
-Shape letters: B = rows of a batch, W = numbers of a row. Nothing here imports TensorFlow.
+Shape letters: B = rows of a batch, W = numbers of a row. This module does not import TensorFlow.
+Runs on: driver, Spark task.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +39,16 @@ from spark_mnist.core import plan, requirements
 logger = logging.getLogger(__name__)
 
 FIT_RESULT = "epoch int, losses map<string,double>, metrics map<string,double>"
+"""Schema of the table that ``fit`` returns as a DataFrame."""
 ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
-"""Spark's setting of the rows that it sends to Python at once."""
-ARROW_BYTES = 128 << 20
-"""That they should have at most."""
+"""Spark's setting for the number of rows that it sends to Python at once."""
+ARROW_BATCH_BYTES = 128 << 20
+"""Most bytes that these rows should have together."""
 PATTERN = "*"
-"""What a name has that stands for several columns."""
-MOST_NAMES = 10
-"""Columns that a message names."""
-FILES = {
+"""Wildcard: a name that has it stands for several columns."""
+MAX_SHOWN_COLUMNS = 10
+"""Most columns that a message names."""
+FILE_SIGNATURES_HEX = {
     "PNG": "^89504E470D0A1A0A",
     "JPEG": "^FFD8FF[CDE]",
     "GIF": "^47494638(37|39)61",
@@ -53,123 +57,131 @@ FILES = {
     "TIFF": "^(49492A00|4D4D002A)",
     "NumPy": "^934E554D5059",
 }
-"""How files begin that people take for pixels, in hexadecimal digits; a BMP also has its size."""
-FILE = re.compile(
+"""First bytes, as patterns of hexadecimal digits, of files that people take for pixels.
+
+A BMP file must also have its own size in its header.
+"""
+FILE_SIGNATURES = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff[\xc0-\xef]|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|\x93NUMPY",
     re.DOTALL,
 )
-"""The same, but for BMP, as bytes."""
+"""The same signatures as bytes, without that of BMP."""
 ARRAYS = "an array of numbers, a Vector or a string of comma-separated numbers"
+"""Forms of several numbers a row, for messages."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The features of a DataFrame, brought into one of the few forms that cross to Python."""
+    """The features of a DataFrame, converted to one of the few forms that cross to Python."""
 
     column: Column
-    """Binary, an array of an integer type, or ``array<float>``."""
+    """Features of a row: binary, an array of an integer type, of floats or of doubles."""
     encoding: plan.Encoding
     input_spec: plan.InputSpec
     binary: bool = False
 
     @property
     def top(self) -> float | None:
-        """The largest stored number that is allowed; None allows all that are finite."""
+        """Largest stored number that is allowed; None allows all that are finite."""
         return self.encoding.scale if self.input_spec.pixels else None
 
     @property
-    def words(self) -> str:
-        """What one row must have, for messages."""
+    def size_text(self) -> str:
+        """Size of one row as text, for messages."""
         noun = "pixels" if self.input_spec.pixels else "numbers"
         return f"{self.input_spec.width} {noun}"
 
 
 def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = False) -> Source:
-    """Find the features and bring them into a form that crosses to Python.
+    """Find the feature columns and convert them to a form that crosses to Python.
 
     Args:
-        df: Has them.
-        input_spec: What is read of it.
-        standardized: Whether the network standardises them: they stay doubles until then.
+        df: The DataFrame that has the features.
+        input_spec: The columns to read, and what they hold.
+        standardized: Whether the network standardizes the features: they stay doubles until then.
 
     Raises:
-        errors.MissingColumn: A column is not there.
-        errors.UnreadableColumn: A column's type has no tensor form.
+        errors.MissingColumn: A column does not exist.
+        errors.UnreadableColumn: The type of a column has no tensor form.
     """
-    double = standardized and not input_spec.pixels
-    kind_of_number = "double" if double else "float"
-    floats = plan.Encoding("float64" if double else "float32", 1.0, input_spec.width)
-    in_bytes = plan.Encoding("uint8", 255.0, input_spec.width)
+    uses_doubles = standardized and not input_spec.pixels
+    number_type = "double" if uses_doubles else "float"
+    float_encoding = plan.Encoding("float64" if uses_doubles else "float32", 1.0, input_spec.width)
+    byte_encoding = plan.Encoding("uint8", 255.0, input_spec.width)
     if len(input_spec.features) > 1:
-        if input_spec.pixels and _in_bytes(df, input_spec):
-            pixels = (_whole_number(df, name) for name in input_spec.features)
-            return Source(F.array(*pixels), in_bytes, input_spec)
-        values = (_number(df, name, kind_of_number) for name in input_spec.features)
-        return Source(F.array(*values), floats, input_spec)
+        if input_spec.pixels and _pixels_are_bytes(df, input_spec):
+            pixels = _array(_whole_number_sql(df, name) for name in input_spec.features)
+            return Source(pixels, byte_encoding, input_spec)
+        values = _array(_number_sql(df, name, number_type) for name in input_spec.features)
+        return Source(values, float_encoding, input_spec)
     (name,) = input_spec.features
-    found, kind = column(df, name)
-    if isinstance(kind, T.BinaryType) and input_spec.pixels:
-        return Source(found, in_bytes, input_spec, binary=True)
-    integers = isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.IntegralType)
-    if integers and input_spec.pixels:
-        return Source(found, in_bytes, input_spec)
-    array = numbers(df, name, kind_of_number)
-    if array is None and not input_spec.pixels and isinstance(kind, T.NumericType):
-        array = F.array(_number(df, name, kind_of_number))
+    feature, data_type = column(df, name)
+    if isinstance(data_type, T.BinaryType) and input_spec.pixels:
+        return Source(feature, byte_encoding, input_spec, binary=True)
+    is_integer_array = isinstance(data_type, T.ArrayType) and isinstance(
+        data_type.elementType, T.IntegralType
+    )
+    if is_integer_array and input_spec.pixels:
+        return Source(feature, byte_encoding, input_spec)
+    array = numbers(df, name, number_type)
+    if array is None and not input_spec.pixels and isinstance(data_type, T.NumericType):
+        array = _array([_number_sql(df, name, number_type)])
     if array is None:
-        allowed = f"binary, {ARRAYS}" if input_spec.pixels else f"a number, {ARRAYS}"
+        allowed_types = f"binary, {ARRAYS}" if input_spec.pixels else f"a number, {ARRAYS}"
         raise errors.UnreadableColumn(
-            f"column {name!r} is {kind.simpleString()}; it may be {allowed}"
+            f"column {name!r} is {data_type.simpleString()}; it may be {allowed_types}"
         )
-    return Source(array, floats, input_spec)
+    return Source(array, float_encoding, input_spec)
 
 
 def expand(
-    columns: Sequence[str], names: Sequence[str], besides: Sequence[str | None] = ()
+    columns: Sequence[str], names: Sequence[str], non_features: Sequence[str | None] = ()
 ) -> tuple[str, ...]:
-    """Put the columns that a pattern like ``pixel*`` matches in its place, in their order.
+    """Replace each pattern like ``pixel*`` by the columns that it matches, in their order.
 
     Args:
-        columns: That there are.
-        names: With or without patterns.
-        besides: Columns that are no features, in any spelling: patterns do not match them.
+        columns: Columns of the DataFrame.
+        names: Names of columns, or patterns.
+        non_features: Columns that are not features, in any spelling: patterns do not match them.
 
     Raises:
-        errors.MissingColumn: A pattern matches none.
+        errors.MissingColumn: A pattern matches no column.
     """
-    expanded: list[str] = []
-    other_names = [_spelling(name) for name in besides if name]
+    feature_names: list[str] = []
+    non_feature_keys = [_canonical_name(name) for name in non_features if name]
     for name in names:
         if PATTERN not in name or name in columns:
-            expanded.append(name)
+            feature_names.append(name)
             continue
-        free = [other for other in columns if _spelling(other) not in other_names]
-        matched = [other for other in free if fnmatch.fnmatchcase(other, name)]
-        if not matched:
+        candidates = [other for other in columns if _canonical_name(other) not in non_feature_keys]
+        matches = [other for other in candidates if fnmatch.fnmatchcase(other, name)]
+        if not matches:
             raise errors.MissingColumn(f"no column matches {name!r} among {shown(columns)}")
-        expanded += [other for other in matched if other not in names and other not in expanded]
-    return tuple(expanded)
+        feature_names += [
+            other for other in matches if other not in names and other not in feature_names
+        ]
+    return tuple(feature_names)
 
 
-def _spelling(name: str) -> str:
-    """Return what is alike for all spellings of a column's name."""
+def _canonical_name(name: str) -> str:
+    """Return the form that all spellings of a column's name share."""
     return name.strip().lower()
 
 
 def pixel_columns(
-    df: DataFrame, input_spec: plan.InputSpec, besides: Sequence[str | None]
+    df: DataFrame, input_spec: plan.InputSpec, non_features: Sequence[str | None]
 ) -> tuple[str, ...]:
-    """Return the columns of pixels of a table that has nothing else, or ().
+    """Return the pixel columns of a table that has no other columns, or ().
 
     Args:
         df: The table.
-        input_spec: Of pictures in one column.
-        besides: Columns that are no features.
+        input_spec: The specification of pictures in one column.
+        non_features: Columns that are not features.
     """
-    other_names = [_spelling(name) for name in besides if name]
-    names = tuple(name for name in df.columns if _spelling(name) not in other_names)
+    non_feature_keys = [_canonical_name(name) for name in non_features if name]
+    names = tuple(name for name in df.columns if _canonical_name(name) not in non_feature_keys)
     if (
-        _spelling(input_spec.features[0]) in map(_spelling, df.columns)
+        _canonical_name(input_spec.features[0]) in map(_canonical_name, df.columns)
         or len(names) != input_spec.width
     ):
         return ()
@@ -178,45 +190,58 @@ def pixel_columns(
 
 
 def with_text(df: DataFrame, input_spec: plan.InputSpec) -> plan.InputSpec:
-    """Note how pixels that are text, each in a column of its own, are to be understood."""
+    """Return the specification with ``text_in_bytes`` as the types and values of columns say."""
     if len(input_spec.features) == 1:
         return input_spec
-    types = [column(df, name)[1] for name in input_spec.features]
-    in_bytes = all(isinstance(kind, T.IntegralType) for kind in types)
-    if any(isinstance(kind, T.StringType) for kind in types):
-        # Of most rows: one that is damaged decides nothing.
-        values = F.array(*(_number(df, name, "double") for name in input_spec.features))
+    data_types = [_field(df, name)[1] for name in input_spec.features]
+    text_in_bytes = all(isinstance(data_type, T.IntegralType) for data_type in data_types)
+    if any(isinstance(data_type, T.StringType) for data_type in data_types):
+        # The majority of the rows decides, so that one damaged row does not.
+        values = _array(_number_sql(df, name, "double") for name in input_spec.features)
         finite = F.filter(values, lambda value: ~_not_finite(value))
-        above = F.exists(finite, lambda value: value > 1)
-        between = F.exists(finite, lambda value: value != F.floor(value))
-        counts = df.select(F.count_if(above).alias("above"), F.count_if(between).alias("between"))
-        found = counts.first()
-        in_bytes = found is not None and found["above"] > found["between"]
-    return dataclasses.replace(input_spec, text_in_bytes=in_bytes)
+        above_one = F.exists(finite, lambda value: value > 1)
+        fractional = F.exists(finite, lambda value: value != F.floor(value))
+        counts = df.select(
+            F.count_if(above_one).alias("above"), F.count_if(fractional).alias("between")
+        )
+        row = counts.first()
+        text_in_bytes = row is not None and row["above"] > row["between"]
+    return dataclasses.replace(input_spec, text_in_bytes=text_in_bytes)
 
 
 def fault(source: Source) -> Column:
-    """Say in words why a row's features cannot be used, or null when they can."""
+    """Return a column that states why a row's features cannot be used, or null where they can."""
     array, names = source.column, source.input_spec.features
     outside = F.lit(False)
     if not source.binary and source.top is not None:
         outside = (F.array_min(array) < 0) | (F.array_max(array) > source.top)
-    if len(names) > 1:  # the columns are an array that is never null, of the right size
-        wrong = F.array_position(F.transform(array, _not_finite), True)
-        which = F.get(F.array(*map(F.lit, names)), (wrong - 1).cast("int"))
-        missing = F.when(wrong > 0, F.concat(which, F.lit(" is missing or no finite number")))
+    if len(names) > 1:  # the array of the columns is never null, and of the right size
+        position = F.array_position(F.transform(array, _not_finite), True)
+        wrong_name = F.get(F.array(*map(F.lit, names)), (position - 1).cast("int"))
+        missing = F.when(
+            position > 0, F.concat(wrong_name, F.lit(" is missing or no finite number"))
+        )
         if source.top is None:
             return missing
-        pixel = F.lit(f"{names[0]} ... {names[-1]} have a pixel outside 0..{source.top:.0f}")
-        return F.coalesce(missing, F.when(outside, pixel))
+        outside_fault = F.lit(
+            f"{names[0]} ... {names[-1]} have a pixel outside 0..{source.top:.0f}"
+        )
+        return F.coalesce(missing, F.when(outside, outside_fault))
     (name,) = names
     noun = "pixel" if source.input_spec.pixels else "number"
     size = F.length(array) if source.binary else F.size(array)
-    sizes = F.concat(F.lit(f"{name} has "), size, F.lit(f" {noun}s, not {source.input_spec.width}"))
-    rules = [(array.isNull(), F.lit(f"{name} is null")), (size != source.input_spec.width, sizes)]
+    size_fault = F.concat(
+        F.lit(f"{name} has "), size, F.lit(f" {noun}s, not {source.input_spec.width}")
+    )
+    rules = [
+        (array.isNull(), F.lit(f"{name} is null")),
+        (size != source.input_spec.width, size_fault),
+    ]
     if source.binary:
-        files = [(test, f"{name} is a {what} file, not pixels") for what, test in _files(array)]
-        rules = [rules[0], *((test, F.lit(words)) for test, words in files), *rules[1:]]
+        file_rules = [
+            (test, f"{name} is a {kind} file, not pixels") for kind, test in _file_tests(array)
+        ]
+        rules = [rules[0], *((test, F.lit(message)) for test, message in file_rules), *rules[1:]]
     else:
         no_number = F.exists(array, lambda p: p.isNull() | F.isnan(p))
         infinite = F.exists(array, _infinite)
@@ -226,145 +251,156 @@ def fault(source: Source) -> Column:
         ]
     if not source.binary and source.top is not None:
         rules.append((outside, F.lit(f"{name} has a pixel outside 0..{source.top:.0f}")))
-    return F.coalesce(*(F.when(condition, words) for condition, words in rules))
+    return F.coalesce(*(F.when(condition, message) for condition, message in rules))
 
 
 def usable(source: Source) -> Source:
-    """The same features, null in rows where they cannot be used."""
+    """Return the same features, null in rows where they cannot be used."""
     return dataclasses.replace(source, column=F.when(fault(source).isNull(), source.column))
 
 
 def order_key(source: Source, seed: int, label: Column) -> Column:
-    """Return a hash of a row and a seed that is alike for all forms in which the row may come.
+    """Return a hash of a row and a seed that is equal for all forms in which the row may come.
 
-    Of pictures it is that of their bytes, also where integers hold these, or floats that are their
-    255th parts; of other numbers that of floats, also where doubles are learned from, with what
-    floats leave out of large ones: seconds since 1970 of the same minute are one float.
+    Pictures are hashed as bytes, also where they come as integers, or as floats that are a 255th of
+    these. Other numbers are hashed as floats, also where training uses doubles. What floats leave
+    out of large doubles is hashed, too: seconds since 1970 of the same minute are one float.
     """
 
     def key(content: Column) -> Column:
         return F.xxhash64(F.lit(seed), content, label)
 
-    numbers = source.column
+    array = source.column
     if source.binary:
-        return key(numbers)
+        return key(array)
     if not source.input_spec.pixels:
-        floats = numbers.cast("array<float>")
+        floats = array.cast("array<float>")
         if source.encoding.dtype != "float64":
             return key(floats)
-        rest = F.zip_with(numbers, floats, lambda one, other: F.round(one - other, 3))
-        none = F.forall(rest, lambda number: number == 0)
-        return F.when(none, key(floats)).otherwise(key(F.concat(numbers, rest)))
+        remainder = F.zip_with(array, floats, lambda one, other: F.round(one - other, 3))
+        is_float = F.forall(remainder, lambda number: number == 0)
+        return F.when(is_float, key(floats)).otherwise(key(F.concat(array, remainder)))
     if source.encoding.dtype == "uint8":
-        return key(_bytes(numbers))
-    by_255 = F.transform(numbers, lambda number: F.round(number.cast("double") * 255))
-    whole = F.zip_with(numbers, by_255, lambda one, other: one == (other / 255).cast("float"))
-    return F.when(F.forall(whole, lambda same: same), key(_bytes(by_255))).otherwise(key(numbers))
+        return key(_as_binary(array))
+    byte_values = F.transform(array, lambda number: F.round(number.cast("double") * 255))
+    is_byte = F.zip_with(array, byte_values, lambda one, other: one == (other / 255).cast("float"))
+    return F.when(F.forall(is_byte, lambda equal: equal), key(_as_binary(byte_values))).otherwise(
+        key(array)
+    )
 
 
-def _bytes(numbers: Column) -> Column:
+def _as_binary(array: Column) -> Column:
     """Return an array of whole numbers in 0..255 as binary."""
-    characters = F.transform(numbers, lambda number: F.char(number.cast("int")))
+    characters = F.transform(array, lambda number: F.char(number.cast("int")))
     return F.encode(F.array_join(characters, ""), "ISO-8859-1")
 
 
 def arrow_rows(spark: SparkSession, source: Source) -> int | None:
-    """Return how many rows Spark may send to Python at once, where its own setting is too high.
+    """Return the most rows to send to Python at once; None where Spark's setting is low enough.
 
     Spark counts rows, ten thousand by default, and not bytes: that many pictures of 150,000 numbers
     are more than Arrow can hold, let alone an executor.
     """
-    size = 1 if source.binary else 8
-    most = max(1, ARROW_BYTES // (source.encoding.width * size))
-    now = int(str(spark.conf.get(ARROW_ROWS)))  # 0 and less are all
-    return most if now > most or now <= 0 else None
+    number_bytes = 1 if source.binary else 8
+    max_rows = max(1, ARROW_BATCH_BYTES // (source.encoding.width * number_bytes))
+    current_rows = int(str(spark.conf.get(ARROW_ROWS)))  # 0 or less means all
+    return max_rows if current_rows > max_rows or current_rows <= 0 else None
 
 
 def pack(source: Source) -> Column:
-    """The features as bytes of ``source.encoding``."""
+    """Return the features as bytes of ``source.encoding``."""
     if source.binary:
         return source.column
     dtype = source.encoding.dtype
 
-    def packed(rows: pd.Series) -> pd.Series:
+    def pack_rows(rows: pd.Series) -> pd.Series:
         return pd.Series([np.asarray(row, dtype).tobytes() for row in rows])
 
-    return by_batch(packed, "binary")(source.column)
+    return by_batch(pack_rows, "binary")(source.column)
 
 
 def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
-    """A function for executors: a batch of ``source.column`` to ``[B, W]`` of its encoding.
+    """Return a function for executors that converts a batch of ``source.column`` to ``[B, W]``.
 
-    The function raises ``errors.BadRows`` on a row that cannot be a network's.
+    The numbers have the type of the encoding. The function raises ``errors.BadRows`` on a row that
+    the network cannot take.
     """
-    encoding, binary, top, words = source.encoding, source.binary, source.top, source.words
+    encoding, binary, top, size_text = source.encoding, source.binary, source.top, source.size_text
     name = ", ".join(source.input_spec.features[:5])
 
     def read(rows: pd.Series) -> npt.NDArray[np.generic]:
         if any(row is None or len(row) != encoding.width for row in rows):
-            raise errors.BadRows(f"a row to predict has no {name} of {words}")
-        if binary and any(FILE.match(row) for row in rows):
+            raise errors.BadRows(f"a row to predict has no {name} of {size_text}")
+        if binary and any(FILE_SIGNATURES.match(row) for row in rows):
             raise errors.BadRows(f"a row to predict has a file in {name}, not pixels: decode it")
         if binary or rows.empty:  # every byte is a pixel
             return encoding.unpack(rows)
-        numbers: npt.NDArray[Any] = np.concatenate(rows.to_numpy()).reshape(-1, encoding.width)
-        if top is None and not np.isfinite(numbers).all():
+        values: npt.NDArray[Any] = np.concatenate(rows.to_numpy()).reshape(-1, encoding.width)
+        if top is None and not np.isfinite(values).all():
             raise errors.BadRows(f"a row to predict has a number in {name} that is not finite")
-        inside = top is None or (numbers.min() >= 0 and numbers.max() <= top)
-        if not inside:  # NaN, too
+        in_range = top is None or (values.min() >= 0 and values.max() <= top)
+        if not in_range:  # also where a value is NaN
             raise errors.BadRows(f"a row to predict has a pixel outside 0..{top:.0f}")
-        stored: npt.NDArray[np.generic] = numbers.astype(encoding.dtype)
-        return stored
+        array: npt.NDArray[np.generic] = values.astype(encoding.dtype)
+        return array
 
     return read
 
 
-def by_batch(function: Callable[..., Any], returns: str) -> Callable[[Column], Column]:
-    """Make a function on columns of one on batches.
+def by_batch(function: Callable[..., Any], return_type: str) -> Callable[[Column], Column]:
+    """Turn a function on batches into a function on columns.
 
     Args:
-        function: Takes and gives a pandas Series, or iterators of them, as its annotations say.
-        returns: Spark type of what it gives.
+        function: Takes and returns a pandas Series, or iterators of them, as its annotations say.
+        return_type: Spark type of the values that it returns.
     """
-    # The stubs want functionType=, with which Spark would warn that annotations took its place.
+    # The stubs demand functionType=, with which Spark would warn that annotations replace it.
     with warnings.catch_warnings():
         requirements.ignore_new_pandas()
-        udf: Callable[[Column], Column] = pandas_udf(function, returns)  # type: ignore[call-overload]
+        udf: Callable[[Column], Column] = pandas_udf(function, return_type)  # type: ignore[call-overload]
     return udf
 
 
 def resolve(df: DataFrame, name: str) -> str:
-    """Return the column that a name means: its own, or the only one that Spark would find.
+    """Return the column that a name means: the exact name, or the only one that Spark would find.
 
-    Case counts where ``spark.sql.caseSensitive`` is true; blanks around a name, as headers of
-    CSV files have them, count where that tells two columns apart.
+    Case counts where ``spark.sql.caseSensitive`` is true. Blanks around a name, as headers of CSV
+    files have them, count where they tell two columns apart.
 
     Raises:
-        errors.MissingColumn: There is none of that name.
-        errors.UnreadableColumn: There are several.
+        errors.MissingColumn: No column has that name.
+        errors.UnreadableColumn: Several columns have that name.
     """
-    columns = df.columns
-    alike = [other for other in columns if other.lower().strip() == name.lower().strip()]
-    if alike == [name]:
+    candidates = _names_by_canonical_name(tuple(df.columns)).get(_canonical_name(name), [])
+    if candidates == [name]:
         return name
     if str(df.sparkSession.conf.get("spark.sql.caseSensitive")).lower() == "true":
         spellings: tuple[Callable[[str], str], ...] = (str, str.strip)
     else:
         spellings = (str.lower, lambda text: text.lower().strip())
     for spelling in spellings:
-        found = [other for other in alike if spelling(other) == spelling(name)]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        matches = [other for other in candidates if spelling(other) == spelling(name)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
             raise errors.UnreadableColumn(
-                f"the DataFrame has {len(found)} columns called {name!r} ({', '.join(found)}): "
+                f"the DataFrame has {len(matches)} columns called {name!r} ({', '.join(matches)}): "
                 "rename all but one"
             )
-    raise errors.MissingColumn(_no_column(df, name))
+    raise errors.MissingColumn(_missing_column_message(df, name))
 
 
-def _no_column(df: DataFrame, name: str) -> str:
-    """Say that a column is not there, and what may be the reason."""
+@functools.lru_cache(maxsize=8)
+def _names_by_canonical_name(names: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Return the names of columns in groups that differ only in case and in blanks."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_canonical_name(name), []).append(name)
+    return groups
+
+
+def _missing_column_message(df: DataFrame, name: str) -> str:
+    """Return a message that a column does not exist, with the probable reason."""
     names = df.columns
     if not names:
         return f"no column {name!r}: the DataFrame has no columns at all; is the file empty?"
@@ -384,14 +420,14 @@ def _no_column(df: DataFrame, name: str) -> str:
 
 
 def shown(names: Sequence[str]) -> str:
-    """Return the first of many names, and how many there are."""
-    if len(names) <= MOST_NAMES:
+    """Return the first of many names as text, and how many there are."""
+    if len(names) <= MAX_SHOWN_COLUMNS:
         return str(list(names))
-    return f"{str(list(names[:MOST_NAMES])).removesuffix(']')}, ...], {len(names)} in all"
+    return f"{str(list(names[:MAX_SHOWN_COLUMNS])).removesuffix(']')}, ...], {len(names)} in all"
 
 
 def quoted(name: str) -> str:
-    """Return a column's name as SQL writes it."""
+    """Return a column's name as SQL quotes it."""
     return f"`{name.replace('`', '``')}`"
 
 
@@ -399,70 +435,82 @@ def column(df: DataFrame, name: str) -> tuple[Column, T.DataType]:
     """Return a column and its type.
 
     Raises:
-        errors.MissingColumn: There is none of that name.
-        errors.UnreadableColumn: There are several.
+        errors.MissingColumn: No column has that name.
+        errors.UnreadableColumn: Several columns have that name.
     """
-    found = resolve(df, name)
-    return df[quoted(found)], df.schema[df.columns.index(found)].dataType
+    exact_name, data_type = _field(df, name)
+    return df[quoted(exact_name)], data_type
 
 
-def numbers(df: DataFrame, name: str, kind_of_number: str = "float") -> Column | None:
+def _field(df: DataFrame, name: str) -> tuple[str, T.DataType]:
+    """Return the exact name of a column, and its type; raises as ``resolve``."""
+    exact_name = resolve(df, name)
+    return exact_name, df.schema[df.columns.index(exact_name)].dataType
+
+
+def numbers(df: DataFrame, name: str, number_type: str = "float") -> Column | None:
     """Return a column as an array of floats, or doubles, if it holds several numbers a row.
 
-    A word of a string that is no number becomes null, as does a Vector that is null.
+    A word of a text that is no number becomes null, as does a Vector that is null.
 
     Returns:
-        None where it holds no numbers, or one.
+        The array; None where the column holds no numbers, or one a row.
     """
-    found, kind = column(df, name)
-    if isinstance(kind, VectorUDT):  # Spark's own function fails on a null
-        dtype = "float64" if kind_of_number == "double" else "float32"
-        return F.when(found.isNotNull(), vector_to_array(found, dtype))
-    if isinstance(kind, T.StringType):
+    values, data_type = column(df, name)
+    if isinstance(data_type, VectorUDT):  # Spark's own function fails on a null
+        dtype = "float64" if number_type == "double" else "float32"
+        return F.when(values.isNotNull(), vector_to_array(values, dtype))
+    if isinstance(data_type, T.StringType):
         words = f"split({quoted(resolve(df, name))}, ',')"
-        return F.expr(f"transform({words}, word -> try_cast(trim(word) AS {kind_of_number}))")
-    if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
-        return found.cast(f"array<{kind_of_number}>")
+        return F.expr(f"transform({words}, word -> try_cast(trim(word) AS {number_type}))")
+    if isinstance(data_type, T.ArrayType) and isinstance(data_type.elementType, T.NumericType):
+        return values.cast(f"array<{number_type}>")
     return None
 
 
-def _in_bytes(df: DataFrame, input_spec: plan.InputSpec) -> bool:
-    """Whether pixels, each a column, are whole numbers up to 255."""
-    kinds = [column(df, name)[1] for name in input_spec.features]
-    if any(isinstance(kind, T.StringType) for kind in kinds):
+def _pixels_are_bytes(df: DataFrame, input_spec: plan.InputSpec) -> bool:
+    """Return whether pixels, each in a column of its own, are whole numbers up to 255."""
+    data_types = [_field(df, name)[1] for name in input_spec.features]
+    if any(isinstance(data_type, T.StringType) for data_type in data_types):
         return input_spec.text_in_bytes
-    return all(isinstance(kind, T.IntegralType) for kind in kinds)
+    return all(isinstance(data_type, T.IntegralType) for data_type in data_types)
 
 
-def _number(df: DataFrame, name: str, kind_of_number: str) -> Column:
-    """Return a column of one number a row, null where text is no number."""
-    found, kind = column(df, name)
-    if isinstance(kind, T.StringType):
-        return F.expr(f"try_cast(trim({quoted(resolve(df, name))}) AS {kind_of_number})")
-    if isinstance(kind, T.NumericType | T.BooleanType):
-        return found.cast(kind_of_number)
+def _array(elements: Iterable[str]) -> Column:
+    """Return an array of SQL expressions; of hundreds, one text is made sooner than columns."""
+    return F.expr(f"array({', '.join(elements)})")
+
+
+def _number_sql(df: DataFrame, name: str, number_type: str) -> str:
+    """Return the SQL of one number a row, null where text is no number."""
+    exact_name, data_type = _field(df, name)
+    if isinstance(data_type, T.StringType):
+        return f"try_cast(trim({quoted(exact_name)}) AS {number_type})"
+    if isinstance(data_type, T.NumericType | T.BooleanType):
+        return f"CAST({quoted(exact_name)} AS {number_type})"
     raise errors.UnreadableColumn(
-        f"column {name!r} is {kind.simpleString()}; of several features each must be a number"
+        f"column {name!r} is {data_type.simpleString()}; of several features each must be a number"
     )
 
 
-def _whole_number(df: DataFrame, name: str) -> Column:
-    """Return a column of one whole number a row, null where it is none."""
-    found, kind = column(df, name)
-    if isinstance(kind, T.IntegralType):
-        return found.cast("bigint")
-    number = _number(df, name, "double")
-    return F.when(number == F.floor(number), number.cast("bigint"))
+def _whole_number_sql(df: DataFrame, name: str) -> str:
+    """Return the SQL of one whole number a row, null where it is none."""
+    if isinstance(_field(df, name)[1], T.IntegralType):
+        return _number_sql(df, name, "bigint")
+    number = _number_sql(df, name, "double")
+    return f"IF({number} = floor({number}), CAST({number} AS bigint), NULL)"
 
 
-def _files(content: Column) -> list[tuple[str, Column]]:
-    """Return tests by which files of pictures are told from raw pixels, by their kind."""
-    start = F.hex(F.substring(content, 1, 12))
-    size = F.conv(F.concat(*(F.substring(start, place, 2) for place in (11, 9, 7, 5))), 16, 10)
-    own_size = size.cast("bigint") == F.length(content)
+def _file_tests(content: Column) -> list[tuple[str, Column]]:
+    """Return tests that tell files of pictures from raw pixels, by the kind of file."""
+    header = F.hex(F.substring(content, 1, 12))
+    size_field = F.conv(
+        F.concat(*(F.substring(header, position, 2) for position in (11, 9, 7, 5))), 16, 10
+    )
+    size_matches = size_field.cast("bigint") == F.length(content)
     return [
-        (what, start.rlike(pattern) & (own_size if what == "BMP" else F.lit(True)))
-        for what, pattern in FILES.items()
+        (kind, header.rlike(pattern) & (size_matches if kind == "BMP" else F.lit(True)))
+        for kind, pattern in FILE_SIGNATURES_HEX.items()
     ]
 
 

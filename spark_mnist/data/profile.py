@@ -1,6 +1,6 @@
-"""What the rows of a DataFrame are: how many, of which classes, which of them cannot be used.
+"""Row profile of a DataFrame: how many rows it has, of which classes, and which cannot be used.
 
-Runs on the driver, before any rank starts; all scans are Spark SQL on the JVM.
+All scans are Spark SQL on the JVM, before any rank starts. Runs on: driver.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from spark_mnist.data import feature_columns, labels
 logger = logging.getLogger(__name__)
 
 BUCKETS = 256
-"""Parts in which rows are ordered."""
-MOST_REASONS = 8
-"""Reasons that a message lists."""
-SAMPLE_COLUMNS = 5
-"""Features of a row that a message shows."""
+"""Number of parts in which rows are ordered."""
+MAX_SHOWN_REASONS = 8
+"""Most reasons that a message lists."""
+MAX_SHOWN_FEATURES = 5
+"""Most features of a row that a message shows."""
 
 
 @dataclass(frozen=True)
 class RowProfile:
-    """What one scan of the input found."""
+    """The result of one scan of the input."""
 
     rows: int
-    """Rows that can be used."""
+    """Number of rows that can be used."""
     source: feature_columns.Source
     label: Column
-    """The class of a row as an int."""
+    """Class of each row as an int."""
     usable: DataFrame
-    """The input's rows that can be used."""
+    """Rows of the input that can be used."""
     dropped: Mapping[str, int]
-    """The number of the other rows, by reason."""
+    """Number of rows that cannot be used, by reason."""
     validates: Column | None = None
-    """Whether a row validates, where a column says so."""
+    """Whether a row validates; None where no column says so."""
     validating: int = 0
-    """Rows of which it says so."""
+    """Number of rows that validate by that column."""
     key: Column | None = None
-    """A hash of the row and the seed, by which rows are ordered; None where no seed is given."""
+    """Hash of a row and the seed, by which rows are ordered; None where no seed is given."""
     bucket: Column | None = None
-    """The part of that order in which a row is; those that validate by a column come last."""
+    """Part of that order in which a row is; rows that validate by a column come last."""
     buckets: Mapping[int, int] = field(default_factory=dict)
-    """The number of rows by ``bucket``."""
+    """Number of rows by ``bucket``."""
 
     @property
     def given(self) -> int:
-        """Rows of the input."""
+        """Number of rows of the input."""
         return self.rows + sum(self.dropped.values())
 
     def training(self, ratio: float) -> int:
-        """How many rows train, of which ``ratio`` do where no column says which."""
+        """Return how many rows train; ``ratio`` is their share where no column says which train."""
         if self.validates is not None:
             return self.rows - self.validating
         return sharding.share_of_ratio(self.rows, ratio)
@@ -78,11 +78,11 @@ def profile_rows(
 
     Args:
         df: The input.
-        input_spec: What is read of it.
-        mode: What becomes of rows that cannot be used, a value of the option of that name.
+        input_spec: The columns to read, and what they hold.
+        mode: What happens to rows that cannot be used: a value of the option ``mode``.
         validation_indicator: The column that says which rows validate, if there is one.
-        seed: Of an order in which rows can be counted, too.
-        standardized: Whether the network standardises the features.
+        seed: Seed of an order of the rows, in which they are counted, too; None for no order.
+        standardized: Whether the network standardizes the features.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
@@ -94,95 +94,99 @@ def profile_rows(
     faults = [feature_columns.fault(source), labels.fault(df, input_spec, target)]
     validates = None
     if validation_indicator:
-        validates = _indicator(df, validation_indicator)
+        validates = _indicator_column(df, validation_indicator)
         missing = F.concat(F.lit(validation_indicator), F.lit(" is null"))
         faults.append(F.when(validates.isNull(), missing))
     fault = F.coalesce(*faults)
     key = None if seed is None else feature_columns.order_key(source, seed, target)
     part = F.lit(0) if key is None else F.shiftrightunsigned(key, 64 - BUCKETS.bit_length() + 1)
-    last = F.lit(False) if validates is None else validates
-    bucket = part.cast("int") + last.cast("int") * BUCKETS
-    good_bucket = F.when(fault.isNull(), bucket)  # else reasons times buckets would be collected
-    bad, good, buckets = _count(
-        df.select(fault.alias("fault"), target.alias("class"), good_bucket.alias("bucket"))
+    in_validation = F.lit(False) if validates is None else validates
+    bucket = part.cast("int") + in_validation.cast("int") * BUCKETS
+    usable_bucket = F.when(fault.isNull(), bucket)  # else reasons times buckets would be collected
+    fault_counts, class_counts, bucket_counts = _count_rows(
+        df.select(fault.alias("fault"), target.alias("class"), usable_bucket.alias("bucket"))
     )
-    given, counted = bad.total() + good.total(), _words(bad)
-    if bad and mode == options.FAILFAST:
-        message = f"{bad.total()} of {given} rows cannot be used: {counted}"
-        shown = _samples(df.where(fault.isNotNull()), input_spec)
-        raise errors.BadRows(f"{message}; for instance {shown}. {_remedy(source, bad)}", bad)
-    if bad and not good:
-        raise errors.BadRows(f"none of {given} rows can be used: {counted}", bad)
-    if not good:
+    num_rows, reasons = fault_counts.total() + class_counts.total(), _summarize(fault_counts)
+    if fault_counts and mode == options.FAILFAST:
+        message = f"{fault_counts.total()} of {num_rows} rows cannot be used: {reasons}"
+        samples = _samples(df.where(fault.isNotNull()), input_spec)
+        raise errors.BadRows(
+            f"{message}; for instance {samples}. {_remedy(source, fault_counts)}", fault_counts
+        )
+    if fault_counts and not class_counts:
+        raise errors.BadRows(f"none of {num_rows} rows can be used: {reasons}", fault_counts)
+    if not class_counts:
         raise errors.TooFewRows("the DataFrame has no rows")
-    if bad:
-        logger.warning("%d of %d rows are left out: %s", bad.total(), given, counted)
-    if len(good) == 1:
-        (only,) = good
-        name = input_spec.names[only] if input_spec.names else only
+    if fault_counts:
+        logger.warning("%d of %d rows are left out: %s", fault_counts.total(), num_rows, reasons)
+    if len(class_counts) == 1:
+        (class_number,) = class_counts
+        name = input_spec.names[class_number] if input_spec.names else class_number
         logger.warning("all rows have the label %s: there is nothing to tell apart", name)
-    usable = df.where(fault.isNull()) if bad else df
+    usable = df.where(fault.isNull()) if fault_counts else df
     return RowProfile(
-        rows=sum(good.values()),
+        rows=sum(class_counts.values()),
         source=source,
         label=target,
         usable=usable,
-        dropped=bad,
+        dropped=fault_counts,
         validates=validates,
-        validating=sum(count for bucket, count in buckets.items() if bucket >= BUCKETS),
+        validating=sum(count for bucket, count in bucket_counts.items() if bucket >= BUCKETS),
         key=key,
         bucket=bucket,
-        buckets=buckets,
+        buckets=bucket_counts,
     )
 
 
-def _count(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[int]]:
-    """Rows that cannot be used by reason, and those that can by class and by bucket."""
-    bad: Counter[str] = Counter()
-    good: Counter[int] = Counter()
-    buckets: Counter[int] = Counter()
+def _count_rows(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[int]]:
+    """Count rows that cannot be used by reason, and other rows by class and by bucket."""
+    fault_counts: Counter[str] = Counter()
+    class_counts: Counter[int] = Counter()
+    bucket_counts: Counter[int] = Counter()
     for row in rows.groupBy("fault", "class", "bucket").count().collect():
         if row["fault"] is None:
-            good[row["class"]] += row["count"]
-            buckets[row["bucket"]] += row["count"]
+            class_counts[row["class"]] += row["count"]
+            bucket_counts[row["bucket"]] += row["count"]
         else:
-            bad[row["fault"]] += row["count"]
-    return bad, good, buckets
+            fault_counts[row["fault"]] += row["count"]
+    return fault_counts, class_counts, bucket_counts
 
 
-def _indicator(df: DataFrame, name: str) -> Column:
-    """The column that says which rows validate.
+def _indicator_column(df: DataFrame, name: str) -> Column:
+    """Return the column that says which rows validate.
 
     Raises:
-        errors.MissingColumn: There is none of that name.
-        errors.UnreadableColumn: It is not boolean.
+        errors.MissingColumn: No column has that name.
+        errors.UnreadableColumn: The column is not boolean.
     """
-    found, kind = feature_columns.column(df, name)
-    if not isinstance(kind, T.BooleanType):
+    indicator, data_type = feature_columns.column(df, name)
+    if not isinstance(data_type, T.BooleanType):
         raise errors.UnreadableColumn(
-            f"column {name!r} is {kind.simpleString()}; what says which rows validate is boolean"
+            f"column {name!r} is {data_type.simpleString()}; what says which rows validate is "
+            "boolean"
         )
-    return found
+    return indicator
 
 
-def _words(counts: Mapping[str, int]) -> str:
-    """Reasons with their numbers, the most frequent first."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = "; ".join(f"{count} x {why}" for why, count in ordered[:MOST_REASONS])
-    return shown if len(ordered) <= MOST_REASONS else f"{shown}; and more"
+def _summarize(counts: Mapping[str, int]) -> str:
+    """Return reasons with their counts as text, the most frequent first."""
+    reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    text = "; ".join(f"{count} x {reason}" for reason, count in reasons[:MAX_SHOWN_REASONS])
+    return text if len(reasons) <= MAX_SHOWN_REASONS else f"{text}; and more"
 
 
-def _samples(bad: DataFrame, input_spec: plan.InputSpec) -> str:
-    """A few of the rows that cannot be used, shortened."""
-    columns = (*input_spec.features[:SAMPLE_COLUMNS], input_spec.label)
-    names = [feature_columns.quoted(feature_columns.resolve(bad, name)) for name in columns]
-    short = reprlib.Repr()
-    short.maxlist, short.maxdict, short.maxstring, short.maxother = 3, SAMPLE_COLUMNS + 1, 40, 60
-    return ", ".join(short.repr(row.asDict()) for row in bad.select(*names).limit(3).collect())
+def _samples(rows: DataFrame, input_spec: plan.InputSpec) -> str:
+    """Return a few of the rows that cannot be used as shortened text."""
+    columns = (*input_spec.features[:MAX_SHOWN_FEATURES], input_spec.label)
+    names = [feature_columns.quoted(feature_columns.resolve(rows, name)) for name in columns]
+    shortener = reprlib.Repr()
+    shortener.maxlist, shortener.maxdict = 3, MAX_SHOWN_FEATURES + 1
+    shortener.maxstring, shortener.maxother = 40, 60
+    return ", ".join(shortener.repr(row.asDict()) for row in rows.select(*names).limit(3).collect())
 
 
 def _remedy(source: feature_columns.Source, counts: Mapping[str, int]) -> str:
-    dropping = f"Mend them, or leave them out with mode={options.DROPMALFORMED}"
-    if source.top == 1 and any(why.endswith("outside 0..1") for why in counts):
-        return f"Pixels in 0..255 belong in bytes or integers. {dropping}"
-    return dropping
+    advice = f"Correct them, or leave them out with mode={options.DROPMALFORMED}"
+    if source.top == 1 and any(reason.endswith("outside 0..1") for reason in counts):
+        return f"Pixels in 0..255 belong in bytes or integers. {advice}"
+    return advice

@@ -1,4 +1,4 @@
-"""Where each row of a fit's input went: the receipt that a manifest keeps. Runs on the driver."""
+"""Row counts of a fit: where each row of its input went; a manifest keeps them. Runs on: driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RankRows:
     train: int
     validation: int
     epochs: int
-    """In how many epochs it used each of them once."""
+    """Number of epochs in which the rank used each of these rows once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +26,23 @@ class RowCounts:
 
     given: int
     dropped: Mapping[str, int]
-    """Rows that could not be used, by reason."""
+    """Number of rows that could not be used, by reason."""
     train: int
     validation: int
     read: tuple[RankRows, ...]
-    """What each rank read, in rank order."""
+    """Rows that each rank read, in rank order."""
 
 
 def verify(
-    training: plan.TrainingPlan, progress: plan.Progress, given: int, dropped: Mapping[str, int]
+    training: plan.TrainingPlan, progress: plan.Progress, num_rows: int, dropped: Mapping[str, int]
 ) -> RowCounts:
-    """Account for all rows.
+    """Verify that all rows of the input are accounted for, and return their counts.
 
     Args:
-        training: With the rows of the shards, as the footers of their files say.
-        progress: With the rows that the model saw on each rank in each epoch.
-        given: Rows of the input.
-        dropped: Rows that could not be used, by reason.
+        training: The plan, with the rows of the shards as the footers of their files say.
+        progress: The progress, with the rows that the model saw on each rank in each epoch.
+        num_rows: Number of rows of the input.
+        dropped: Number of rows that could not be used, by reason.
 
     Raises:
         errors.RowsLost: A row of the input is in no file, or a rank did not use each row of its
@@ -50,34 +50,36 @@ def verify(
     """
     train, validation = training.train, training.validation
     ranks = training.sharding.size
-    expected = tuple(
-        (rows_of(train, r, ranks), rows_of(validation, r, ranks)) for r in range(ranks)
+    expected_rows = tuple(
+        (rows_of(train, rank, ranks), rows_of(validation, rank, ranks)) for rank in range(ranks)
     )
-    for record, found in zip(progress.history, progress.read, strict=True):
-        if found != expected:
+    for record, actual_rows in zip(progress.history, progress.read, strict=True):
+        if actual_rows != expected_rows:
             raise errors.RowsLost(
-                f"in epoch {record.epoch} the ranks trained and validated on {found} rows; the "
-                f"footers of their files say {expected}. Nothing was saved"
+                f"in epoch {record.epoch} the ranks trained and validated on {actual_rows} rows; "
+                f"the footers of their files say {expected_rows}. Nothing was saved"
             )
-    left_out = sum(dropped.values())
-    if given != left_out + train.rows + validation.rows:
+    num_dropped = sum(dropped.values())
+    if num_rows != num_dropped + train.rows + validation.rows:
         raise errors.RowsLost(
-            f"of {given} rows {left_out} were left out, and the files have {train.rows} to train "
-            f"and {validation.rows} to validate. Nothing was saved"
+            f"of {num_rows} rows {num_dropped} were left out, and the files have {train.rows} to "
+            f"train and {validation.rows} to validate. Nothing was saved"
         )
     return RowCounts(
-        given=given,
+        given=num_rows,
         dropped=dict(dropped),
         train=train.rows,
         validation=validation.rows,
         read=tuple(
-            RankRows(rank=rank, train=t, validation=v, epochs=len(progress.read))
-            for rank, (t, v) in enumerate(expected)
+            RankRows(
+                rank=rank, train=train_rows, validation=validation_rows, epochs=len(progress.read)
+            )
+            for rank, (train_rows, validation_rows) in enumerate(expected_rows)
         ),
     )
 
 
 def rows_of(shards: plan.Shards, rank: int, ranks: int) -> int:
-    """Rows in the files of one rank."""
+    """Return the number of rows in the files of one rank."""
     files = len(shards.urls)
     return sum(sharding.share(shards.rows, index, files) for index in range(rank, files, ranks))

@@ -1,13 +1,15 @@
-"""The way of the data through a fit: checked, counted, sharded, trained, published. On the driver.
+"""One fit: check, count rows, write shards, train, publish. Runs on: driver.
 
-Each step has a module of its own; here they follow each other.
+Each part has a module of its own; this module calls them in order.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -17,7 +19,7 @@ from spark_mnist.cluster import signals
 from spark_mnist.core import plan, retries, sharding
 from spark_mnist.data import feature_columns, row_counts, shard_writer
 from spark_mnist.fitting import preparation, results, timing, training_start
-from spark_mnist.launch import launcher
+from spark_mnist.launch import failure_policy, launcher
 from spark_mnist.options import value_types
 from spark_mnist.store import checkpoints, manifests, model_store
 
@@ -29,46 +31,47 @@ def fit(df: DataFrame, name: str, fit_options: options.FitOptions) -> results.Fi
     signals.check()
     spark = df.sparkSession
     clock = timing.Clock()
-    ready = preparation.Preparation(spark, df, name, fit_options)
+    setup = preparation.Preparation(spark, df, name, fit_options)
     logger.debug("looking at the cluster, the store and the rows")
     with clock.of("prepare"):
-        ready.check()
-    counted = ready.counted
-    _sweep(ready, name)
+        setup.check()
+    row_profile = setup.counted
+    _remove_abandoned(setup, name)
     signals.check()
-    with ready.shard_store.work(name) as work:
-        training, report = _trained(spark, ready, fit_options, name, work, clock)
-        assert report.progress is not None
-        assert report.times is not None
-        rows = row_counts.verify(training, report.progress, counted.given, counted.dropped)
+    with setup.shard_store.work(name) as work:
+        training, report = _train(spark, setup, fit_options, name, work, clock)
+        rows = row_counts.verify(training, report.progress, row_profile.given, row_profile.dropped)
         signals.check()
         with clock.of("publish"):
-            version = _publish(ready.store, name, ready.start, training, report, rows)
-    _tell_of_others(ready, name, version)
+            version = _publish(setup.store, name, setup.start, training, report, rows)
+    _warn_of_concurrent_versions(setup, name, version)
     if fit_options.keep is not None:
-        _delete_older(ready.store, name, version, fit_options.keep)
-    took = timing.measure(clock, report.times, training)
-    logger.log(logging.INFO if fit_options.verbose else logging.DEBUG, "%s", took)
+        _delete_older(setup.store, name, version, fit_options.keep)
+    fit_timing = timing.measure(clock, report.times, training)
+    logger.log(logging.INFO if fit_options.verbose else logging.DEBUG, "%s", fit_timing)
     records = report.progress.history
-    return results.FitResult(name, version, records, _history(spark, records), rows, took)
+    return results.FitResult(name, version, records, _history(spark, records), rows, fit_timing)
 
 
-def _sweep(ready: preparation.Preparation, name: str) -> None:
-    """Remove what fits of this model left behind that were killed."""
-    spare = functools.partial(_is_unpublished, ready.store, name)
-    for place in {store.url: store for store in (ready.store, ready.shard_store)}.values():
-        if left := place.remove_abandoned(name, spare):
-            logger.warning("removed what killed fits left behind: %s", ", ".join(left))
+def _remove_abandoned(setup: preparation.Preparation, name: str) -> None:
+    """Remove the directories that killed fits of this model left behind."""
+    is_unpublished = functools.partial(_is_unpublished, setup.store, name)
+    for store in {store.url: store for store in (setup.store, setup.shard_store)}.values():
+        if paths := store.remove_abandoned(name, is_unpublished):
+            logger.warning("removed what killed fits left behind: %s", ", ".join(paths))
 
 
 def _is_unpublished(store: model_store.Store, name: str, work: str) -> bool:
-    """Return whether a work directory holds a trained model that is no version yet."""
+    """Return whether a work directory holds a trained model that is no version yet.
+
+    True also where this cannot be determined, so that the caller does not remove the directory.
+    """
     try:
         manifest, _ = checkpoints.read_unpublished(work)
         for version in store.versions(name):
             if store.manifest(name, version).get("created") == manifest["created"]:
                 return False
-    except errors.ModelNotFound:  # killed before it was trained
+    except errors.ModelNotFound:  # the fit was killed before its model was trained
         return False
     except (errors.DamagedModel, OSError) as error:
         logger.warning("%s is left: it is not known whether it can be published: %s", work, error)
@@ -81,76 +84,93 @@ def _is_unpublished(store: model_store.Store, name: str, work: str) -> bool:
 
 
 def _publish_call(store: model_store.Store, name: str, work: str) -> str:
-    """Return the call that publishes what a fit has trained."""
+    """Return the call, as text, that publishes the trained model of a work directory."""
     return f"spark_mnist.publish({name!r}, {work!r}, store={store.url!r})"
 
 
-def _tell_of_others(ready: preparation.Preparation, name: str, version: int) -> None:
-    """Say that a version does not go on from those that other fits published meanwhile."""
-    known = (*ready.before, ready.start.version, version)
-    meanwhile = [number for number in ready.store.versions(name) if number not in known]
-    if meanwhile:
+def _warn_of_concurrent_versions(setup: preparation.Preparation, name: str, version: int) -> None:
+    """Log a warning where other fits published versions of the model while this fit ran."""
+    expected_versions = (*setup.before, setup.start.version, version)
+    concurrent_versions = [
+        number for number in setup.store.versions(name) if number not in expected_versions
+    ]
+    if concurrent_versions:
         logger.warning(
             "other fits published versions %s of model %r meanwhile; version %d does not go on "
             "from them, and all stay",
-            *(meanwhile, name, version),
+            *(concurrent_versions, name, version),
         )
 
 
 def _delete_older(store: model_store.Store, name: str, version: int, keep: int) -> None:
-    """Delete versions before the new one, which is among those that stay.
+    """Delete old versions so that ``keep`` versions stay, the new version among them.
 
-    A store that refuses is no failure of the fit. Newer ones are another fit's.
+    Versions newer than this fit's belong to other fits and are neither counted nor deleted. A store
+    that refuses to delete does not fail the fit: a warning is logged.
     """
     try:
-        if older := [number for number in store.versions(name) if number <= version][:-keep]:
-            store.remove(name, older)
-            logger.info("versions %s of model %r are deleted: keep=%d", older, name, keep)
+        if old_versions := [number for number in store.versions(name) if number <= version][:-keep]:
+            store.remove(name, old_versions)
+            logger.info("versions %s of model %r are deleted: keep=%d", old_versions, name, keep)
     except OSError as error:
         logger.warning("older versions of model %r could not be deleted: %s", name, error)
 
 
-def _trained(
+def _train(
     spark: SparkSession,
-    ready: preparation.Preparation,
+    setup: preparation.Preparation,
     fit_options: options.FitOptions,
     name: str,
     work: str,
     clock: timing.Clock,
-) -> tuple[plan.TrainingPlan, plan.RankReport]:
-    """Write shards and train on them; once more where shards got lost before they were read."""
-    written = functools.partial(
+) -> tuple[plan.TrainingPlan, plan.RankSuccess]:
+    """Write shards and train on them; repeat both where shards are lost before they are read.
+
+    Returns:
+        The plan of the last start of the ranks, and the report of rank 0.
+
+    Raises:
+        errors.ShardsLost: Shards were lost each time that they were written.
+    """
+    write_shards = functools.partial(
         shard_writer.write_shards,
-        ready.counted,
+        setup.counted,
         url=work,
-        ranks=ready.ranks,
+        ranks=setup.ranks,
         ratio=fit_options.train_validation_ratio,
     )
-    rounds = max(1, fit_options.max_restarts)
-    for number in range(rounds + 1):
+    for rewrites in itertools.count():
         logger.debug("writing shards")
         with contextlib.ExitStack() as stack:
             with clock.of("prepare"):
-                parts = stack.enter_context(written())
-            checkpoints.save_start(work, ready.start.files)
-            logger.debug("starting %d ranks", ready.ranks)
-            training = _training_plan(ready.start, fit_options, ready.ranks, *parts, work)
-            if number:
-                training = launcher.resumed(training, number * (fit_options.max_restarts + 1))
+                shards = stack.enter_context(write_shards())
+            checkpoints.save_start(work, setup.start.files)
+            logger.debug("starting %d ranks", setup.ranks)
+            training = _training_plan(setup.start, fit_options, setup.ranks, *shards, work)
+            if rewrites:
+                training = launcher.resumed(training, rewrites * (fit_options.max_restarts + 1))
             try:
                 with clock.of("ranks"):
-                    reports = _reports(spark, fit_options, name, training)
+                    reports = _run_ranks(spark, fit_options, name, training, rewrites)
                 return training, reports[0]
             except errors.ShardsLost as error:
-                if number == rounds:
+                following = failure_policy.action(
+                    error, restarts=0, rewrites=rewrites, max_restarts=fit_options.max_restarts
+                )
+                if following is not failure_policy.Action.REWRITE_SHARDS:
                     raise
                 logger.warning("%s; all shards are written once more", error)
-    raise AssertionError("unreachable: the last round returns or raises")
+    raise AssertionError("unreachable: the count has no end")
 
 
-def _reports(
-    spark: SparkSession, fit_options: options.FitOptions, name: str, training: plan.TrainingPlan
-) -> list[plan.RankReport]:
+def _run_ranks(
+    spark: SparkSession,
+    fit_options: options.FitOptions,
+    name: str,
+    training: plan.TrainingPlan,
+    rewrites: int,
+) -> Sequence[plan.RankSuccess]:
+    """Train on Spark's ranks or in this process, and return the ranks' reports."""
     if fit_options.launcher == options.IN_PROCESS:
         return launcher.train_in_process(training)
     return launcher.train(
@@ -159,6 +179,7 @@ def _reports(
         title=name,
         visible=fit_options.verbose > 0,
         max_restarts=fit_options.max_restarts,
+        rewrites=rewrites,
         ports=value_types.ports(fit_options.port) or (0,),
     )
 
@@ -168,12 +189,16 @@ def _publish(
     name: str,
     start: training_start.TrainingStart,
     training: plan.TrainingPlan,
-    report: plan.RankReport,
+    report: plan.RankSuccess,
     rows: row_counts.RowCounts,
 ) -> int:
-    """Publish what a fit learned; returns the number of the new version."""
+    """Publish the trained model and return the number of the new version.
+
+    Raises:
+        errors.DamagedModel: The last checkpoint is gone.
+        errors.NotPublished: The store refused the files; the error says how to publish them later.
+    """
     checkpoint = checkpoints.locate(training.work)
-    assert report.progress is not None
     if checkpoint is None or checkpoint[0].best.epoch != report.progress.best.epoch:
         raise errors.DamagedModel(
             f"the last checkpoint of the fit is not in {training.work} any more"
@@ -200,11 +225,11 @@ def _publish(
     except OSError as error:
         logger.warning("should publishing fail, it cannot be done later: %s", error)
     try:
-        write = functools.partial(store.publish, name, files, describe)
-        return retries.call("publish", write, retries.DELAYS_S[-2:])
+        publish = functools.partial(store.publish, name, files, describe)
+        return retries.call("publish", publish, retries.DELAYS_S[-2:])
     except errors.DamagedModel:
         raise
-    except Exception as error:  # of any type, as stores' clients have their own
+    except Exception as error:  # of any type: each store's client has its own exceptions
         call = _publish_call(store, name, training.work)
         raise errors.NotPublished(
             f"the model is trained, and the store did not take it ({type(error).__name__}: "

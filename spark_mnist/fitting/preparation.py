@@ -1,7 +1,7 @@
-"""All that must hold before a rank starts, found out step by step. Runs on the driver.
+"""Checks of everything that must hold before a rank starts. Runs on: driver.
 
-``fit`` takes the steps and stops at the first that fails; ``preflight`` and ``mymnist doctor`` take
-as many as they can and tell of each.
+``fit`` runs the checks in order and stops at the first that fails. ``preflight`` and ``mymnist
+doctor`` run as many as they can and report each result.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ from spark_mnist.store.filesystem import Files
 
 logger = logging.getLogger(__name__)
 
-TOKEN = "token"
-LINGER = 0.2
-"""Seconds for which a probing task keeps its slot, so that every executor gets one."""
+PROBE_FILE = "token"
+"""Name of the file with the token that the driver writes and each probing task reads."""
+PROBE_LINGER_S = 0.2
+"""Seconds for which a probing task keeps its slot, so that every executor gets a task."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must hold."""
+    """Result of one check."""
 
     name: str
     ok: bool
     detail: str
-    """What was found, or what is wrong and what to do."""
+    """Facts that the check established, or the fault and its remedy."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What ``preflight`` found; a notebook shows it as a table."""
+    """Results of all checks of ``preflight``; a notebook shows them as a table."""
 
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether a fit could start."""
+        """Return whether a fit could start."""
         return all(check.ok for check in self.checks)
 
     def __str__(self) -> str:
@@ -70,12 +71,12 @@ class Preflight:
 
 
 class Preparation:
-    """What a fit knows before it begins to write.
+    """Checks of one fit before it writes shards, and the values that the checks establish.
 
     Args:
         spark: The session.
-        df: The input; without it nothing of the rows is looked at.
-        name: Of the model.
+        df: The input; without it the rows are not checked.
+        name: Name of the model.
         fit_options: The options.
     """
 
@@ -84,58 +85,58 @@ class Preparation:
     ) -> None:
         self._spark, self._df, self._name, self._fit_options = spark, df, name, fit_options
         self._start: training_start.TrainingStart | None = None
-        self._census: profile.RowProfile | None = None
-        self._warms_up = self._waits = False
+        self._row_profile: profile.RowProfile | None = None
+        self._warm_workers = self._wait_for_slots = False
         self.ranks = 0
-        """How many will train."""
+        """Number of ranks that will train."""
         self.before: list[int] = []
-        """Versions that the model has already."""
+        """Versions of the model that were published before this fit."""
 
     @property
     def checks(self) -> tuple[tuple[str, Callable[[], str]], ...]:
-        """Each check's name, and the function that makes it and tells what it found."""
-        rows = [("rows", self._look_at_rows)] if self._df is not None else []
+        """Return each check's name and its function, which returns the facts that it found out."""
+        rows = [("rows", self._check_rows)] if self._df is not None else []
         return (
             ("packages", self._check_packages),
             ("settings", self._check_settings),
-            ("slots", self._find_slots),
+            ("slots", self._check_slots),
             ("workers", self._check_workers),
-            ("model", self._find_model),
-            ("store", self._try_store),
+            ("model", self._check_model),
+            ("store", self._check_store),
             *rows,
         )
 
     def check(self) -> None:
-        """Make all checks, and let executors import meanwhile what ranks need.
+        """Run all checks, and let executors import meanwhile the libraries that ranks need.
 
         Raises:
-            errors.SparkMnistError: The first of them that failed.
+            errors.SparkMnistError: Error of the first check that failed.
         """
-        self._warms_up = self._fit_options.launcher == options.SPARK
-        self._waits = True
-        for _, look in self.checks:
-            look()
+        self._warm_workers = self._fit_options.launcher == options.SPARK
+        self._wait_for_slots = True
+        for _, run_check in self.checks:
+            run_check()
 
     @property
     def start(self) -> training_start.TrainingStart:
-        """What the fit starts from."""
+        """Return the state from which training starts; the checks ``model`` and ``rows`` set it."""
         assert self._start is not None
         return self._start
 
     @property
     def counted(self) -> profile.RowProfile:
-        """The rows."""
-        assert self._census is not None
-        return self._census
+        """Return the profile of the rows; the check ``rows`` sets it."""
+        assert self._row_profile is not None
+        return self._row_profile
 
     @functools.cached_property
     def store(self) -> model_store.Store:
-        """Where the model will be."""
+        """Return the store in which the model is published."""
         return location.open_store(self._fit_options.store, self._spark)
 
     @functools.cached_property
     def shard_store(self) -> model_store.Store:
-        """Where the shards lie: Petastorm's cache directory where one is set."""
+        """Return the store of the shards: Petastorm's cache directory where one is set."""
         directory = shard_writer.cache_directory(self._spark)
         return model_store.Store(directory) if directory else self.store
 
@@ -148,7 +149,7 @@ class Preparation:
         driver_port.check_port(self._spark, value_types.ports(self._fit_options.port) or (0,))
         return f"Spark {self._spark.version} on {self._spark.sparkContext.master}"
 
-    def _find_slots(self) -> str:
+    def _check_slots(self) -> str:
         if self._fit_options.launcher == options.IN_PROCESS:
             self.ranks = 1
             return "1 rank, in this process"
@@ -157,67 +158,72 @@ class Preparation:
 
     def _check_workers(self) -> str:
         workers = worker_checks.check(self._spark)
-        places = {f"Python {worker.python} on {worker.host}" for worker in workers}
-        return f"{', '.join(sorted(places))}; all that ranks need is there"
+        environments = {f"Python {worker.python} on {worker.host}" for worker in workers}
+        return f"{', '.join(sorted(environments))}; all that ranks need is there"
 
-    def _find_model(self) -> str:
-        with _clear(self.store):
+    def _check_model(self) -> str:
+        with _explain_os_errors(self.store):
             self.before = self.store.versions(self._name)
         self._start = training_start.load(self.store, self._name, self._fit_options)
-        _check_travels(self._start.model_fn)
-        before = f"version {self.start.version}" if self.start.version else "nothing"
-        return f"{self.start.network.name}, starting from {before}"
+        _check_picklable(self._start.model_fn)
+        origin = f"version {self.start.version}" if self.start.version else "nothing"
+        return f"{self.start.network.name}, starting from {origin}"
 
-    def _try_store(self) -> str:
+    def _check_store(self) -> str:
         shard_writer.check_url(self.shard_store.url)
         shard_writer.check_writable(self._spark, self.shard_store.url)
-        with _clear(self.store), self.store.work(self._name) as url:
+        with _explain_os_errors(self.store), self.store.work(self._name) as url:
             self.store.check_claims(self._name, url)
-        with _clear(self.shard_store), self.shard_store.work(self._name) as url:
-            hosts = _round_trip(self._spark, url, warm=self._warms_up)
+        with _explain_os_errors(self.shard_store), self.shard_store.work(self._name) as url:
+            hosts = _round_trip(self._spark, url, warm=self._warm_workers)
         return f"{self.store.url}; written and read on {', '.join(hosts)}"
 
-    def _look_at_rows(self) -> str:
+    def _check_rows(self) -> str:
         assert self._df is not None
         df, fit_options = self._df, self._fit_options
-        input_spec = self._input_spec(df)
+        input_spec = self._resolve_input_spec(df)
         self._start = self.start.for_rows(input_spec)
-        counted = self._census = self._counted(df, input_spec)
-        training = counted.training(fit_options.train_validation_ratio)
-        if fit_options.num_proc is None:  # a rank that cannot fill a batch would only cost
-            self.ranks = max(1, min(self.ranks, training // fit_options.batch_size))
-            if self._waits and fit_options.launcher == options.SPARK:
+        row_profile = self._row_profile = self._profile_rows(df, input_spec)
+        training_rows = row_profile.training(fit_options.train_validation_ratio)
+        if fit_options.num_proc is None:  # a rank that cannot fill a batch only adds cost
+            self.ranks = max(1, min(self.ranks, training_rows // fit_options.batch_size))
+            if self._wait_for_slots and fit_options.launcher == options.SPARK:
                 slots.wait_for_slots(self._spark, self.ranks, slots.BUSY_TIMEOUT)
-        shard_writer.check_enough(counted, self.ranks, fit_options.train_validation_ratio)
-        if fit_options.batch_size > max(training // self.ranks, options.FitOptions.batch_size):
+        shard_writer.check_enough(row_profile, self.ranks, fit_options.train_validation_ratio)
+        if fit_options.batch_size > max(training_rows // self.ranks, options.FitOptions.batch_size):
             logger.warning(
                 "batch_size=%d is more than the %d training rows of a rank: an epoch is one step",
-                *(fit_options.batch_size, training // self.ranks),
+                *(fit_options.batch_size, training_rows // self.ranks),
             )
-        left = f", {counted.given - counted.rows} left out" if counted.dropped else ""
-        return f"{counted.given} rows{left}: {training} train, {self.ranks} ranks"
+        note = f", {row_profile.given - row_profile.rows} left out" if row_profile.dropped else ""
+        return f"{row_profile.given} rows{note}: {training_rows} train, {self.ranks} ranks"
 
-    def _input_spec(self, df: DataFrame) -> plan.InputSpec:
-        """Return what is read of the rows."""
+    def _resolve_input_spec(self, df: DataFrame) -> plan.InputSpec:
+        """Return the specification of the input: the saved model's, or one found from the rows."""
         fit_options, input_spec = self._fit_options, self.start.input_spec
         if self.start.version and input_spec:
             return input_spec
         if input_spec is None:
             label = fit_options.label or plan.InputSpec.label
-            others = (label, fit_options.validation_indicator)
-            names = feature_columns.expand(
-                df.columns, value_types.columns(fit_options.features), others
+            other_columns = (label, fit_options.validation_indicator)
+            features = feature_columns.expand(
+                df.columns, value_types.columns(fit_options.features), other_columns
             )
-            return labels.discover(df, names, label)
-        others = (input_spec.label, fit_options.validation_indicator)
-        names = feature_columns.expand(df.columns, input_spec.features, others)
+            return labels.discover(df, features, label)
+        other_columns = (input_spec.label, fit_options.validation_indicator)
+        features = feature_columns.expand(df.columns, input_spec.features, other_columns)
         if not fit_options.features:
-            names = feature_columns.pixel_columns(df, input_spec, others) or names
-        training_start.check_pixels(self.start.network.name, names)
-        return feature_columns.with_text(df, dataclasses.replace(input_spec, features=names))
+            features = feature_columns.pixel_columns(df, input_spec, other_columns) or features
+        training_start.check_pixels(self.start.network.name, features)
+        return feature_columns.with_text(df, dataclasses.replace(input_spec, features=features))
 
-    def _counted(self, df: DataFrame, input_spec: plan.InputSpec) -> profile.RowProfile:
-        """Check the rows. Where none is what a saved model reads, they are another model's."""
+    def _profile_rows(self, df: DataFrame, input_spec: plan.InputSpec) -> profile.RowProfile:
+        """Check and count the rows.
+
+        Raises:
+            errors.BadRows: Rows cannot be used.
+            errors.ModelMismatch: No row is what the saved model reads: the rows are for another.
+        """
         try:
             return profile.profile_rows(
                 df,
@@ -241,32 +247,32 @@ class Preparation:
 def preflight(
     spark: SparkSession, df: DataFrame | None, name: str, fit_options: options.FitOptions
 ) -> Preflight:
-    """Make all checks that can be made; see ``api.preflight``."""
+    """Run all checks that can be run; see ``api.preflight``."""
     preparation = Preparation(spark, df, model_store.validate_name(name), fit_options)
     checks: list[Check] = []
-    for title, step in preparation.checks:
-        failed = {check.name for check in checks if not check.ok}
-        if (title == "rows" and failed) or (title == "store" and "workers" in failed):
+    for title, run_check in preparation.checks:
+        failures = {check.name for check in checks if not check.ok}
+        if (title == "rows" and failures) or (title == "store" and "workers" in failures):
             checks.append(Check(title, False, "not looked at, since a fit could not start"))
             continue
         try:
-            checks.append(Check(title, True, step()))
+            checks.append(Check(title, True, run_check()))
         except errors.SparkMnistError as error:
             checks.append(Check(title, False, str(error)))
-        except Exception as error:  # one check that fails must not hide what the others find
+        except Exception as error:  # a check that fails must not hide the results of the others
             checks.append(Check(title, False, f"{type(error).__name__}: {error}"))
     return Preflight(tuple(checks))
 
 
-def _check_travels(model_fn: plan.ModelFn | None) -> None:
+def _check_picklable(model_fn: plan.ModelFn | None) -> None:
     """Refuse a function that cannot be sent to the ranks.
 
     Raises:
-        errors.OptionError: It holds what lives on the driver alone.
+        errors.OptionError: The function holds an object that only the driver can have.
     """
     try:
         cloudpickle.dumps(model_fn)
-    except Exception as error:  # of any type, as what it holds raises it
+    except Exception as error:  # of any type: the objects that the function holds raise it
         raise errors.OptionError(
             f"network= cannot be sent to the ranks ({type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}): the function must not hold a session, a "
@@ -275,11 +281,15 @@ def _check_travels(model_fn: plan.ModelFn | None) -> None:
 
 
 @contextlib.contextmanager
-def _clear(store: model_store.Store) -> Iterator[None]:
-    """Say what to do where a file system refuses."""
+def _explain_os_errors(store: model_store.Store) -> Iterator[None]:
+    """Turn an ``OSError`` of the store's file system into an error that names the remedy.
+
+    Raises:
+        errors.ClusterError: The driver cannot read and write in the store.
+    """
     try:
         yield
-    except errors.SparkMnistError:  # a damaged model's is an OSError, too
+    except errors.SparkMnistError:  # errors.DamagedModel is an OSError, too
         raise
     except OSError as error:
         raise errors.ClusterError(
@@ -297,40 +307,41 @@ def _round_trip(spark: SparkSession, url: str, *, warm: bool) -> list[str]:
         warm: Whether each slot's Python worker also starts the server that forks ranks.
 
     Returns:
-        The hosts that did, with the GPUs that Spark gave their tasks.
+        The hosts of the tasks, with the GPUs that Spark gave the tasks.
 
     Raises:
-        errors.ClusterError: An executor does not see what the driver wrote, or the other way.
+        errors.ClusterError: An executor does not see the driver's file, or the driver does not see
+            an executor's.
     """
     token = secrets.token_hex(16)
     files = Files(url)
-    files.write(TOKEN, token.encode())
+    files.write(PROBE_FILE, token.encode())
     tasks = slots.slots(spark)
-    inherited, added = environment.pattern(spark, url), environment.settings()
+    pattern, variables = environment.pattern(spark, url), environment.settings()
 
     def echo(index: int, _: Any) -> Iterator[tuple[int, str, str]]:
-        found = ""
+        fault = ""
         try:
-            here = Files(url)
-            content = here.read(TOKEN)
-            here.write(f"echo-{index}", content[::-1])
-        except Exception as error:  # whatever its file system raises is to be told
-            found = f"{type(error).__name__}: {error}"
+            task_files = Files(url)
+            content = task_files.read(PROBE_FILE)
+            task_files.write(f"echo-{index}", content[::-1])
+        except Exception as error:  # of any type: the driver reports each file system's errors
+            fault = f"{type(error).__name__}: {error}"
         if warm:
-            rank_process.warm(inherited, added)
-        time.sleep(LINGER)
-        yield index, task.place(), found
+            rank_process.warm(pattern, variables)
+        time.sleep(PROBE_LINGER_S)
+        yield index, task.place(), fault
 
     echoes = spark.sparkContext.range(0, tasks, numSlices=tasks).mapPartitionsWithIndex(echo)
     answers = slots.in_rank_workers(echoes).collect()
-    for index, host, found in answers:
-        if not found and (
+    for index, host, fault in answers:
+        if not fault and (
             not files.exist(f"echo-{index}") or files.read(f"echo-{index}").decode() != token[::-1]
         ):
-            found = "what it wrote does not reach the driver"
-        if found:
+            fault = "what it wrote does not reach the driver"
+        if fault:
             raise errors.ClusterError(
-                f"the executor on {host} cannot use {url} as the driver does ({found}): shards lie "
+                f"the executor on {host} cannot use {url} as the driver does ({fault}): shards lie "
                 "there, so give store= a directory or URL that driver and executors share, or set "
                 f"{shard_writer.CACHE_DIR} to one"
             )

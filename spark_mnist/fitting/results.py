@@ -1,10 +1,11 @@
-"""What ``fit`` returns and what is told of a saved model. Runs on the driver."""
+"""Results of ``fit``, and descriptions of saved models. Runs on: driver."""
 
 from __future__ import annotations
 
 import base64
 import datetime
 import html
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,32 +18,38 @@ from spark_mnist.data import row_counts
 from spark_mnist.fitting import timing
 from spark_mnist.store import manifests
 
-SHOWN_EPOCHS = 20
-"""Rows of the table that a notebook shows; the curve has all epochs."""
+MAX_TABLE_EPOCHS = 20
+"""Most rows of the table that a notebook shows; the curve has all epochs."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What ``fit`` returns; a notebook shows it as table and curve."""
+    """Result of ``fit``; a notebook shows it as table and curve."""
 
     model_name: str
     version: int
     """Number of the version that this fit published."""
-    epochs: tuple[plan.EpochRecord, ...] = field(repr=False)
+    records: tuple[plan.EpochRecord, ...] = field(repr=False)
     """One record for each epoch of this fit."""
     history: DataFrame = field(repr=False)
-    """The same as a table: ``epoch`` int, ``losses`` and ``metrics`` map<string,double>."""
+    """The same records as a table: ``epoch`` int, ``losses`` and ``metrics`` map<string,double>."""
     rows: row_counts.RowCounts = field(repr=False)
-    """Where each row of the input went."""
+    """Counts of the input's rows by use: training, validation, dropped."""
     timing: timing.Timing = field(repr=False)
-    """Where the time went."""
+    """Seconds of each part of the fit, and a hint that would make the next fit faster."""
 
     def plot(self) -> plots.Figure:
         """Draw loss and accuracy by epoch; see ``plots.history``."""
-        return plots.history(self.epochs)
+        return plots.history(self.records)
+
+    @property
+    def epochs(self) -> tuple[plan.EpochRecord, ...]:
+        """Former name of ``records``; deprecated."""
+        _warn_of_rename("FitResult.epochs", "records")
+        return self.records
 
     def _repr_html_(self) -> str:
-        return _html(f"{self.model_name}, version {self.version}", self.epochs)
+        return _html(f"{self.model_name}, version {self.version}", self.records)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +59,14 @@ class ModelInfo:
     name: str
     version: int
     parent: int | None
-    """The version that this one was continued from, or is a copy of."""
+    """The version from which this one was trained on, or of which it is a copy."""
     created: datetime.datetime
-    epochs: int
-    """Epochs of training so far, over all versions."""
+    num_epochs: int
+    """Epochs of training so far, over this version and those before it."""
     losses: Mapping[str, float]
-    """Of the epoch that was kept."""
+    """Losses of the epoch whose weights the version has."""
     metrics: Mapping[str, float]
+    """Metrics of the same epoch."""
     input: plan.InputSpec
     """Columns and classes."""
     network: plan.Network
@@ -70,9 +78,9 @@ class ModelInfo:
     rows: Mapping[str, Any]
     """Rows that trained and validated in the last fit; see ``row_counts.RowCounts``."""
     libraries: Mapping[str, str | None] = field(repr=False)
-    """Versions that trained it."""
+    """Versions of the libraries that trained it."""
     bytes: int
-    """Size of all files."""
+    """Size of all files of the version."""
     history: tuple[plan.EpochRecord, ...] = field(repr=False)
     """One record for each epoch of the last fit."""
 
@@ -80,26 +88,37 @@ class ModelInfo:
         """Draw loss and accuracy by epoch of the last fit; see ``plots.history``."""
         return plots.history(self.history)
 
+    @property
+    def epochs(self) -> int:
+        """Former name of ``num_epochs``; deprecated."""
+        _warn_of_rename("ModelInfo.epochs", "num_epochs")
+        return self.num_epochs
+
     def _repr_html_(self) -> str:
         return _html(f"{self.name}, version {self.version}", self.history)
 
 
+def _warn_of_rename(former: str, name: str) -> None:
+    warnings.warn(f"{former} is now {name}", DeprecationWarning, stacklevel=3)
+
+
 def info(manifest: Mapping[str, Any]) -> ModelInfo:
-    """Read what a version says of itself.
+    """Read the description of a version from its manifest.
 
     Raises:
-        errors.DamagedModel: It does not say all that it should.
+        errors.DamagedModel: The manifest is incomplete or has wrong values.
     """
     input_spec, network, optimizer = manifests.described(manifest)
-    same = ("name", "version", "parent", "epochs", "ranks", "batch_size", "seed", "rows")
+    copied_keys = ("name", "version", "parent", "ranks", "batch_size", "seed", "rows")
     try:
         history = tuple(plan.EpochRecord(**record) for record in manifest["history"])
-        (kept,) = (record for record in history if record.epoch == manifest["epochs"])
+        (best_record,) = (record for record in history if record.epoch == manifest["epochs"])
         return ModelInfo(
-            **{name: manifest[name] for name in (*same, "libraries")},
+            **{name: manifest[name] for name in (*copied_keys, "libraries")},
+            num_epochs=manifest["epochs"],
             created=datetime.datetime.fromisoformat(manifest["created"]),
-            losses=kept.losses,
-            metrics=kept.metrics,
+            losses=best_record.losses,
+            metrics=best_record.metrics,
             input=input_spec,
             network=network,
             optimizer=optimizer,
@@ -113,13 +132,13 @@ def info(manifest: Mapping[str, Any]) -> ModelInfo:
 
 
 def _html(title: str, records: Sequence[plan.EpochRecord]) -> str:
-    """A table of the last epochs, and beside it the curve where matplotlib can draw it."""
-    shown = records[-SHOWN_EPOCHS:]
-    means = [{**record.losses, **record.metrics} for record in shown]
+    """Return a table of the last epochs, with the curve beside it where matplotlib can draw."""
+    last_records = records[-MAX_TABLE_EPOCHS:]
+    means = [{**record.losses, **record.metrics} for record in last_records]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("epoch", *means[0]))
     body = "".join(
         f"<tr><td>{record.epoch:d}</td>{''.join(f'<td>{v:.4f}</td>' for v in values.values())}</tr>"
-        for record, values in zip(shown, means, strict=True)
+        for record, values in zip(last_records, means, strict=True)
     )
     table = f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{body}</table>"
     if not plots.available():

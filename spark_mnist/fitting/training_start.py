@@ -1,4 +1,4 @@
-"""What a fit starts from: a saved version, or nothing but the options. Runs on the driver."""
+"""Start of a training run: a saved version, or only the options. Runs on: driver."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from spark_mnist.store import manifests, model_store
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStart:
-    """All that training begins with, and of what model it is."""
+    """State from which training starts, and the saved version that it comes from."""
 
     network: plan.Network
     optimizer: plan.Optimizer
     seed: int
     input_spec: plan.InputSpec | None
-    """None for a table whose width and classes have not been looked at."""
+    """Specification of the input; None for a table whose rows were not profiled yet."""
     standardize: bool
     version: int | None = None
-    """Number of the saved version, None when training starts afresh."""
+    """Number of the saved version; None when training starts from scratch."""
     epochs: int = 0
-    """Epochs trained so far."""
+    """Epochs of the model's training so far."""
     files: Mapping[str, bytes | model_store.StoredFile] = field(default_factory=dict)
     """Checkpoint of the saved version, or the weights of the user's model."""
     user_model: Any = None
-    """The user's Keras model, or his function that makes it."""
+    """The user's Keras model, or the user's function that makes it."""
 
     @property
     def model_fn(self) -> plan.ModelFn | None:
-        """The user's function."""
+        """Return the user's function; None for a Keras model or a network of the library."""
         return (
             None
             if self.user_model is None or manifests.is_model(self.user_model)
@@ -45,16 +45,16 @@ class TrainingStart:
         )
 
     def for_rows(self, input_spec: plan.InputSpec) -> TrainingStart:
-        """The same start, with a network that fits the rows.
+        """Return the same start, with a network that fits the rows.
 
         Raises:
-            errors.ModelMismatch: The user's model does not fit them, or is not the saved one.
+            errors.ModelMismatch: The user's model does not fit the rows, or is not the saved one.
         """
         if not self.version:
-            sized = dataclasses.replace(
+            network = dataclasses.replace(
                 self.network, inputs=input_spec.width, classes=input_spec.classes
             )
-            start = dataclasses.replace(self, input_spec=input_spec, network=sized)
+            start = dataclasses.replace(self, input_spec=input_spec, network=network)
         else:
             start = self
         return start._with_user_model() if manifests.is_model(self.user_model) else start
@@ -76,70 +76,75 @@ class TrainingStart:
 
 
 def load(store: model_store.Store, name: str, fit_options: options.FitOptions) -> TrainingStart:
-    """Find out what a fit starts from.
+    """Return the state from which a fit starts.
 
     Raises:
-        errors.OptionError: Options do not go together.
-        errors.ModelNotFound: The model to continue is not there.
-        errors.ModelMismatch: It is, with another network or optimizer than the options ask for.
-        errors.DamagedModel: Its files are not what was written.
+        errors.OptionError: Options contradict each other.
+        errors.ModelNotFound: There is no model to continue.
+        errors.ModelMismatch: The saved model was trained with other options, say another network.
+        errors.DamagedModel: The files of the saved model differ from those that were written.
     """
-    start = _continued(store, name, fit_options) if fit_options.continuous else _new(fit_options)
-    last = start.epochs + fit_options.epochs
+    start = (
+        _from_saved_version(store, name, fit_options)
+        if fit_options.continuous
+        else _from_options(fit_options)
+    )
+    last_epoch = start.epochs + fit_options.epochs
     try:
-        rate = start.optimizer.rate(last - 1, 1)
+        rate = start.optimizer.rate(last_epoch - 1, 1)
     except OverflowError:
         rate = math.inf
     if rate == 0 or math.isinf(rate):
         raise errors.OptionError(
             f"with lr_schedule={start.optimizer.schedule} nothing is learned any more in epoch "
-            f"{last}, whose learning rate is {rate}: name another schedule, say constant, or fewer "
-            "epochs"
+            f"{last_epoch}, whose learning rate is {rate}: name another schedule, say constant, or "
+            "fewer epochs"
         )
     return start
 
 
-def _new(fit_options: options.FitOptions) -> TrainingStart:
-    """Start with nothing but the options."""
-    network = _network(fit_options)
-    kind = fit_options.optimizer or next(iter(registry.OPTIMIZERS))
-    table = registry.is_table(network.name)
-    standardize = table if fit_options.standardize is None else fit_options.standardize
+def _from_options(fit_options: options.FitOptions) -> TrainingStart:
+    """Return the start of a new model, which has only the options."""
+    network = _describe_network(fit_options)
+    optimizer_name = fit_options.optimizer or next(iter(registry.OPTIMIZERS))
+    is_table = registry.is_table(network.name)
+    standardize = is_table if fit_options.standardize is None else fit_options.standardize
     return TrainingStart(
         network=network,
         optimizer=plan.Optimizer(
-            name=kind,
-            learning_rate=fit_options.learning_rate or registry.OPTIMIZERS[kind].learning_rate,
+            name=optimizer_name,
+            learning_rate=fit_options.learning_rate
+            or registry.OPTIMIZERS[optimizer_name].learning_rate,
             warmup_epochs=fit_options.warmup_epochs or 0,
-            schedule=fit_options.lr_schedule or "constant",
+            schedule=str(fit_options.lr_schedule or "constant"),
         ),
         seed=fit_options.seed or 0,
-        input_spec=_pictures(network.name, fit_options),
+        input_spec=_picture_input_spec(network.name, fit_options),
         standardize=standardize,
         user_model=None if isinstance(fit_options.network, str) else fit_options.network,
     )
 
 
-def _continued(
+def _from_saved_version(
     store: model_store.Store, name: str, fit_options: options.FitOptions
 ) -> TrainingStart:
-    """Start from the newest version of a saved model."""
+    """Return a start from the newest version of a saved model."""
     version = store.resolve_version(name)
     manifest = store.manifest(name, version)
     input_spec, network, optimizer = manifests.described(manifest)
     _check_unchanged(name, network, optimizer, input_spec, fit_options)
     manifests.check_makeable(name, network, fit_options.network)
-    perhaps = (plan.LOSS_SCALE,) if plan.LOSS_SCALE in manifest["files"] else ()
-    files = store.stored(name, version, (plan.WEIGHTS, plan.OPTIMIZER, *perhaps))
-    changes: dict[str, Any] = {
+    loss_scale = (plan.LOSS_SCALE,) if plan.LOSS_SCALE in manifest["files"] else ()
+    files = store.stored(name, version, (plan.WEIGHTS, plan.OPTIMIZER, *loss_scale))
+    optimizer_options: dict[str, Any] = {
         "learning_rate": fit_options.learning_rate,
         "warmup_epochs": fit_options.warmup_epochs,
         "schedule": fit_options.lr_schedule,
     }
-    changed = {name: value for name, value in changes.items() if value is not None}
+    overrides = {name: value for name, value in optimizer_options.items() if value is not None}
     return TrainingStart(
         network=network,
-        optimizer=dataclasses.replace(optimizer, **changed),
+        optimizer=dataclasses.replace(optimizer, **overrides),
         seed=manifest["seed"] if fit_options.seed is None else fit_options.seed,
         input_spec=input_spec,
         standardize=bool(network.mean),
@@ -150,28 +155,31 @@ def _continued(
     )
 
 
-def _network(fit_options: options.FitOptions) -> plan.Network:
-    """The network that options describe; how wide it is, only the rows tell."""
+def _describe_network(fit_options: options.FitOptions) -> plan.Network:
+    """Return the network that the options describe.
+
+    Its ``inputs`` and ``classes`` are 0, since only the rows tell them; see ``for_rows``.
+    """
     name = fit_options.network or (registry.TABLE if fit_options.features else registry.PICTURES)
     if not isinstance(name, str):
         if fit_options.hidden or fit_options.dropout is not None:
             raise errors.OptionError("hidden and dropout are not for a model of your own")
         return plan.Network(name=plan.CUSTOM, inputs=0, classes=0)
-    known = registry.REGISTRY[name]
-    hidden = _units(fit_options.hidden) if fit_options.hidden else known.hidden
-    dropout = known.dropout if fit_options.dropout is None else fit_options.dropout
-    if not known.hidden and (hidden or dropout):
+    architecture = registry.REGISTRY[name]
+    hidden = _parse_units(str(fit_options.hidden)) if fit_options.hidden else architecture.hidden
+    dropout = architecture.dropout if fit_options.dropout is None else fit_options.dropout
+    if not architecture.hidden and (hidden or dropout):
         raise errors.OptionError(f"{name} has no hidden layers: leave out hidden and dropout")
     return plan.Network(name=name, inputs=0, classes=0, hidden=hidden, dropout=dropout)
 
 
-def _pictures(network: str, fit_options: options.FitOptions) -> plan.InputSpec | None:
-    """What a network of pictures reads; None for a table."""
+def _picture_input_spec(network: str, fit_options: options.FitOptions) -> plan.InputSpec | None:
+    """Return the specification of the input of a network for pictures, or None for a table."""
     columns = value_types.columns(fit_options.features) or ("image",)
-    table = registry.is_table(network)
-    if table and not fit_options.features:
+    is_table = registry.is_table(network)
+    if is_table and not fit_options.features:
         raise errors.OptionError(f"{network} reads a table: name its columns, features=a,b,c")
-    if table or (network == plan.CUSTOM and fit_options.features):
+    if is_table or (network == plan.CUSTOM and fit_options.features):
         return None
     if not any(feature_columns.PATTERN in name for name in columns):
         check_pixels(network, columns)
@@ -179,10 +187,10 @@ def _pictures(network: str, fit_options: options.FitOptions) -> plan.InputSpec |
 
 
 def check_pixels(network: str, columns: tuple[str, ...]) -> None:
-    """Refuse columns that are no picture's.
+    """Refuse columns that cannot hold a picture.
 
     Raises:
-        errors.OptionError: They are neither one nor one for each pixel.
+        errors.OptionError: There is neither one column nor one for each pixel.
     """
     if len(columns) not in (1, plan.InputSpec.width):
         raise errors.OptionError(
@@ -191,7 +199,7 @@ def check_pixels(network: str, columns: tuple[str, ...]) -> None:
         )
 
 
-def _units(text: str) -> tuple[int, ...]:
+def _parse_units(text: str) -> tuple[int, ...]:
     return tuple(int(units) for units in text.split(","))
 
 
@@ -202,7 +210,7 @@ def _check_unchanged(
     input_spec: plan.InputSpec,
     fit_options: options.FitOptions,
 ) -> None:
-    saved = {
+    saved_values = {
         "network": network.name,
         "hidden": ",".join(map(str, network.hidden)),
         "dropout": network.dropout,
@@ -214,13 +222,13 @@ def _check_unchanged(
     columns = value_types.columns(fit_options.features)
     if feature_columns.expand(input_spec.features, columns) == input_spec.features:
         columns = input_spec.features
-    wanted = dataclasses.asdict(
+    option_values = dataclasses.asdict(
         dataclasses.replace(
             fit_options,
             features=",".join(columns) or None,
             network=fit_options.network if isinstance(fit_options.network, str) else None,
         )
     )
-    for option, value in saved.items():
-        if wanted[option] not in (None, value):
-            raise manifests.mismatch(name, option, value, wanted[option])
+    for option, value in saved_values.items():
+        if option_values[option] not in (None, value):
+            raise manifests.mismatch(name, option, value, option_values[option])

@@ -1,4 +1,5 @@
-"""Ranks from start to end: agents in Spark tasks, their ranks, the watch over both.
+"""Ranks from start to end: agents in Spark tasks, their ranks, and the watchdog over both.
 
-Runs on: driver; ``agent`` and ``rank_process`` in Spark tasks.
+``agent`` and ``rank_process`` run in Spark tasks, the other modules on the driver.
+Runs on: driver, Spark task.
 """

@@ -1,9 +1,9 @@
-"""A rank's Spark task: starts the rank, watches it, and ends it. Runs on: Spark task.
+"""Agent of a rank: starts the rank, watches it, and ends it. Runs on: Spark task.
 
-The rank is a child of a server that has imported TensorFlow, Keras and Horovod before. The server
+The rank is a child of a server that has already imported TensorFlow, Keras and Horovod. The server
 belongs to Spark's Python worker, which Spark uses again for the next job: only the first rank that
-a worker starts waits for these imports. When the worker is killed its server ends, and with it the
-rank, frozen or not.
+a worker starts waits for these imports. When the worker is killed its server ends, and with the
+server the rank, frozen or not.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from spark_mnist.launch import rank_process
 
 TAIL_LINES = 30
 """Last lines of a rank's output that an error shows."""
-MOST_OUTPUT = 4000
-"""Bytes of output that one message carries."""
-END_S = 5.0
+OUTPUT_MESSAGE_BYTES = 4000
+"""Most bytes of output that one message carries."""
+RANK_EXIT_GRACE_S = 5.0
 """Seconds in which a rank that reported may end by itself."""
-RETRY_S = 1.0
+RECONNECT_INTERVAL_S = 1.0
 """Seconds between two tries to reach the driver again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instructions:
-    """What every agent of a start gets with its task; small, and the same for all."""
+    """Instructions that every agent of a start gets with its task: small, and equal for all."""
 
     inbox: channel.Address
     training: bytes
-    """The pickled ``plan.TrainingPlan``."""
+    """Pickled ``plan.TrainingPlan``."""
     environment: str
-    """A pattern for the variables that ranks keep of their executor's environment."""
+    """Pattern for the variables that ranks keep of their executor's environment."""
     settings: dict[str, str]
-    """Variables that ranks get."""
+    """Further variables that ranks get."""
     patience: float
     """Seconds without the driver after which an agent ends its rank."""
 
 
 def run(index: int, instructions: Instructions) -> Iterator[bytes]:
-    """Be the agent of one rank, to its end.
+    """Run the agent of one rank until the rank has ended.
 
     Args:
-        index: Of the Spark task.
-        instructions: Of this start.
+        index: Index of the Spark task.
+        instructions: Instructions of this start.
 
     Yields:
         The rank's pickled ``plan.RankReport``; nothing where it ended without one.
     """
     context = TaskContext.get()
-    if context and context.attemptNumber() > 0:  # the ranks of the first attempt have lost one
+    if context and context.attemptNumber() > 0:  # the ranks of the first attempt lost this rank
         return
     yield from _Agent(index, instructions).run()
 
@@ -71,7 +71,7 @@ class _Agent:
     def __init__(self, index: int, instructions: Instructions) -> None:
         self._index, self._instructions = index, instructions
         self._link: channel.Link | None = channel.Link(instructions.inbox)
-        self._lost: float | None = None
+        self._disconnect_time: float | None = None
         self._rank: int | None = None
         self._lines: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._report: bytes | None = None
@@ -81,7 +81,9 @@ class _Agent:
         # Returns once the server's imports are done.
         child = rank_process.start(self._instructions.environment, self._instructions.settings)
         try:
-            self._send(ready=True, pid=child.process.pid, host=socket.gethostname(), boot=_boot())
+            self._send(
+                ready=True, pid=child.process.pid, host=socket.gethostname(), boot=_boot_id()
+            )
             self._watch(child)
         finally:
             child.end()
@@ -99,26 +101,26 @@ class _Agent:
             yield self._report
 
     def _watch(self, child: rank_process.Child) -> None:
-        """Pass on what comes, until the rank has ended or is to end."""
+        """Pass on output, report and messages until the rank has ended or must end."""
         deadline = None
         sources: set[Any] = {child.process.sentinel, child.output, child.connection}
         while not self._driver_is_gone():
             link = {self._link.socket} if self._link else set()
-            ready, _, _ = select.select([*sources, *link], [], [], RETRY_S)
+            ready, _, _ = select.select([*sources, *link], [], [], RECONNECT_INTERVAL_S)
             if child.output in ready and not self._read_output(child):
                 sources.discard(child.output)
             if child.connection in ready:
                 sources.discard(child.connection)
                 with contextlib.suppress(EOFError, OSError):
                     self._report = child.connection.recv_bytes()
-                deadline = time.monotonic() + END_S
+                deadline = time.monotonic() + RANK_EXIT_GRACE_S
             if child.process.sentinel in ready or (deadline and time.monotonic() > deadline):
                 return
             if link & {*ready} and not self._hear(child):
                 return
 
     def _hear(self, child: rank_process.Child) -> bool:
-        """Do what the driver says; returns whether the rank is to go on."""
+        """Follow the driver's messages, and return whether the rank is to go on."""
         assert self._link is not None
         messages = self._link.read()
         if messages is None:
@@ -130,14 +132,14 @@ class _Agent:
             local = self._link.socket.getsockname()[0]
             environment = {**message["environment"], "HOROVOD_GLOO_IFACE": _interface(local)}
             slot = plan.Slot(rank=message["rank"], environment=environment, gpus=task.gpus())
-            with contextlib.suppress(OSError):  # it has ended: its exit code tells
+            with contextlib.suppress(OSError):  # the rank has ended: its exit code says why
                 child.connection.send_bytes(pickle.dumps(slot))
                 child.connection.send_bytes(self._instructions.training)
         return True
 
     def _read_output(self, child: rank_process.Child) -> bool:
-        """Take some of the rank's output; returns whether there was any, or may be more."""
-        content = child.read_output(MOST_OUTPUT)
+        """Send some of the rank's output, and return whether there was any."""
+        content = child.read_output(OUTPUT_MESSAGE_BYTES)
         if content:
             text = content.decode(errors="replace")
             self._lines.extend(text.splitlines())
@@ -154,30 +156,30 @@ class _Agent:
     def _hang_up(self) -> None:
         if self._link:
             self._link.close()
-        self._link, self._lost = None, self._lost or time.monotonic()
+        self._link, self._disconnect_time = None, self._disconnect_time or time.monotonic()
 
     def _driver_is_gone(self) -> bool:
-        """Try to reach a driver that was lost; returns whether it has been away for too long."""
-        if self._link or self._lost is None:
+        """Try to reach a driver that was lost, and return whether it was away for too long."""
+        if self._link or self._disconnect_time is None:
             return False
         with contextlib.suppress(OSError):
-            self._link, self._lost = channel.Link(self._instructions.inbox), None
+            self._link, self._disconnect_time = channel.Link(self._instructions.inbox), None
             self._send(host=socket.gethostname())
             return False
-        return time.monotonic() - (self._lost or 0.0) > self._instructions.patience
+        return time.monotonic() - (self._disconnect_time or 0.0) > self._instructions.patience
 
 
 def _interface(address: str) -> str:
     """Return the name of the network interface that has an address."""
     address = address.partition("%")[0]
     for name, addresses in psutil.net_if_addrs().items():
-        if address in {found.address.partition("%")[0] for found in addresses}:
+        if address in {entry.address.partition("%")[0] for entry in addresses}:
             return str(name)
     return ""
 
 
-def _boot() -> str:
-    """Return what tells this machine, or this container's network, from others of its name."""
+def _boot_id() -> str:
+    """Return an id of this machine, or of this container's network; names may repeat."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         return f"{file.read().strip()} {os.readlink('/proc/self/ns/net')}"
     return ""

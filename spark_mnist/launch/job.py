@@ -1,4 +1,7 @@
-"""The Spark job of one start of the ranks: a task an agent, in a thread of its own. On: driver."""
+"""Spark job of one start of the ranks: one task for each agent. Runs on: driver.
+
+The job runs in a thread of its own.
+"""
 
 from __future__ import annotations
 
@@ -18,67 +21,67 @@ from spark_mnist.launch import agent
 
 logger = logging.getLogger(__name__)
 
-END_S = 5.0
-"""Seconds in which agents end their ranks once they are told to, before Spark ends the agents."""
-CANCEL_S = 15.0
+AGENT_STOP_S = 5.0
+"""Seconds in which agents must end their ranks on request, before Spark ends the agents."""
+SPARK_CANCEL_S = 15.0
 """Seconds in which Spark ends a job that it cancels."""
 CANCELLED = re.compile(r"\bcancel+ed\b", re.IGNORECASE)
-"""In Spark's words for a job that somebody cancelled."""
+"""Pattern in Spark's message for a job that somebody cancelled."""
 
 
 class Job:
-    """Runs an agent in as many tasks as there are ranks, and takes their reports.
+    """Spark job that runs an agent for each rank, one per task, and collects the ranks' reports.
 
-    The job has the scheduler pool, group, description and tags of the thread that makes it, and a
+    The job has the scheduler pool, group, description and tags of the thread that creates it, and a
     tag of its own by which it is cancelled.
 
     Args:
-        spark: The session.
-        ranks: How many agents.
-        instructions: For each of them.
+        spark: Session of the job.
+        ranks: Number of agents.
+        instructions: Instructions for each agent.
     """
 
     def __init__(self, spark: SparkSession, ranks: int, instructions: agent.Instructions) -> None:
         self._spark, self._ranks, self._instructions = spark, ranks, instructions
         self._tag = f"spark_mnist-{uuid.uuid4().hex}"
-        self._ended = threading.Event()
-        self._stopped = False
+        self._end_event = threading.Event()
+        self._is_stopped_here = False
         # Spark keeps pool, group, description and tags of jobs with the thread that starts them.
         self._properties = spark.sparkContext._jsc.sc().getLocalProperties().clone()
         self._thread = threading.Thread(target=self._run, name="spark_mnist ranks", daemon=True)
         self.reports: list[plan.RankReport] = []
-        """In rank order, of the ranks that gave one."""
+        """Reports in rank order; a rank without a report is missing."""
         self.error: BaseException | None = None
-        """What ended the job."""
+        """Error that ended the job."""
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody else cancelled the job in Spark."""
-        return bool(self.error and not self._stopped and CANCELLED.search(str(self.error)))
+        """Return whether somebody else cancelled the job in Spark."""
+        return bool(self.error and not self._is_stopped_here and CANCELLED.search(str(self.error)))
 
     def start(self) -> None:
-        """Start the job; returns at once."""
+        """Start the job, and return at once."""
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long at most; returns whether the job has ended, or never started.
+        """Wait for at most ``seconds``, and return whether the job has ended or never started.
 
-        An interrupt in ``Thread.join`` would make Python 3.11 take the thread for ended.
+        After an interrupt in ``Thread.join`` Python 3.11 would regard the thread as ended.
         """
-        return self._thread.ident is None or self._ended.wait(seconds)
+        return self._thread.ident is None or self._end_event.wait(seconds)
 
     def stop(self, end_ranks: Callable[[], None]) -> None:
-        """End the job if it runs: by its agents, or by Spark. Returns when it is over.
+        """End the job if it runs, through its agents or through Spark, and wait for its end.
 
         Args:
-            end_ranks: Tells the agents to end their ranks. Those of a job that was cancelled, too:
-                Spark lets their tasks run on for a while.
+            end_ranks: Function that tells the agents to end their ranks. It is called for a job
+                that was cancelled, too: Spark lets the tasks of such a job run on for a while.
         """
-        self._stopped = not self.wait(0)
+        self._is_stopped_here = not self.wait(0)
         end_ranks()
-        if not self.wait(END_S):
+        if not self.wait(AGENT_STOP_S):
             self._spark.sparkContext.cancelJobsWithTag(self._tag)
-            if not self.wait(CANCEL_S):
+            if not self.wait(SPARK_CANCEL_S):
                 logger.warning("ranks could not be reached to end them; they end by themselves")
 
     def _run(self) -> None:
@@ -93,11 +96,11 @@ class Job:
         except BaseException as error:  # of any type: a thread would lose it
             self.error = error
         finally:
-            self._ended.set()
+            self._end_event.set()
 
 
 def _task(instructions: agent.Instructions) -> Callable[[int, Iterable[Any]], Iterator[bytes]]:
-    """Return what a task runs; it holds the instructions and nothing else."""
+    """Return the function that a task runs; it refers to the instructions and nothing else."""
 
     def run(index: int, _: Iterable[Any]) -> Iterator[bytes]:
         return agent.run(index, instructions)

@@ -1,6 +1,7 @@
-"""Runs the worker on N Spark tasks, again where a rank is lost. On the driver.
+"""Launcher of the ranks: it starts them, and restarts them where one is lost. Runs on: driver.
 
-Leaves the caller as it found him: signal handlers untouched, session alive, no rank running.
+At the end the caller's process is as before: signal handlers untouched, session alive, no rank
+running.
 """
 
 from __future__ import annotations
@@ -19,36 +20,42 @@ from pyspark.sql import SparkSession
 from spark_mnist import errors
 from spark_mnist.cluster import driver_port, environment, signals, slots
 from spark_mnist.core import channel, plan
-from spark_mnist.launch import agent, job, progress, registration, rendezvous, watchdog
+from spark_mnist.launch import (
+    agent,
+    failure_policy,
+    job,
+    progress,
+    registration,
+    rendezvous,
+    watchdog,
+)
 from spark_mnist.store import checkpoints
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 15.0
-"""Seconds that ranks get to end once their job has."""
-POLL = 0.05
+RANK_EXIT_GRACE_S = 15.0
+"""Seconds that ranks get to end after their job has ended."""
+RANK_POLL_S = 0.05
 """Seconds between two looks at the ranks."""
-SLOTS_BACK = 180.0
-"""Seconds in which Spark may replace an executor: one that froze it gives up after 120."""
-OURS = {kind.__name__: kind for kind in (errors.ShardsLost, errors.RowsLost)}
-"""What ranks raise that is not the user's to mend."""
-ONE_FIT = threading.RLock()
-"""Held while a fit runs: ranks need all their slots."""
-TURN_S = 0.5
-"""Between two looks whether the fit of another thread has ended."""
+SLOT_RECOVERY_S = 180.0
+"""Seconds in which Spark may replace an executor; Spark gives up a frozen executor after 120."""
+FIT_LOCK = threading.RLock()
+"""Lock held while a fit runs: ranks need all their slots."""
+FIT_LOCK_POLL_S = 0.5
+"""Seconds between two looks whether the fit of another thread has ended."""
 
 
 @contextlib.contextmanager
 def turn() -> Iterator[None]:
-    """Wait for the fits of other threads to end, and hold them back until the block ends."""
-    if not ONE_FIT.acquire(blocking=False):
+    """Wait for the fits of other threads to end, and make them wait until the block ends."""
+    if not FIT_LOCK.acquire(blocking=False):
         logger.info("waiting for the fit of another thread to end")
-        while not ONE_FIT.acquire(timeout=TURN_S):
+        while not FIT_LOCK.acquire(timeout=FIT_LOCK_POLL_S):
             signals.check()
     try:
         yield
     finally:
-        ONE_FIT.release()
+        FIT_LOCK.release()
 
 
 def train(
@@ -58,136 +65,106 @@ def train(
     title: str,
     visible: bool,
     max_restarts: int,
+    rewrites: int,
     ports: Sequence[int],
-) -> list[plan.RankReport]:
+) -> Sequence[plan.RankSuccess]:
     """Train on as many Spark tasks as the plan has ranks.
 
     When a rank is lost all ranks end, and start again from the last checkpoint.
 
     Args:
-        spark: The session whose tasks become ranks.
-        training: What to train.
-        title: What the progress bar calls it.
+        spark: Session whose tasks become ranks.
+        training: Plan of the training.
+        title: Title of the progress bar.
         visible: Whether to show progress.
-        max_restarts: How many times ranks start again.
-        ports: Where the driver may listen; 0 is anywhere.
+        max_restarts: Most restarts of the ranks.
+        rewrites: How often the shards were written again before.
+        ports: Ports on which the driver may listen; 0 is any port.
 
     Returns:
         The reports in rank order; all ranks succeeded and hold the same weights.
 
     Raises:
-        errors.RankError: A rank raised.
+        errors.RankError: A rank raised an error.
         errors.ShardsLost, errors.RowsLost: A rank could not read all its rows.
-        errors.RanksLost: Ranks went away, hung or did not start, more often than they may start
+        errors.RanksLost: Ranks were lost, hung or did not start, more often than they may start
             again, or where Spark has no slots for them any more.
-        errors.NotFinite: The loss is no number any more.
+        errors.NotFinite: The loss is no longer a finite number.
         errors.FitCancelled: Somebody cancelled the ranks' job in Spark.
         errors.RanksDiverged: The ranks ended with different weights.
         errors.TrainingError: A rank's Python ended with an error of its own.
     """
-    shown = progress.Bar(
+    bar = progress.Bar(
         title,
         first=training.first_epoch,
         epochs=training.first_epoch + training.epochs,
         steps=training.sharding.steps,
         visible=visible,
     )
-    with shown:
+    with bar:
         for restarts in itertools.count():
             try:
-                return _attempt(spark, training, shown, ports)
-            except errors.RanksLost as error:
-                if restarts >= max_restarts:
+                return _attempt(spark, training, bar, ports)
+            except errors.TrainingError as error:
+                following = failure_policy.action(
+                    error, restarts=restarts, rewrites=rewrites, max_restarts=max_restarts
+                )
+                if following is not failure_policy.Action.RESTART_RANKS:
                     raise
-                lost = str(error)
-            # Outside of the block above, in which an interrupt would wait.
+                reason = str(error)
+            # Outside of the except block, in which an interrupt would wait.
             training = resumed(training, training.attempt + 1)
-            done = training.resume.epoch if training.resume else training.first_epoch
-            logger.debug("%s", lost)
+            epoch = training.resume.epoch if training.resume else training.first_epoch
+            logger.debug("%s", reason)
             logger.warning(
                 "%s; all ranks start again after epoch %d (restart %d of %d)",
-                *(lost.partition("\n")[0], done, restarts + 1, max_restarts),
+                *(reason.partition("\n")[0], epoch, restarts + 1, max_restarts),
             )
             try:
-                slots.wait_for_slots(spark, training.sharding.size, SLOTS_BACK)
+                slots.wait_for_slots(spark, training.sharding.size, SLOT_RECOVERY_S)
             except errors.TooFewSlots as error:
-                raise errors.RanksLost(f"{lost}\nNor could they start again: {error}") from error
+                raise errors.RanksLost(f"{reason}\nNor could they start again: {error}") from error
     raise AssertionError("unreachable: the count has no end")
 
 
-def train_in_process(training: plan.TrainingPlan) -> list[plan.RankReport]:
+def train_in_process(training: plan.TrainingPlan) -> Sequence[plan.RankSuccess]:
     """Train on one rank, in this process.
 
     Args:
-        training: What to train.
+        training: Plan of the training.
 
     Returns:
-        The rank's report; it succeeded.
+        The report of the rank, which succeeded.
 
     Raises:
-        errors.TrainingError: One of its leaves, as ``train`` says.
+        errors.TrainingError: One of its subclasses, as in ``train``.
     """
-    # Imported here: elsewhere the driver needs no TensorFlow.
+    # Imported here, since no other function of the driver needs TensorFlow.
     from spark_mnist.ranks import trainer
 
     training = dataclasses.replace(training, threads=None)
     reports = [trainer.run(training, channel.HeartbeatClient(None))]
-    check(reports)
-    return reports
-
-
-def check(reports: Sequence[plan.RankReport]) -> None:
-    """Raise what went wrong on the ranks, if anything did; see ``train``."""
-    failed = [(r.failure.time, r.rank, r.failure) for r in reports if r.failure]
-    causes = [found for found in failed if not found[2].collective]
-    if causes:
-        _, rank, failure = min(causes)
-        if failure.type in OURS:
-            raise OURS[failure.type](failure.message)
-        raise errors.RankError(
-            f"rank {rank} of {len(reports)} raised {failure.type}: {failure.message}",
-            rank=rank,
-            rank_traceback=failure.traceback,
-        )
-    if failed:
-        raise errors.RanksLost(f"the connection between ranks broke: {min(failed)[2].message}")
-    ended = [report.progress for report in reports if report.progress]
-    last, kept = ended[0].history[-1], ended[0].best.epoch
-    nothing = (
-        f"training came to nothing in epoch {last.epoch}: its losses are {last.losses}, or a "
-        "weight is no number"
-    )
-    if not kept:
-        raise errors.NotFinite(
-            f"{nothing}; nothing was saved. Lower learning_rate, or look at the features"
-        )
-    if ended[0].not_finite:
-        logger.warning("%s; epoch %d, the best before, is what is saved", nothing, kept)
-    digests = {rank: end.best.digest for rank, end in enumerate(ended)}
-    if len(set(digests.values())) != 1:
-        raise errors.RanksDiverged(
-            f"the ranks ended with different weights, nothing was saved; sha256 by rank: {digests}"
-        )
+    return _successes(reports, failure_policy.error_of_reports(reports))
 
 
 def resumed(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
-    """The plan for another start of the ranks, from the last checkpoint of those before."""
+    """Return the plan for another start of the ranks, from the last checkpoint of this fit."""
     checkpoint = checkpoints.locate(training.work) if training.checkpoints else None
-    progress = checkpoint and checkpoint[0]
-    return dataclasses.replace(training, resume=progress, attempt=attempt)
+    resume = checkpoint and checkpoint[0]
+    return dataclasses.replace(training, resume=resume, attempt=attempt)
 
 
 def _attempt(
     spark: SparkSession,
     training: plan.TrainingPlan,
-    shown: progress.Bar,
+    bar: progress.Bar,
     ports: Sequence[int],
-) -> list[plan.RankReport]:
+) -> Sequence[plan.RankSuccess]:
     """Start all ranks and watch them to their end."""
     ranks = training.sharding.size
     watch = watchdog.Watchdog(ranks, training.heartbeat_timeout)
-    rank_log = _RankLog(ranks, logging.INFO if shown.visible else logging.DEBUG)
-    meeting = rendezvous.Rendezvous()
+    rank_log = _RankLog(ranks, logging.INFO if bar.visible else logging.DEBUG)
+    address_store = rendezvous.Rendezvous()
 
     def receive(event: channel.Event) -> None:
         if "agent" in event:
@@ -196,40 +173,50 @@ def _attempt(
         watch.hear(event)
         rank_log.hear(event)
         if event["rank"] == 0 and "epoch" in event:
-            shown.update(event)
+            bar.update(event)
 
-    with driver_port.inbox(spark, ports, receive, meeting.answer) as inbox:
+    with driver_port.inbox(spark, ports, receive, address_store.answer) as inbox:
         agent_pool = registration.Agents(ranks, inbox.tell, _horovod_settings(inbox.address))
-        running = job.Job(spark, ranks, _instructions(spark, training, inbox.address))
-        lost = None
+        spark_job = job.Job(spark, ranks, _instructions(spark, training, inbox.address))
+        reason = None
         try:
-            running.start()
-            while not lost and not agent_pool.exit and not running.wait(POLL):
+            spark_job.start()
+            while not reason and not agent_pool.exit and not spark_job.wait(RANK_POLL_S):
                 signals.check()
-                lost = _lost(agent_pool, watch)
-                if running.wait(0):
-                    lost = None
+                reason = _failure_reason(agent_pool, watch)
+                if spark_job.wait(0):
+                    reason = None
         finally:
-            running.stop(agent_pool.end)
-            _wait_for_the_end(watch)
-    if agent_pool.exit:
-        raise _exit_failure(agent_pool, watch)
-    if lost:  # told only now, since ranks print their last words when they end
-        raise errors.RanksLost(f"{lost}{agent_pool.tail}")
-    if running.cancelled:
-        raise errors.FitCancelled(
-            "the job of the ranks was cancelled in Spark; nothing was published"
-        ) from running.error
-    if running.error or len(running.reports) < ranks:
-        what = "Spark ended the ranks' job" if watch.begun() else "the ranks did not start"
-        why = running.error or f"{len(running.reports)} of {ranks} ranks gave a report"
-        raise errors.RanksLost(f"{what} ({why}){agent_pool.tail}") from running.error
-    check(running.reports)
-    return running.reports
+            spark_job.stop(agent_pool.end)
+            _wait_for_rank_exits(watch)
+    outcome = failure_policy.Outcome(
+        ranks=ranks,
+        reports=spark_job.reports,
+        exit_code=agent_pool.exit.code if agent_pool.exit else None,
+        loss=_exit_text(agent_pool, watch) or reason,
+        job_error=spark_job.error,
+        job_cancelled=spark_job.cancelled,
+        has_started=watch.begun(),
+        output=agent_pool.tail,  # complete only now, since ranks print when they end
+    )
+    error = failure_policy.error_of(outcome)
+    return _successes(spark_job.reports, error, spark_job.error)
+
+
+def _successes(
+    reports: Sequence[plan.RankReport],
+    error: Exception | None,
+    cause: BaseException | None = None,
+) -> Sequence[plan.RankSuccess]:
+    """Return the reports of ranks that succeeded, or raise the error of those that did not."""
+    if error:
+        raise error from cause
+    assert failure_policy.succeeded(reports)
+    return reports
 
 
 def _horovod_settings(address: channel.Address) -> dict[str, str]:
-    """What Horovod's core reads from the environment, alike on all ranks."""
+    """Return the environment variables of Horovod's core that are equal on all ranks."""
     return {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
@@ -242,63 +229,60 @@ def _instructions(
     spark: SparkSession, training: plan.TrainingPlan, inbox: channel.Address
 ) -> agent.Instructions:
     threads = slots.task_cpus(spark.sparkContext)
-    complete = dataclasses.replace(training, inbox=inbox, threads=threads)
+    rank_plan = dataclasses.replace(training, inbox=inbox, threads=threads)
     return agent.Instructions(
         inbox=inbox,
-        training=cloudpickle.dumps(complete),
+        training=cloudpickle.dumps(rank_plan),
         environment=environment.pattern(spark, training.train.urls[0]),
         settings=environment.settings(),
         patience=training.heartbeat_timeout,
     )
 
 
-def _lost(agent_pool: registration.Agents, watch: watchdog.Watchdog) -> str | None:
-    """Why the attempt must end, or None while there is hope."""
+def _failure_reason(agent_pool: registration.Agents, watch: watchdog.Watchdog) -> str | None:
+    """Return the reason why the attempt must end, or None while the ranks can go on."""
     rank = agent_pool.lost()
     return watch.describe_loss(rank) if rank is not None else watch.failure_reason()
 
 
-def _exit_failure(
-    agent_pool: registration.Agents, watch: watchdog.Watchdog
-) -> errors.TrainingError:
-    """What to raise where the process of a rank ended without a report."""
-    assert agent_pool.exit is not None
-    # Python itself ends a process with 1, for what starting it again would not mend.
-    kind = errors.TrainingError if agent_pool.exit.code == 1 else errors.RanksLost
-    return kind(f"{watch.describe_loss(agent_pool.exit.rank)} ({agent_pool.exit}){agent_pool.tail}")
+def _exit_text(agent_pool: registration.Agents, watch: watchdog.Watchdog) -> str | None:
+    """Return a text about the rank whose process ended without a report, if there is one."""
+    if agent_pool.exit is None:
+        return None
+    return f"{watch.describe_loss(agent_pool.exit.rank)} ({agent_pool.exit})"
 
 
 class _RankLog:
-    """Logs what ranks tell of themselves: their warnings, each once, and their GPUs.
+    """Log of the ranks' warnings, each of them once, and of the ranks' GPUs.
 
     Args:
-        ranks: How many there are.
-        level: At which GPUs are told.
+        ranks: Number of ranks.
+        level: Log level for GPUs.
     """
 
     def __init__(self, ranks: int, level: int) -> None:
         self._ranks, self._level = ranks, level
         self._lock = threading.Lock()
         self._warnings: set[str] = set()
-        self._places: dict[int, str] = {}
+        self._devices: dict[int, str] = {}
 
     def hear(self, event: channel.Event) -> None:
-        """Take one event of a rank."""
+        """Process one event of a rank."""
         with self._lock:
             if (text := event.get("warning")) and text not in self._warnings:
                 self._warnings.add(text)
                 logger.warning("rank %d: %s", event["rank"], text)
             if event.get("device", channel.CPU) != channel.CPU:
-                self._places[event["rank"]] = f"{event['host']}, {event['device']}"
-                if len(self._places) == self._ranks:
+                self._devices[event["rank"]] = f"{event['host']}, {event['device']}"
+                if len(self._devices) == self._ranks:
                     lines = (
-                        f"\n  rank {rank}: {self._places[rank]}" for rank in range(self._ranks)
+                        f"\n  rank {rank}: {self._devices[rank]}" for rank in range(self._ranks)
                     )
                     logger.log(self._level, "the ranks compute on%s", "".join(lines))
 
 
-def _wait_for_the_end(watch: watchdog.Watchdog) -> None:
-    """Let the last rank go before its files do."""
-    deadline = time.monotonic() + GRACE_S
+def _wait_for_rank_exits(watch: watchdog.Watchdog) -> None:
+    """Wait until the last rank has ended, before its files are deleted."""
+    deadline = time.monotonic() + RANK_EXIT_GRACE_S
     while not watch.all_gone() and time.monotonic() < deadline:
-        time.sleep(POLL)
+        time.sleep(RANK_POLL_S)

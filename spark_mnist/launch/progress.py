@@ -1,6 +1,6 @@
-"""What the user sees of a fit while it runs. Runs on the driver.
+"""Progress of a fit, as the user sees it while the fit runs. Runs on: driver.
 
-A bar where a terminal or a notebook shows it, one line an epoch on stderr elsewhere.
+A terminal or a notebook shows a bar; elsewhere stderr gets one line an epoch.
 """
 
 from __future__ import annotations
@@ -15,31 +15,35 @@ from spark_mnist.core import channel
 
 
 class Bar(contextlib.AbstractContextManager["Bar"]):
-    """Follows rank 0 through the epochs.
+    """Progress bar that follows rank 0 through the epochs.
 
     Args:
-        title: What is being trained.
-        first: Epochs trained before this fit.
-        epochs: The number of the last epoch of this fit.
+        title: Title in front of the bar.
+        first: Number of epochs trained before this fit.
+        epochs: Number of the last epoch of this fit.
         steps: Steps of an epoch.
-        visible: Whether the user wants to see anything.
+        visible: Whether the user wants to see progress.
     """
 
     def __init__(self, title: str, *, first: int, epochs: int, steps: int, visible: bool) -> None:
         self._first, self._epochs, self._steps = first, epochs, steps
-        live = visible and (sys.stderr.isatty() or _in_notebook())
+        has_bar = visible and (sys.stderr.isatty() or _in_notebook())
         total = (epochs - first) * steps
-        self._bar: Any = tqdm(total=total, desc=title, unit="step") if live else None
-        self._lines = visible and not live
+        self._bar: Any = tqdm(total=total, desc=title, unit="step") if has_bar else None
+        self._has_lines = visible and not has_bar
         self.visible = visible
-        """Whether the user wants to see anything."""
+        """Whether the user wants to see progress."""
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def update(self, event: channel.Event) -> None:
-        """Show where rank 0 is: ``epoch``, ``step``, means so far, ``done`` at an epoch's end."""
+        """Show the progress of rank 0.
+
+        Args:
+            event: Event with ``epoch``, ``step``, ``means`` so far, and ``done`` at an epoch's end.
+        """
         means = ", ".join(f"{name} {value:.4f}" for name, value in event["means"].items())
         text = f"epoch {event['epoch']}/{self._epochs}: {means}"
         if self._bar is not None:
@@ -47,12 +51,12 @@ class Bar(contextlib.AbstractContextManager["Bar"]):
             self._bar.update(
                 (event["epoch"] - self._first - 1) * self._steps + event["step"] - self._bar.n
             )
-        elif self._lines and event.get("done"):
+        elif self._has_lines and event.get("done"):
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this code."""
+    """Return whether a Jupyter kernel runs this code."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return "IPKernelApp" in getattr(shell, "config", {})

@@ -1,7 +1,7 @@
 """``fit`` and ``predict`` as stages of Spark ML: in a ``Pipeline``, under a ``CrossValidator``.
 
-No second way to train: the estimator calls ``api.fit``, and its model is the version that this
-published. Runs on the driver.
+The estimator has no training of its own: it calls ``api.fit``, and its model is the version that
+``api.fit`` published. Runs on: driver.
 """
 
 from __future__ import annotations
@@ -36,26 +36,27 @@ from spark_mnist.ml.params import FitParams
 from spark_mnist.scoring import broadcast, score_columns
 from spark_mnist.store import location, manifests, model_store
 
-BATCH = 1024
+BATCH_ROWS = 1024
 """Rows of one call of the model."""
-CONTENT = "file string, content binary, part int"
-"""How a saved model's files lie in its Parquet: in parts, as Spark's tasks can carry them.
+FILE_SCHEMA = "file string, content binary, part int"
+"""Schema of the Parquet data of a saved model, one row for each part of a file.
 
-The first releases wrote each file whole, and no ``part``.
+Files are split into parts so that Spark's tasks can carry them. The first releases wrote each file
+whole, without the column ``part``.
 """
 
 
 class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassifierModel"]):
-    """A trained model as a Transformer; a later fit or delete in the store does not change it.
+    """Trained model as a Transformer; a later fit or delete in the store does not change it.
 
     ``transform`` is lazy. It keeps all columns and rows and adds ``rawPredictionCol`` (Vector, the
     logarithms of the probabilities), ``probabilityCol`` (Vector) and ``predictionCol`` (double); a
     column whose name is set to ``""`` is left out.
 
     Args:
-        manifest: Of the version.
-        weights: Its file of that name.
-        model_fn: The user's function, where only that can make the network.
+        manifest: Manifest of the version.
+        weights: Content of the version's weights file.
+        model_fn: The user's function, where only this function can make the network.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
 
     @property
     def info(self) -> results.ModelInfo:
-        """What is told of the version, as ``describe`` does."""
+        """Return the description of the version, as ``describe`` does."""
         return results.info(self._manifest)
 
     def write(self) -> MLWriter:
-        """A writer of all that ``load`` needs.
+        """Return a writer of the data that ``load`` needs.
 
         Raises:
             errors.ModelMismatch: Only the user's function can make the network.
@@ -84,7 +85,7 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
 
     @classmethod
     def read(cls) -> MLReader[MnistClassifierModel]:
-        """A reader of what ``write`` wrote."""
+        """Return a reader of the data that ``write`` wrote."""
         return _ModelReader()
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
@@ -92,26 +93,32 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
         input_spec, network, _ = manifests.described(self._manifest)
         if len(input_spec.features) == 1:
             input_spec = dataclasses.replace(input_spec, features=(self.getFeaturesCol(),))
-        saved = manifests.Saved(input_spec, network, {plan.WEIGHTS: self._weights}, self._model_fn)
-        scores = score_columns.probabilities(dataset, saved, BATCH, self.getOrDefault("mode"))
-        return _added(dataset, scores, self._outputs(dataset, input_spec))
+        weights = {plan.WEIGHTS: self._weights}
+        saved_version = manifests.Saved(input_spec, network, weights, self._model_fn)
+        mode = self.getOrDefault("mode")
+        scores = score_columns.probabilities(dataset, saved_version, BATCH_ROWS, mode)
+        return _add_columns(dataset, scores, self._output_columns(dataset, input_spec))
 
-    def _outputs(
+    def _output_columns(
         self, dataset: DataFrame, input_spec: plan.InputSpec
     ) -> dict[str, Callable[[Column], Column]]:
-        """The columns to add, each with what makes it of the probabilities."""
+        """Return the names of the columns to add, each with its function of the probabilities.
+
+        Raises:
+            errors.ColumnTaken: The input has a column of such a name.
+        """
         columns = {
-            self.getRawPredictionCol(): _raw,
+            self.getRawPredictionCol(): _log_vector,
             self.getProbabilityCol(): _vector,
             self.getPredictionCol(): lambda scores: _prediction(scores, input_spec),
         }
         columns.pop("", None)
-        there = {name.lower() for name in dataset.columns}
-        taken = [name for name in columns if name.lower() in there]
-        if taken:
+        input_names = {name.lower() for name in dataset.columns}
+        conflicts = [name for name in columns if name.lower() in input_names]
+        if conflicts:
             raise errors.ColumnTaken(
-                f"the input has a column {taken[0]!r} already; rename or drop it, or set another "
-                "name for what the model adds"
+                f"the input has a column {conflicts[0]!r} already; rename or drop it, or set "
+                "another name for what the model adds"
             )
         return columns
 
@@ -137,33 +144,35 @@ class MnistClassifier(
         self.setParams(**params)
 
     def _fit(self, dataset: DataFrame) -> MnistClassifierModel:
-        given = self.given()
+        option_values = self.given()
         session.check_input(dataset)
-        store = location.open_store(given.get("store"), dataset.sparkSession)
+        store = location.open_store(option_values.get("store"), dataset.sparkSession)
         name = self.getModelName()
         with (
             signals.unwound(),
             launcher.turn(),
-        ):  # else a fit of another thread with keep=1 could delete the version
-            result = api.fit(dataset, name, **given)
-            saved = manifests.saved(store, name, result.version, given.get("network"))
+        ):  # without the turn, a fit of another thread with keep=1 could delete the version
+            result = api.fit(dataset, name, **option_values)
+            network = option_values.get("network")
+            saved_version = manifests.saved(store, name, result.version, network)
             manifest = store.manifest(name, result.version)
-        model = MnistClassifierModel(manifest, saved.files[plan.WEIGHTS], saved.model_fn)
+        weights = saved_version.files[plan.WEIGHTS]
+        model = MnistClassifierModel(manifest, weights, saved_version.model_fn)
         self._copyValues(model)
-        if not isinstance(given.get("network", ""), str):
+        if not isinstance(option_values.get("network", ""), str):
             model.clear(model.getParam("network"))  # metadata is JSON, and the model has it already
         return model
 
 
 class _ModelWriter(MLWriter):
-    """Writes Spark ML's metadata, and a version's manifest and weights as Parquet."""
+    """Writer of Spark ML's metadata, and of a version's manifest and weights as Parquet."""
 
     def __init__(self, model: MnistClassifierModel) -> None:
         super().__init__()
         self._model = model
 
     def saveImpl(self, path: str) -> None:
-        """Write below ``path``."""
+        """Write the model below ``path``."""
         DefaultParamsWriter.saveMetadata(self._model, path, self.sparkSession.sparkContext)
         manifest = json.dumps(self._model._manifest).encode()
         for file, content in (
@@ -171,23 +180,23 @@ class _ModelWriter(MLWriter):
             (plan.WEIGHTS, self._model._weights),
         ):
             for number, part in enumerate(broadcast.split(content)):
-                row = self.sparkSession.createDataFrame([(file, part, number)], CONTENT)
+                row = self.sparkSession.createDataFrame([(file, part, number)], FILE_SCHEMA)
                 row.coalesce(1).write.mode("append").parquet(f"{path}/data")
 
 
 class _ModelReader(MLReader[MnistClassifierModel]):
-    """Reads what ``_ModelWriter`` wrote, and checks it."""
+    """Reader of the data that ``_ModelWriter`` wrote; it checks sizes and hashes."""
 
     def load(self, path: str) -> MnistClassifierModel:
         """Read a model.
 
         Raises:
-            errors.DamagedModel: Its files are not what was written.
+            errors.DamagedModel: The files differ from those that were written.
         """
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession.sparkContext)
-        data = self.sparkSession.read.schema(CONTENT).parquet(f"{path}/data")
+        data = self.sparkSession.read.schema(FILE_SCHEMA).parquet(f"{path}/data")
         parts: dict[str, list[bytes]] = collections.defaultdict(list)
-        # Part by part: Spark holds what one job collects in the driver's heap, several times.
+        # One job for each part: the driver's heap holds several copies of a job's result.
         for key in data.select("file", "part").orderBy("file", "part").collect():
             part = F.col("part").eqNullSafe(F.lit(key.part).cast("int"))
             (row,) = data.where((F.col("file") == key.file) & part).select("content").collect()
@@ -208,13 +217,15 @@ class _ModelReader(MLReader[MnistClassifierModel]):
         return model
 
 
-def _added(
+def _add_columns(
     dataset: DataFrame, scores: Column, columns: Mapping[str, Callable[[Column], Column]]
 ) -> DataFrame:
-    """Score once, whatever is made of the scores."""
-    found = dataset.select("*", scores.alias(score_columns.SCORES))
-    added = [make(F.col(score_columns.SCORES)).alias(name) for name, make in columns.items()]
-    return found.select("*", *added).drop(score_columns.SCORES)
+    """Add columns that are functions of the scores; each row is scored once for all of them."""
+    scored_rows = dataset.select("*", scores.alias(score_columns.SCORES))
+    new_columns = [
+        column_fn(F.col(score_columns.SCORES)).alias(name) for name, column_fn in columns.items()
+    ]
+    return scored_rows.select("*", *new_columns).drop(score_columns.SCORES)
 
 
 def _vector(scores: Column) -> Column:
@@ -222,15 +233,15 @@ def _vector(scores: Column) -> Column:
 
 
 def _prediction(scores: Column, input_spec: plan.InputSpec) -> Column:
-    """Return the class as Spark's evaluators compare it: the label's number where it is one."""
-    predicted = score_columns.predicted(scores)
+    """Return the class as Spark's evaluators compare it: the label, where labels are numbers."""
+    class_index = score_columns.predicted(scores)
     label = (
-        score_columns.class_name(predicted, input_spec)
+        score_columns.class_name(class_index, input_spec)
         if input_spec.has_integer_names
-        else predicted
+        else class_index
     )
     return label.cast("double")
 
 
-def _raw(scores: Column) -> Column:
+def _log_vector(scores: Column) -> Column:
     return _vector(F.transform(scores, lambda p: F.log(F.greatest(p, F.lit(score_columns.LEAST)))))

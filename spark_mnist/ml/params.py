@@ -1,10 +1,10 @@
-"""The options of ``fit`` as Params of Spark ML. Runs on the driver."""
+"""Options of ``fit`` as Params of Spark ML. Runs on: driver."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.param import Param, Params
 from pyspark.ml.param.shared import (
@@ -22,12 +22,12 @@ from spark_mnist.core import plan
 from spark_mnist.networks import registry
 from spark_mnist.options import value_types
 
-COLUMNS = {
+SPARK_PARAM_NAMES = {
     "features": "featuresCol",
     "label": "labelCol",
     "validation_indicator": "validationIndicatorCol",
 }
-"""Params that Spark ML has for options of ours."""
+"""Names of the Params that Spark ML has already for options of ``fit``, by option."""
 
 
 def _camel(name: str) -> str:
@@ -36,10 +36,10 @@ def _camel(name: str) -> str:
 
 
 OPTIONS: Mapping[str, dataclasses.Field[Any]] = {
-    COLUMNS.get(field.name, _camel(field.name)): field
+    SPARK_PARAM_NAMES.get(field.name, _camel(field.name)): field
     for field in dataclasses.fields(options.FitOptions)
 }
-"""The options of ``fit`` by the name of their Param."""
+"""Options of ``fit`` by the name of their Param."""
 
 
 class FitParams(
@@ -51,10 +51,16 @@ class FitParams(
     HasValidationIndicatorCol,
     HasSeed,
 ):
-    """The Params of estimator and model: Spark ML's own, and one for each other option of ``fit``.
+    """Params of estimator and model: Spark ML's own, and one for each other option of ``fit``.
 
-    Each has ``getX``, an error where nothing is set and there is no default, and ``setX``.
+    Each Param has a getter ``getX``, which raises where there is neither a value nor a default, and
+    a setter ``setX``.
     """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say that Params, getters and setters are made when the class is."""
 
     modelName: Param[str] = Param(
         Params._dummy(), "modelName", "name that the model is saved under; else the uid"
@@ -62,68 +68,69 @@ class FitParams(
 
     def __init__(self) -> None:
         super().__init__()
-        defaults = {name: field.default for name, field in OPTIONS.items()}
-        known = {name: value for name, value in defaults.items() if value is not None}
+        values = {name: field.default for name, field in OPTIONS.items()}
+        defaults = {name: value for name, value in values.items() if value is not None}
         columns = {"featuresCol": plan.InputSpec.features[0], "labelCol": plan.InputSpec.label}
-        self._setDefault(**{**known, **columns, "seed": 0})
+        self._setDefault(**{**defaults, **columns, "seed": 0})
 
-    def setParams(self, **given: Any) -> Any:
+    def setParams(self, **params: Any) -> Any:
         """Set Params by name.
 
         Raises:
-            errors.UnknownOption: There is none of that name.
+            errors.UnknownOption: There is no Param of that name.
             TypeError: A value is not allowed.
         """
-        known = [param.name for param in self.params]
-        for name in given:
-            if name not in known:
-                hint = errors.did_you_mean(name, known)
-                raise errors.UnknownOption(f"no Param {name!r}; there are {', '.join(known)}{hint}")
-        return self._set(**given)
+        names = [param.name for param in self.params]
+        for name in params:
+            if name not in names:
+                hint = errors.did_you_mean(name, names)
+                raise errors.UnknownOption(f"no Param {name!r}; there are {', '.join(names)}{hint}")
+        return self._set(**params)
 
     def getModelName(self) -> str:
-        """The name that the model is saved under."""
+        """Return the name that the model is saved under."""
         return self.getOrDefault("modelName") if self.isSet("modelName") else self.uid
 
     def given(self) -> dict[str, Any]:
-        """The options that were set, by their own names."""
-        found = {
+        """Return the options that were set, by their names in ``fit``."""
+        values = {
             field.name: self.getOrDefault(param)
             for param, field in OPTIONS.items()
             if self.isSet(param)
         }
-        table = registry.is_table(found.get("network"))
-        if self.getFeaturesCol() == plan.InputSpec.features[0] and not table:
-            found.pop("features", None)  # a picture's pixels, not any column's numbers
-        return found
+        is_table = registry.is_table(values.get("network"))
+        if self.getFeaturesCol() == plan.InputSpec.features[0] and not is_table:
+            values.pop("features", None)  # the default: one column with the pixels of a picture
+        return values
 
 
 def _converter(field: dataclasses.Field[Any]) -> Callable[[Any], Any]:
-    """Let values of an option through, and nothing else."""
+    """Return a function that returns an allowed value of an option, and refuses any other."""
 
     def convert(value: Any) -> Any:
-        kind, value = field.metadata["kind"], value_types.plain(value)
-        if not kind.allows(value):
-            raise TypeError(f"{field.name} must be {kind.words}, not {value!r}")
+        option_type, value = field.metadata["kind"], value_types.plain(value)
+        if not option_type.allows(value):
+            raise TypeError(f"{field.name} must be {option_type.words}, not {value!r}")
         return value
 
     return convert
 
 
 def _accessors(name: str) -> dict[str, Callable[..., Any]]:
-    """``getX`` and ``setX`` of a Param."""
+    """Return the getter ``getX`` and the setter ``setX`` of a Param, by name."""
 
-    def get(self: FitParams) -> Any:
+    def get_value(self: FitParams) -> Any:
         return self.getOrDefault(name)
 
-    def put(self: FitParams, value: Any) -> Any:
+    def set_value(self: FitParams, value: Any) -> Any:
         return self._set(**{name: value})
 
-    return {f"{verb}{name[0].upper()}{name[1:]}": f for verb, f in (("get", get), ("set", put))}
+    functions = (("get", get_value), ("set", set_value))
+    return {f"{verb}{name[0].upper()}{name[1:]}": function for verb, function in functions}
 
 
-def _complete() -> None:
-    """Give ``FitParams`` what follows from the options."""
+def _add_params() -> None:
+    """Add to ``FitParams`` the Params of the options, and a getter and setter for each Param."""
     for name, field in OPTIONS.items():
         if not hasattr(FitParams, name):
             param = Param(Params._dummy(), name, field.metadata["doc"], _converter(field))
@@ -134,4 +141,4 @@ def _complete() -> None:
                 setattr(FitParams, accessor, function)
 
 
-_complete()
+_add_params()

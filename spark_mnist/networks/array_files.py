@@ -1,11 +1,12 @@
-"""What is saved of a model and restored: plain arrays, as files of a version.
+"""Arrays of a model as files of a saved version. Runs on: driver, rank, Spark task.
 
     weights.npz    the weights, in the model's order
     optimizer.npz  the optimizer's variables, in its order, without the learning rate
-    loss_scale.npz in mixed_float16: the steps since the loss's scale has changed, and the scale
+    loss_scale.npz in mixed_float16: the steps since the last change of the loss's scale, and the
+                   scale
 
-Nothing is pickled. The learning rate is not among the arrays because the one that a rank trains
-with is scaled by the number of ranks; the manifest keeps the one that the user gave.
+Nothing is pickled. The learning rate is not among the arrays, because a rank trains with a rate
+that is scaled by the number of ranks; the manifest keeps the rate that the user gave.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ from spark_mnist.networks import custom, registry
 
 
 def save(model: keras.Model) -> dict[str, bytes]:
-    """Return the checkpoint of a compiled model, as contents by file name."""
-    files = {plan.WEIGHTS: pack_weights(model), plan.OPTIMIZER: _pack(_slots(model.optimizer))}
+    """Return the checkpoint of a compiled model as file contents by name."""
+    files = {
+        plan.WEIGHTS: pack_weights(model),
+        plan.OPTIMIZER: _pack(_optimizer_variables(model.optimizer)),
+    }
     if scale := _loss_scale(model.optimizer):
         files[plan.LOSS_SCALE] = _pack(scale)
     return files
 
 
 def restore(model: keras.Model, files: Mapping[str, bytes]) -> None:
-    """Put what is saved into a compiled model whose optimizer is built.
+    """Assign the arrays of a checkpoint to a compiled model with a built optimizer.
 
     Args:
-        model: Keeps its own weights, or the optimizer's, where there is no file of them.
-        files: A checkpoint.
+        model: The model; it keeps its weights, or its optimizer's variables, where ``files`` has
+            no file for them.
+        files: File contents of a checkpoint, by name.
 
     Raises:
         errors.ModelMismatch: The arrays do not fit the model or its optimizer.
@@ -44,14 +49,14 @@ def restore(model: keras.Model, files: Mapping[str, bytes]) -> None:
     if plan.WEIGHTS in files:
         restore_weights(model, files)
     if plan.OPTIMIZER in files:
-        _unpack(files[plan.OPTIMIZER], _slots(model.optimizer))
+        _unpack(files[plan.OPTIMIZER], _optimizer_variables(model.optimizer))
     scale = _loss_scale(model.optimizer)
     if plan.LOSS_SCALE in files and scale:
         _unpack(files[plan.LOSS_SCALE], scale)
 
 
 def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
-    """Put saved weights into a model.
+    """Assign saved weights to a model.
 
     Raises:
         errors.ModelMismatch: The arrays do not fit the model.
@@ -69,10 +74,10 @@ def built(
     """Build a saved network with its weights.
 
     Args:
-        network: What to build.
-        files: A checkpoint.
-        model_fn: The user's function, for a network that only it can make.
-        dtype: Of the inputs, where not ``registry.input_dtype``.
+        network: Description of the network.
+        files: File contents of a checkpoint, by name.
+        model_fn: The user's function, for a network that only this function can make.
+        dtype: Dtype of the inputs; ``registry.input_dtype`` where None.
 
     Raises:
         errors.ModelMismatch: The function is missing, or makes another network.
@@ -83,19 +88,22 @@ def built(
 
 
 def pack_weights(model: keras.Model) -> bytes:
-    """The content of the weights' file."""
+    """Return the content of the weights file."""
     return _pack(model.weights)
 
 
-def _slots(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """The variables to save; those of the loss's scale lie apart, so precision may change."""
-    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    inner = optimizer.inner_optimizer if scaled else optimizer
+def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Return the optimizer's variables to save.
+
+    Those of the loss's scale have a file of their own, so that the precision may change.
+    """
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    inner = optimizer.inner_optimizer if is_scaled else optimizer
     return [v for v in inner.variables if v is not inner.learning_rate]
 
 
 def _loss_scale(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """How far the scale of the loss has come, where there is one."""
+    """Return the variables of the loss's scale, or none without such a scale."""
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return []
     return [optimizer.step_counter, optimizer.dynamic_scale]
@@ -107,15 +115,15 @@ def _pack(variables: Sequence[keras.Variable]) -> bytes:
     return buffer.getvalue()
 
 
-def _arrays(content: bytes) -> list[npt.NDArray[np.generic]]:
-    """Read the arrays of a file, and nothing that could be code or blow up in memory."""
+def _read_arrays(content: bytes) -> list[npt.NDArray[np.generic]]:
+    """Read the arrays of a file; refuse code, and compression, which could fill the memory."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
-            packed = [entry.filename for entry in file.infolist() if entry.compress_type]
-        if packed:
-            raise ValueError(f"{packed} are compressed, which this library never does")
-        with np.load(io.BytesIO(content), allow_pickle=False) as saved:
-            arrays = [saved[name] for name in sorted(saved.files, key=int)]
+            compressed_names = [entry.filename for entry in file.infolist() if entry.compress_type]
+        if compressed_names:
+            raise ValueError(f"{compressed_names} are compressed, which this library never does")
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = [archive[name] for name in sorted(archive.files, key=int)]
         if not all(isinstance(array, np.ndarray) for array in arrays):
             raise ValueError("it has entries that are no arrays")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -124,9 +132,11 @@ def _arrays(content: bytes) -> list[npt.NDArray[np.generic]]:
 
 
 def _unpack(content: bytes, variables: Sequence[keras.Variable]) -> None:
-    arrays = _arrays(content)
-    shapes, wanted = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
-    if shapes != wanted:
-        raise errors.ModelMismatch(f"the saved arrays have shapes {shapes}, the model {wanted}")
+    arrays = _read_arrays(content)
+    shapes, model_shapes = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
+    if shapes != model_shapes:
+        raise errors.ModelMismatch(
+            f"the saved arrays have shapes {shapes}, the model {model_shapes}"
+        )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)

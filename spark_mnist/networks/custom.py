@@ -1,9 +1,11 @@
-"""Keras models that users bring: described for the store, and made again from the description.
+"""Keras models of users: their description for the store, and their reconstruction from it.
 
-A description is Keras's own configuration. It comes from a store that others may write to, so it
-is read by its own rules: every object must be one of Keras's, and none of those that run code or
-open files. A model with other objects is trained and applied all the same, where the user gives
-the function that makes it. Runs on the driver, if a model was made there, on ranks and executors.
+Runs on: driver, rank, Spark task. On the driver only where a model is made there.
+
+A description is Keras's own configuration. The store may be writable for others, so the
+configuration is read by strict rules: every object must be one of Keras's, and none of those that
+run code or open files. A model with other objects can be trained and applied, too, where the user
+gives the function that makes the model.
 
 Shape letters: B = rows of a batch.
 """
@@ -26,7 +28,7 @@ from keras import layers
 from spark_mnist import errors
 from spark_mnist.core import plan
 
-MODULES = (
+PUBLIC_MODULES = (
     "keras",
     "keras.activations",
     "keras.constraints",
@@ -35,6 +37,7 @@ MODULES = (
     "keras.layers",
     "keras.regularizers",
 )
+"""Public modules of Keras whose classes a configuration may name."""
 INNER_MODULES = (
     "keras.src.models.functional",
     "keras.src.models.sequential",
@@ -43,10 +46,10 @@ INNER_MODULES = (
     "keras.src.ops.nn",
     "keras.src.ops.numpy",
 )
-"""Keras names these for its models and for what stands for ``x + y``."""
-VALUES = {"__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
-"""Names under which Keras writes plain values."""
-REFUSED = {
+"""Inner modules of Keras that it names for its models, and for operations like ``x + y``."""
+VALUE_CLASSES = {"__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
+"""Class names under which Keras writes plain values."""
+UNSAFE_LAYERS = {
     "FlaxLayer",
     "IntegerLookup",
     "JaxLayer",
@@ -56,22 +59,23 @@ REFUSED = {
     "TextVectorization",
     "TorchModuleWrapper",
 }
-"""Layers of Keras that run code of their configuration, or open files that it names."""
+"""Layers of Keras that run code from their configuration, or open files that it names."""
 
 
 def describe(model: keras.Model, network: plan.Network) -> plan.Network:
     """Describe a user's model.
 
     Args:
-        model: Takes ``[B, ...]`` of ``network.inputs`` numbers a row, gives ``[B, classes]``.
-        network: Its inputs and classes.
+        model: Takes ``[B, ...]`` with ``network.inputs`` numbers a row, gives ``[B, classes]``.
+        network: Numbers of inputs and classes of the model.
 
     Returns:
-        ``network`` with the model's configuration, what in it only the user can make, and whether
-        a softmax is missing at its end.
+        ``network`` with the model's configuration, the objects in it that only the user can make,
+        and whether a softmax is missing at the end.
 
     Raises:
-        errors.ModelMismatch: It does not take such rows, or does not give a number for each class.
+        errors.ModelMismatch: The model does not take such rows, or does not give a number for each
+            class.
     """
     if not isinstance(model, keras.Model):
         raise errors.ModelMismatch(
@@ -80,12 +84,13 @@ def describe(model: keras.Model, network: plan.Network) -> plan.Network:
     if isinstance(model, keras.Sequential) and not model.built:
         model.build((None, network.inputs))
     probe = np.random.default_rng(0).random((4, network.inputs), dtype="float32")
-    parts = keras.tree.flatten(model(_shaped(model, probe), training=False))
-    if len(parts) != 1:
+    output_arrays = keras.tree.flatten(model(_reshape_rows(model, probe), training=False))
+    if len(output_arrays) != 1:
         raise errors.ModelMismatch(
-            f"the network has {len(parts)} outputs; it must have one, a number for each class"
+            f"the network has {len(output_arrays)} outputs; it must have one, "
+            "a number for each class"
         )
-    outputs = np.asarray(parts[0])
+    outputs = np.asarray(output_arrays[0])
     if outputs.shape != (4, network.classes):
         raise errors.ModelMismatch(
             f"the network gives {'x'.join(map(str, outputs.shape[1:])) or 1} numbers a row, and "
@@ -95,43 +100,48 @@ def describe(model: keras.Model, network: plan.Network) -> plan.Network:
         raise errors.ModelMismatch(
             "the network ends with a sigmoid; end it with a softmax, or without an activation"
         )
-    probabilities = bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
-    config, custom = _configuration(model)
-    described = dataclasses.replace(network, config=config, custom=custom, logits=not probabilities)
-    if not custom and not _same_outputs(described, model, probe, outputs):
-        return dataclasses.replace(described, custom=("a function named like one of Keras's",))
-    return described
+    is_softmax = bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
+    config, objects = _configuration(model)
+    description = dataclasses.replace(network, config=config, custom=objects, logits=not is_softmax)
+    if not objects and not _same_outputs(description, model, probe, outputs):
+        return dataclasses.replace(description, custom=("a function named like one of Keras's",))
+    return description
 
 
 def settle(model: keras.Model) -> None:
-    """Let layers that compute with what they made of their weights make it anew."""
+    """Update the values that layers derive from their weights, after the weights were set."""
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, layers.Normalization):
             layer.finalize_state()
 
 
 def check_same(saved: plan.Network, described: plan.Network) -> None:
-    """Compare a user's model with the saved one that it should be; names of layers may differ.
+    """Compare a user's model with the saved model that it should be; names of layers may differ.
 
     Raises:
-        errors.ModelMismatch: It is another.
+        errors.ModelMismatch: The two differ.
     """
-    if _canonical(saved.config) != _canonical(described.config):
+    if _canonical_text(saved.config) != _canonical_text(described.config):
         raise errors.ModelMismatch(
-            f"the saved model has the layers {_layers(saved.config)}; network=... now makes "
-            f"{_layers(described.config)}, or the same with other settings"
+            f"the saved model has the layers {_layer_classes(saved.config)}; network=... now makes "
+            f"{_layer_classes(described.config)}, or the same with other settings"
         )
 
 
 def attach(
     x: keras.KerasTensor, network: plan.Network, user_model: keras.Model | None
 ) -> keras.KerasTensor:
-    """Put the user's model, or its like, behind the inputs, up to class probabilities.
+    """Connect the user's model to the inputs, and return its class probabilities.
+
+    Args:
+        x: Inputs ``[B, inputs]``.
+        network: Description of the model.
+        user_model: The user's model; None to rebuild it from the description.
 
     Raises:
-        errors.ModelMismatch: Only the user's function can make it, and there is none.
+        errors.ModelMismatch: Only the user's function can make the model, and there is none.
     """
-    model = _rebuilt(network) if user_model is None else user_model
+    model = _rebuild(network) if user_model is None else user_model
     shape = _row_shape(model, network.inputs)
     if shape != (network.inputs,):
         x = layers.Reshape(shape)(x)
@@ -140,35 +150,35 @@ def attach(
 
 
 def _outputs(model: keras.Model, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """What the model gives for rows ``[B, inputs]``."""
-    return np.asarray(model(_shaped(model, rows), training=False))
+    """Return the model's outputs for rows ``[B, inputs]``."""
+    return np.asarray(model(_reshape_rows(model, rows), training=False))
 
 
-def _shaped(model: keras.Model, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return rows ``[B, inputs]`` in the shape in which the model takes them."""
+def _reshape_rows(model: keras.Model, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return rows ``[B, inputs]`` in the shape that the model takes."""
     return rows.reshape(len(rows), *_row_shape(model, rows.shape[1]))
 
 
 def _same_outputs(
-    described: plan.Network,
+    description: plan.Network,
     model: keras.Model,
     rows: npt.NDArray[np.float32],
     outputs: npt.NDArray[np.float32],
 ) -> bool:
-    """Whether the model made from its description computes what the model does.
+    """Return whether a model that is rebuilt from the description has the model's outputs.
 
-    It does not where a function of the user's bears the name of one of Keras's: Keras writes the
-    name alone.
+    The outputs differ where a function of the user has the name of one of Keras's, since Keras
+    writes only the name.
     """
-    again = _rebuilt(described)
-    again(_shaped(model, rows))
-    again.set_weights(model.get_weights())
-    settle(again)
-    return bool(np.allclose(_outputs(again, rows), outputs, atol=1e-6, rtol=1e-5))
+    replica = _rebuild(description)
+    replica(_reshape_rows(model, rows))
+    replica.set_weights(model.get_weights())
+    settle(replica)
+    return bool(np.allclose(_outputs(replica, rows), outputs, atol=1e-6, rtol=1e-5))
 
 
 def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:
-    """The shape in which the model takes the numbers of a row."""
+    """Return the shape in which the model takes the numbers of a row."""
     if not model.built or not getattr(model, "inputs", None):
         return (inputs,)
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
@@ -181,84 +191,97 @@ def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:
 
 
 def _configuration(model: keras.Model) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
-    """Keras's configuration as JSON values, and the names of objects in it that are not Keras's."""
+    """Return the model's configuration as JSON values, and the names of foreign objects in it.
+
+    The configuration is None where only the user's function can make the model.
+    """
     try:
-        config = _plain(json.loads(model.to_json()))
+        config = _strip(json.loads(model.to_json()))
     except (NotImplementedError, TypeError, ValueError):
-        # A class of the user's: without get_config, or with one that gives what JSON cannot hold
-        # (TypeError) or Keras cannot describe (ValueError). Only the user's function makes it.
+        # A class of the user's: without get_config, or with a get_config whose result JSON cannot
+        # hold (TypeError) or Keras cannot describe (ValueError). Only the user's function makes it.
         return None, (type(model).__name__,)
-    return config, tuple(sorted(set(_foreign(config))))
+    return config, tuple(sorted(set(_foreign_names(config))))
 
 
-def _plain(config: Any) -> Any:
-    """A configuration without what ``compile`` added, and for batches of any size."""
+def _strip(config: Any) -> Any:
+    """Return a configuration without the entry of ``compile``, and for batches of any size."""
     if isinstance(config, list):
-        return [_plain(item) for item in config]
+        return [_strip(item) for item in config]
     if isinstance(config, dict):
-        plain = {key: _plain(item) for key, item in config.items() if key != "compile_config"}
+        items = {key: _strip(item) for key, item in config.items() if key != "compile_config"}
         for key in ("batch_shape", "build_input_shape"):
-            if isinstance(shape := plain.get(key), list):
-                plain[key] = [None, *shape[1:]]
-        return plain
+            if isinstance(shape := items.get(key), list):
+                items[key] = [None, *shape[1:]]
+        return items
     return config
 
 
-def _foreign(config: Any) -> Iterator[str]:
-    """Names of all objects in a configuration that are not allowed."""
+def _foreign_names(config: Any) -> Iterator[str]:
+    """Yield the names of all objects in a configuration that are not allowed."""
     if isinstance(config, list):
         for item in config:
-            yield from _foreign(item)
+            yield from _foreign_names(item)
     elif isinstance(config, dict):
-        if "class_name" in config and not _allowed(config):
+        if "class_name" in config and not _is_allowed(config):
             name = config["class_name"]
             yield str(config.get("config") if name == "function" else name)
         for item in config.values():
-            yield from _foreign(item)
+            yield from _foreign_names(item)
 
 
-def _allowed(config: Mapping[str, Any]) -> bool:
+def _is_allowed(config: Mapping[str, Any]) -> bool:
     name, module = str(config["class_name"]), str(config.get("module"))
-    if name in VALUES:
+    if name in VALUE_CLASSES:
         return True
-    if (name, module) == ("Cast", "keras.src.ops.core"):  # its neighbours take functions
+    if (name, module) == (
+        "Cast",
+        "keras.src.ops.core",
+    ):  # other operations of this module take functions
         return True
-    registered = (None, name) if module in INNER_MODULES else (None,)
-    known = module in MODULES or module in INNER_MODULES
-    if not known or name in REFUSED or config.get("registered_name") not in registered:
+    registered_names = (None, name) if module in INNER_MODULES else (None,)
+    is_keras = module in PUBLIC_MODULES or module in INNER_MODULES
+    if (
+        not is_keras
+        or name in UNSAFE_LAYERS
+        or config.get("registered_name") not in registered_names
+    ):
         return False
     return isinstance(getattr(sys.modules.get(module), name, None), type)
 
 
-def _canonical(config: Any) -> str:
-    """A configuration as text, with the names of layers, which Keras counts up, as numbers."""
+def _canonical_text(config: Any) -> str:
+    """Return a configuration as text, with layers named by their order of appearance.
+
+    Keras numbers layers over all models of a process, so the names of equal models differ.
+    """
     names: dict[str, str] = {}
 
-    def numbered(value: Any) -> Any:
+    def renumber(value: Any) -> Any:
         if isinstance(value, list):  # the names of a layer's predecessors stand in lists
-            return [names.get(v, v) if isinstance(v, str) else numbered(v) for v in value]
+            return [names.get(v, v) if isinstance(v, str) else renumber(v) for v in value]
         if not isinstance(value, dict) or value.get("class_name") == "DTypePolicy":
             return value
-        kept = {key: item for key, item in value.items() if key != "build_config"}
-        if isinstance(name := kept.get("name"), str):
-            kept["name"] = names.setdefault(name, f"layer {len(names)}")
-        return {key: numbered(item) for key, item in kept.items()}
+        items = {key: item for key, item in value.items() if key != "build_config"}
+        if isinstance(name := items.get("name"), str):
+            items["name"] = names.setdefault(name, f"layer {len(names)}")
+        return {key: renumber(item) for key, item in items.items()}
 
-    return json.dumps(numbered(config), sort_keys=True)
-
-
-def _layers(config: Any) -> str:
-    layers = config["config"].get("layers", ()) if config else ()
-    return ", ".join(layer["class_name"] for layer in layers) or "of a class of the user's"
+    return json.dumps(renumber(config), sort_keys=True)
 
 
-def _rebuilt(network: plan.Network) -> keras.Model:
+def _layer_classes(config: Any) -> str:
+    entries = config["config"].get("layers", ()) if config else ()
+    return ", ".join(entry["class_name"] for entry in entries) or "of a class of the user's"
+
+
+def _rebuild(network: plan.Network) -> keras.Model:
     config = network.config
-    foreign = sorted({*network.custom, *_foreign(config)})
-    if foreign or not isinstance(config, dict):
+    names = sorted({*network.custom, *_foreign_names(config)})
+    if names or not isinstance(config, dict):
         raise errors.ModelMismatch(
-            f"the model has objects that are not Keras's own ({', '.join(foreign)}): give the "
+            f"the model has objects that are not Keras's own ({', '.join(names)}): give the "
             "function that makes it, network=..."
         )
-    # Keras takes apart what it is given.
+    # A copy, since Keras removes entries of the configuration.
     return keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)

@@ -1,9 +1,11 @@
-"""The networks that can be trained, and their optimizers: one registry of each.
+"""Registries of the networks that can be trained, and of the optimizers.
 
-Whoever imports this module gets names and defaults; Keras is loaded when something is built. Every
-network takes float32 ``[B, inputs]``, float64 where it standardises them, and gives class
-probabilities ``[B, classes]``. Layers are named, so that a saved model's arrays can be told apart.
-A new network is one entry in ``REGISTRY``.
+Runs on: driver, rank, Spark task.
+
+An import of this module brings names and defaults; Keras is loaded when a model or an optimizer is
+built. Every network takes float32 ``[B, inputs]``, or float64 where it standardizes them, and gives
+class probabilities ``[B, classes]``: B rows of a batch. Layers have names, so that the arrays of a
+saved model can be told apart. A new network is one entry in ``REGISTRY``.
 """
 
 from __future__ import annotations
@@ -17,33 +19,33 @@ import numpy as np
 from spark_mnist.core import plan
 
 LayerBuilder = Callable[[Any, plan.Network], Any]
-"""From the inputs ``[B, inputs]`` to what the class probabilities are computed of."""
+"""Function from the inputs ``[B, inputs]`` to the input of the layer of class probabilities."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The layers of a network, and its settings where the user gives none."""
+    """Layers of a network, and its default settings."""
 
     build_layers: LayerBuilder
     hidden: tuple[int, ...] = ()
-    """Units of the dense hidden layers; a network without any takes none."""
+    """Units of the dense hidden layers; a network without hidden layers takes no units."""
     dropout: float = 0.0
     table: bool = False
-    """Whether it reads a table; the others read pictures."""
+    """Whether the network reads a table; the others read pictures."""
 
 
 @dataclass(frozen=True)
 class OptimizerDefaults:
-    """An optimizer of Keras's, and its settings."""
+    """A Keras optimizer, and its default settings."""
 
     name: str
     learning_rate: float
-    """For one rank, where the user gives none."""
+    """Default learning rate of one rank."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _dense(x: Any, network: plan.Network) -> Any:
-    """ReLU layers of ``hidden`` units, then dropout."""
+    """Add ReLU layers of ``hidden`` units, then dropout."""
     from keras import layers
 
     for number, units in enumerate(network.hidden, start=1):
@@ -52,7 +54,7 @@ def _dense(x: Any, network: plan.Network) -> Any:
 
 
 def _cnn(x: Any, network: plan.Network) -> Any:
-    """32 and 64 filters of 5x5, each with 2x2 pooling, before the dense layers."""
+    """Add 32 and 64 filters of 5x5, each followed by 2x2 pooling, before the dense layers."""
     from keras import layers
 
     x = layers.Reshape((28, 28, 1), name="image")(x)
@@ -70,47 +72,48 @@ REGISTRY: Mapping[str, Architecture] = {
     "cnn": Architecture(_cnn, hidden=(1024,), dropout=0.5),
     "dnn": Architecture(_dense, hidden=(10, 20, 10), table=True),
 }
-"""The networks, by the name in ``network=``."""
+"""Networks by their name in ``network=``."""
 FLOAT32, MIXED_FLOAT16, MIXED_BFLOAT16 = "float32", "mixed_float16", "mixed_bfloat16"
 """Precisions; the gradients of ``MIXED_FLOAT16`` would vanish if the loss were not scaled."""
-MOST_OFFSET = 1e4
-"""Deviations from zero up to which floats tell the values of a feature apart."""
+MAX_OFFSET_DEVIATIONS = 1e4
+"""Largest mean, in standard deviations, at which float32 tells the values of a feature apart."""
 PICTURES, TABLE = "mlp", "dnn"
-"""Those that are trained where none is named."""
+"""Default networks for pictures and for tables."""
 
 OPTIMIZERS: Mapping[str, OptimizerDefaults] = {
     "adam": OptimizerDefaults("Adam", 0.001),
     "sgd": OptimizerDefaults("SGD", 0.1),
     "momentum": OptimizerDefaults("SGD", 0.02, {"momentum": 0.9}),
 }
-"""The optimizers, by the name in ``optimizer=``; the first where none is named."""
+"""Optimizers by their name in ``optimizer=``; the first is the default."""
 
 
 def is_table(name: Any) -> bool:
-    """Whether what ``network=`` was given names a network for tables."""
+    """Return whether a value of ``network=`` names a network for tables."""
     return isinstance(name, str) and name in REGISTRY and REGISTRY[name].table
 
 
 def build(network: plan.Network, user_model: Any = None, dtype: str | None = None) -> Any:
-    """Make the Keras model with fresh weights, drawn from Keras' global seed.
+    """Make the Keras model with new weights, from Keras's global seed.
 
     Args:
-        network: What to build.
-        user_model: What the user's function gave, for a network that only it can make.
-        dtype: Of the inputs, where not ``input_dtype``.
+        network: Description of the network.
+        user_model: The user's model, for a network that only the user's function can make.
+        dtype: Dtype of the inputs; ``input_dtype`` where None.
 
     Raises:
-        errors.ModelMismatch: The network is the user's own, and cannot be made without that.
+        errors.ModelMismatch: The network is the user's own, and cannot be made without
+            ``user_model``.
     """
     import keras
 
     from spark_mnist.networks import custom
 
-    # Names of a user's model are his.
+    # The user chooses all names of a custom model, so its inputs get none here.
     name = None if network.name == plan.CUSTOM else "features"
     dtype = dtype or input_dtype(network)
     inputs = keras.Input((network.inputs,), name=name, dtype=dtype)
-    x = _standardized(inputs, network, dtype)
+    x = _standardize(inputs, network, dtype)
     if network.name == plan.CUSTOM:
         outputs = custom.attach(x, network, user_model)
     else:
@@ -118,7 +121,7 @@ def build(network: plan.Network, user_model: Any = None, dtype: str | None = Non
         outputs = keras.layers.Dense(
             network.classes, activation="softmax", name="classes", dtype=FLOAT32
         )(hidden)
-    if outputs.dtype != FLOAT32:  # of a user's model, in mixed precision
+    if outputs.dtype != FLOAT32:  # the outputs of a user's model, in mixed precision
         outputs = keras.layers.Activation("linear", dtype=FLOAT32, name="as_float32")(outputs)
     return keras.Model(inputs, outputs, name=network.name)
 
@@ -126,46 +129,50 @@ def build(network: plan.Network, user_model: Any = None, dtype: str | None = Non
 def input_dtype(network: plan.Network) -> str:
     """Return the dtype of a network's inputs.
 
-    Doubles until they are standardised: seconds since 1970 differ by 128 or not at all as floats.
+    It is float64 where the network standardizes them: as float32, seconds since 1970 differ by 128
+    or not at all.
     """
     return "float64" if network.mean else FLOAT32
 
 
 def exported_dtype(network: plan.Network) -> str:
-    """Return the dtype in which a network outside of Spark takes its inputs.
+    """Return the dtype of an exported network's inputs.
 
-    Floats, as other tools expect them, but where features could not be told apart as floats.
+    It is float32, as other tools expect, except where float32 cannot tell the values of a feature
+    apart.
     """
     mean, deviation = np.asarray(network.mean), np.asarray(network.deviation)
-    coarse = bool((np.abs(mean) > MOST_OFFSET * deviation).any())
+    is_coarse = bool((np.abs(mean) > MAX_OFFSET_DEVIATIONS * deviation).any())
     limits = np.finfo(np.float32)
-    outside = bool(((deviation < limits.tiny) | (deviation > limits.max / MOST_OFFSET)).any())
-    return "float64" if coarse or outside else FLOAT32
+    is_out_of_range = bool(
+        ((deviation < limits.tiny) | (deviation > limits.max / MAX_OFFSET_DEVIATIONS)).any()
+    )
+    return "float64" if is_coarse or is_out_of_range else FLOAT32
 
 
 def numbers(stored: Any, scale: float, dtype: str = FLOAT32) -> Any:
-    """Convert rows as they are stored, ``[B, inputs]``, to what a network takes."""
+    """Convert stored rows ``[B, inputs]`` to the inputs of a network."""
     from keras import ops
 
     return ops.cast(stored, dtype) / scale
 
 
 def optimizer(spec: plan.Optimizer, learning_rate: float) -> Any:
-    """Make the Keras optimizer with the given rate in place of the specification's."""
+    """Make the Keras optimizer, with this learning rate in place of the specification's."""
     import keras
 
-    rule = OPTIMIZERS[spec.name]
-    return getattr(keras.optimizers, rule.name)(learning_rate, **rule.settings)
+    defaults = OPTIMIZERS[spec.name]
+    return getattr(keras.optimizers, defaults.name)(learning_rate, **defaults.settings)
 
 
-def _standardized(x: Any, network: plan.Network, dtype: str) -> Any:
-    """Mean 0 and deviation 1 for each feature, as the training rows had them."""
+def _standardize(x: Any, network: plan.Network, dtype: str) -> Any:
+    """Scale each feature to mean 0 and deviation 1 over the training rows."""
     from keras import layers
 
     if not network.mean:
         return x
-    # Not Keras's Normalization, which takes deviations below 1e-7 for 1e-7.
-    # As arrays of doubles, since TensorFlow makes floats of lists.
+    # Not Keras's Normalization, which replaces deviations below 1e-7 by 1e-7.
+    # Arrays of float64, since TensorFlow makes float32 of lists.
     mean, deviation = np.asarray(network.mean), np.asarray(network.deviation)
     scale, offset = 1 / deviation, -mean / deviation
     return layers.Rescaling(scale, offset, dtype=dtype, name="standardized")(x)

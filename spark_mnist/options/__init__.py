@@ -1,7 +1,7 @@
-"""The only list of options: names, types, defaults, bounds and the words that explain them.
+"""The one table of options: names, types, defaults, bounds and descriptions. Runs on: driver.
 
-The command, the keyword arguments, ``--help`` and the README's table all follow these classes.
-Defaults that the manual gives are the manual's. Runs on: driver.
+The command, the keyword arguments, ``--help``, the Params of Spark ML and the table in the
+documentation all follow these classes.
 """
 
 from __future__ import annotations
@@ -11,34 +11,41 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spark_mnist import errors
+from spark_mnist import errors, schedules
 from spark_mnist.networks import registry
 from spark_mnist.options import value_types
 
 
 def option(default: Any, kind: value_types.OptionType, doc: str, shown: str = "") -> Any:
-    """Declare one field; ``shown`` is the default in words where the value says too little."""
+    """Declare one option.
+
+    Args:
+        default: Its value where neither the call nor a setting gives one.
+        kind: The values that it takes.
+        doc: Its description.
+        shown: The default in words, where the value alone does not explain it.
+    """
     return dataclasses.field(default=default, metadata={"kind": kind, "doc": doc, "shown": shown})
 
 
 SETTING = "spark.mnist."
-"""What the Spark setting of an option begins with."""
+"""Prefix of the Spark setting of an option."""
 SEED = (
-    "of all that is random: split, shuffles, first weights, shares",
-    "0; continuing, the saved model's",
+    "seed of everything random: split, shuffling, initial weights, evaluation samples",
+    "0; when continuing, the saved model's",
 )
 NONE, FP16 = "none", "fp16"
 """The values of ``compression``."""
 SPARK, IN_PROCESS = "spark", "in-process"
 """The values of ``launcher``."""
 FAILFAST, DROPMALFORMED = "FAILFAST", "DROPMALFORMED"
-"""The values of ``mode``, named as Spark names its own."""
-VERSION = "which version of the model", "the newest; of delete, all; rollback needs one"
+"""The values of ``mode``, named as in Spark's readers."""
+VERSION = "version of the model", "the newest; delete removes all; rollback requires one"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every operation takes. Checked on construction.
+    """Options of every operation, checked on construction.
 
     Raises:
         errors.OptionError: A value is not allowed.
@@ -50,30 +57,32 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = value_types.plain(getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
             kind: value_types.OptionType = field.metadata["kind"]
+            given = value_types.plain(getattr(self, field.name))
+            value = kind.to_text(given)
+            object.__setattr__(self, field.name, value)
             if not (kind.allows(value) or (value is None and field.default is None)):
-                raise errors.OptionError(f"{field.name} must be {kind.words}, not {value!r}")
+                raise errors.OptionError(f"{field.name} must be {kind.words}, not {given!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions(Options):
-    """What every operation on rows takes."""
+    """Options of every operation on rows."""
 
-    batch_size: int = option(32, value_types.POSITIVE_INT, "rows of one step, on each rank")
+    batch_size: int = option(32, value_types.POSITIVE_INT, "rows of one step on each rank")
     network: str | Callable[..., Any] | None = option(
         None,
         value_types.NETWORK,
-        "what is trained; for a saved model with objects of your own, the function that makes it",
-        "mlp, with features dnn, or the saved model's",
+        "network to train; for a saved model with layer classes of your own, the function that "
+        "makes it",
+        "mlp; dnn with features; the saved model's",
     )
-    verbose: int = option(1, value_types.NON_NEGATIVE_INT, "0 shows no progress")
+    verbose: int = option(1, value_types.NON_NEGATIVE_INT, "0 hides the progress bar")
     mode: str = option(
         FAILFAST,
         value_types.one_of(FAILFAST, DROPMALFORMED),
-        "what becomes of rows that cannot be used: an error, or they are left out and counted, "
-        "and predict gives them null",
+        "what to do with rows that cannot be used: FAILFAST raises an error; DROPMALFORMED leaves "
+        "them out and counts them, and predict gives them null",
     )
 
 
@@ -85,125 +94,138 @@ class FitOptions(RowOptions):
     train_validation_ratio: float = option(
         0.8,
         value_types.FRACTION,
-        "share of the rows that trains; the rest validates after every epoch",
+        "fraction of the rows to train on; the others validate after each epoch",
     )
-    continuous: bool = option(False, value_types.BOOL, "go on from the saved model, with new rows")
+    continuous: bool = option(
+        False, value_types.BOOL, "continue training the saved model, with these rows"
+    )
     features: str | Sequence[str] | None = option(
-        None, value_types.COLUMNS, "one column of arrays, or a column for each number", "image"
+        None,
+        value_types.COLUMNS,
+        "columns to learn from: one column of arrays, or one column for each number",
+        "image",
     )
-    label: str | None = option(None, value_types.TEXT, "the column of classes", "label")
+    label: str | None = option(None, value_types.TEXT, "column with the class of each row", "label")
     validation_indicator: str | None = option(
         None,
         value_types.TEXT,
-        "a boolean column: the rows in which it is true validate, and all others train",
-        "as train_validation_ratio says",
+        "boolean column: rows where it is true validate, all others train",
+        "split by train_validation_ratio",
     )
     standardize: bool | None = option(
         None,
         value_types.BOOL,
-        "scale features to mean 0 and deviation 1, as the training rows have them",
-        "true for dnn, else false",
+        "scale each feature to mean 0 and standard deviation 1 over the training rows",
+        "true for dnn, otherwise false",
     )
-    hidden: str | None = option(
-        None, value_types.UNITS, "units of the dense hidden layers, first to last", "the network's"
+    hidden: str | Sequence[int] | None = option(
+        None,
+        value_types.UNITS,
+        "units of the dense hidden layers, first to last",
+        "the network's own",
     )
     dropout: float | None = option(
         None,
         value_types.FRACTION_BELOW_ONE,
-        "share of the last hidden units left out while training",
-        "the network's",
+        "fraction of the last hidden units to drop while training",
+        "the network's own",
     )
     optimizer: str | None = option(
         None,
         value_types.one_of(*registry.OPTIMIZERS),
-        "how weights follow gradients",
+        "optimizer that updates the weights",
         "adam, or the saved model's",
     )
     learning_rate: float | None = option(
         None,
         value_types.POSITIVE_FLOAT,
-        "for one rank; scaled by the ranks while training",
-        "the optimizer's",
+        "learning rate of one rank; training multiplies it by the number of ranks",
+        "the optimizer's own",
     )
     warmup_epochs: int | None = option(
         None,
         value_types.NON_NEGATIVE_INT,
-        "first epochs of a model, in which the rate climbs from one rank's to all ranks'",
+        "first epochs of a model, over which the learning rate climbs from that of one rank to "
+        "that of all ranks",
         "0, or the saved model's",
     )
-    lr_schedule: str | None = option(
+    lr_schedule: str | schedules.Schedule | None = option(
         None,
         value_types.SCHEDULE,
-        "how the rate falls over the epochs of a model",
+        "how the learning rate falls over the epochs of a model",
         "constant, or the saved model's",
     )
     patience: int | None = option(
         None,
         value_types.POSITIVE_INT,
-        "stop after so many epochs without a lower val_loss (or loss, where nothing validates), "
-        "and keep the best",
+        "stop after this many epochs without a lower val_loss (or loss, if no rows validate), and "
+        "publish the best epoch",
         "train all epochs",
     )
     num_proc: int | None = option(
         None,
         value_types.POSITIVE_INT,
-        "ranks, one Spark task each",
-        "one for each slot of the session, busy or free, each with a batch or more",
+        "number of ranks, one Spark task each",
+        "one for each slot of the session, busy or free, that gets at least one batch",
     )
-    cache: str = option(
+    cache: str | int = option(
         "1g",
         value_types.SIZE,
-        "memory of a rank for its rows; more are read anew in every epoch, shuffled in parts",
+        "memory of each rank for its rows; rows that need more are read again in each epoch and "
+        "shuffled in parts",
     )
     precision: str = option(
         registry.FLOAT32,
         value_types.one_of(registry.FLOAT32, registry.MIXED_FLOAT16, registry.MIXED_BFLOAT16),
-        "in what ranks compute; weights, and a Keras model that is given, stay as they are",
+        "number format in which ranks compute; weights, and a Keras model of yours, keep theirs",
     )
     compression: str = option(
-        NONE, value_types.one_of(NONE, FP16), "in what gradients travel between ranks"
+        NONE,
+        value_types.one_of(NONE, FP16),
+        "number format in which gradients travel between ranks; none sends them unchanged",
     )
     sync_batch_norm: bool = option(
         False,
         value_types.BOOL,
-        "let BatchNormalization take mean and variance over the batches of all ranks",
+        "compute mean and variance of BatchNormalization over the batches of all ranks",
     )
     seed: int | None = option(None, value_types.SEED, *SEED)
     max_restarts: int = option(
         2,
         value_types.NON_NEGATIVE_INT,
-        "how often all ranks start again from the last epoch when one is lost",
+        "how often to restart all ranks from the last epoch after one is lost",
     )
     heartbeat_timeout: float = option(
         60.0,
         value_types.POSITIVE_FLOAT,
-        "seconds after which a rank that gives no sign of life is lost",
+        "seconds without a sign of life after which a rank counts as lost",
     )
     keep: int | None = option(
         None,
         value_types.POSITIVE_INT,
-        "versions that the model keeps; older ones are deleted",
+        "number of versions to keep; older ones are deleted",
         "all",
     )
     launcher: str = option(
         SPARK,
         value_types.one_of(SPARK, IN_PROCESS),
-        "where ranks run: as Spark tasks, or one rank in this process, for tests and debuggers",
+        "where ranks run: as Spark tasks, or one rank in this process, for tests and debugging",
     )
     port: str | int | None = option(
         None,
         value_types.PORT,
-        "where the driver listens for its ranks: a port, or a range of which it takes the first "
-        "that is free",
-        "any that is free",
+        "port on which the driver listens for its ranks, or a range: the first free port of it",
+        "any free port",
     )
     secure: bool = option(
-        False, value_types.BOOL, "start only where Spark authenticates and encrypts its connections"
+        False,
+        value_types.BOOL,
+        "refuse to start unless Spark authenticates and encrypts its connections",
     )
     mlflow: bool | None = option(
         None,
         value_types.BOOL,
-        "log parameters, metrics by epoch and the model to MLflow",
+        "log parameters, metrics of each epoch and the model to MLflow",
         "true while a run is active",
     )
 
@@ -220,7 +242,9 @@ class FitOptions(RowOptions):
 class PredictOptions(RowOptions):
     """The options of ``predict``."""
 
-    interpret: bool = option(False, value_types.BOOL, "add the predicted label as people read it")
+    interpret: bool = option(
+        False, value_types.BOOL, "add a column with the predicted class in readable form"
+    )
     version: int | None = option(None, value_types.POSITIVE_INT, *VERSION)
 
 
@@ -229,18 +253,18 @@ class EvaluateOptions(RowOptions):
     """The options of ``evaluate``."""
 
     rate: float = option(
-        0.7, value_types.FRACTION, "random share of the rows that one evaluation uses"
+        0.7, value_types.FRACTION, "fraction of the rows, drawn at random, that one evaluation uses"
     )
     repeat: int = option(
-        1, value_types.POSITIVE_INT, "how many evaluations, each on a fresh random share"
+        1, value_types.POSITIVE_INT, "number of evaluations, each on a sample of its own"
     )
     details: bool = option(
-        False, value_types.BOOL, "add counts, confusion matrix and figures by class"
+        False, value_types.BOOL, "add row counts, the confusion matrix and figures for each class"
     )
     by: str | None = option(
         None,
         value_types.TEXT,
-        "a column whose values part the rows, each measured apart",
+        "group by this column and evaluate each group",
         "all rows",
     )
     seed: int | None = option(None, value_types.SEED, *SEED)
@@ -274,7 +298,7 @@ MANUAL = (
     "repeat",
     "interpret",
 )
-"""The options of the manual, in its order; more follow in the order of the classes."""
+"""First options of the table, in the order of the manual; others follow in that of the classes."""
 
 _ALL = {
     field.name: field for options in OPERATIONS.values() for field in dataclasses.fields(options)
@@ -285,7 +309,7 @@ FIELDS: Mapping[str, dataclasses.Field[Any]] = {name: _ALL[name] for name in (*M
 
 
 def users(name: str) -> list[str]:
-    """The operations that use an option."""
+    """Return the operations that use an option."""
     return [
         operation
         for operation, kind in OPERATIONS.items()
@@ -297,7 +321,7 @@ SAVED = (
     *("network", "features", "label", "standardize", "hidden", "dropout", "optimizer"),
     *("learning_rate", "warmup_epochs", "lr_schedule", "seed"),
 )
-"""What a saved model has: a session's settings of these are for models that are trained afresh."""
+"""Options that a saved model fixes: settings of a session apply only to new models."""
 
 SYNONYMS = {
     "model": "network",
@@ -319,7 +343,7 @@ SYNONYMS = {
     "path": "store",
     "normalize": "standardize",
 }
-"""What other libraries call an option."""
+"""Names that other libraries have for an option."""
 
 T = TypeVar("T", bound=Options)
 
@@ -333,35 +357,51 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 
 def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> T:
-    """Build the options of one operation from keyword arguments.
+    """Build the options of one operation.
+
+    Three sources, the first that has a value wins: the call, the saved model for the options that
+    it fixes, and the settings of the session. What remains has its default.
 
     Args:
-        kind: Of the operation.
-        given: Values by name.
-        settings: Text by name, for what is not given.
+        kind: Class of the operation's options.
+        given: Values of the call, by name.
+        settings: Text of the session's settings, by name.
 
     Raises:
         errors.UnknownOption: A name is not among the operation's options.
         errors.OptionError: A value is not allowed.
     """
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in given:
-        if name not in known:
-            raise errors.UnknownOption(
-                f"no option {name!r}; the options are {', '.join(sorted(known))}{hint(name, known)}"
-            )
-    set_for_all = {
+    names = [field.name for field in dataclasses.fields(kind)]
+    _check_names(given, names)
+    of_call = {name: value for name, value in given.items() if value is not None}
+    of_session = {
         name: _setting(name, text)
         for name, text in (settings or {}).items()
-        if name in known and given.get(name) is None
+        if name in names and name not in of_call
     }
-    goes_on = {**given, **set_for_all}.get("continuous")
-    of_model = SAVED if goes_on else () if kind is FitOptions else ("network",)
-    applied = {name: value for name, value in set_for_all.items() if name not in of_model}
-    return kind(**{**given, **applied})
+    for name in _of_saved_model(kind, {**of_session, **of_call}):
+        of_session.pop(name, None)
+    return kind(**{**given, **of_session})
+
+
+def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
+    for name in given:
+        if name not in names:
+            listed = ", ".join(sorted(names))
+            raise errors.UnknownOption(
+                f"no option {name!r}; the options are {listed}{hint(name, names)}"
+            )
+
+
+def _of_saved_model(kind: type[Options], values: Mapping[str, Any]) -> Sequence[str]:
+    """Return the options that a saved model fixes for this operation."""
+    if kind is FitOptions:
+        return SAVED if values.get("continuous") else ()
+    return ("network",)
 
 
 def _setting(name: str, text: str) -> Any:
+    """Read the value of a session's setting."""
     try:
         return read(name, text)
     except errors.OptionError as error:

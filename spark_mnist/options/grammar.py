@@ -1,10 +1,10 @@
-"""The command: text, or the words that a shell has split, to a checked ``Command``.
+"""Parser of commands, from text or from the words of a shell. Runs on: driver.
 
     mymnist fit test_model batch_size=128 epochs=5
     -> Command("fit", "test_model", {"batch_size": 128, "epochs": 5})
 
-Two front ends, one meaning: text goes through the grammar; words arrive already split and
-unquoted, are taken as they are, and are never joined again.
+The two functions give the same ``Command``. ``parse`` reads text by the grammar. ``parse_words``
+takes words that a shell has already split and unquoted; it never joins them again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from spark_mnist import errors, options
 logger = logging.getLogger(__name__)
 
 WITHOUT_ROWS = ("models", "describe", "delete", "rollback")
-"""Operations on saved models; the others work on a DataFrame, but ``doctor`` also without one."""
-NAMELESS = ("models",)
+"""Operations on saved models; the others read a DataFrame, which only ``doctor`` can do without."""
+WITHOUT_NAME = ("models",)
 """Operations without a model name."""
-PERHAPS_NAMED = ("doctor",)
-"""Operations with a model name or without."""
+WITH_OPTIONAL_NAME = ("doctor",)
+"""Operations with an optional model name."""
 GRAMMAR = r"""
     command: (token | option)*
     option: token "=" token
@@ -45,13 +45,13 @@ class Command:
 
     operation: str
     model_name: str
-    """Empty for an operation that takes none."""
+    """Name of the model; empty for an operation without one."""
     options: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Word:
-    """A token, or one side of an option, and where it begins in the text shown to the user."""
+    """A token, or one side of an option, and its position in the text that errors show."""
 
     text: str
     column: int
@@ -59,14 +59,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Assignment:
-    """``name=value``."""
+    """An option: ``name=value``."""
 
     name: Word
     value: Word
 
 
 def parse(text: str) -> Command:
-    """Read a command's text.
+    """Parse the text of a command.
 
     Args:
         text: ``[mymnist] operation model_name (name=value)*``.
@@ -78,11 +78,11 @@ def parse(text: str) -> Command:
         items: Any = _parser().parse(text)
     except lark.exceptions.UnexpectedInput as error:
         raise _syntax_error(text, error) from None
-    return _checked(text, items)
+    return _to_command(text, items)
 
 
 def parse_words(words: Sequence[str]) -> Command:
-    """Read a command that a shell has already split into words.
+    """Parse a command that a shell has already split into words.
 
     Args:
         words: Operation, model name, then ``name=value`` words, each split at its first ``=``.
@@ -99,16 +99,16 @@ def parse_words(words: Sequence[str]) -> Command:
         else:
             items.append(Word(word, column))
         column += len(shlex.quote(word)) + 1
-    return _checked(shlex.join(words), items)
+    return _to_command(shlex.join(words), items)
 
 
 @functools.cache
 def _parser() -> lark.Lark:
-    return lark.Lark(GRAMMAR, start="command", parser="lalr", transformer=_Items())
+    return lark.Lark(GRAMMAR, start="command", parser="lalr", transformer=_ItemTransformer())
 
 
-class _Items(lark.Transformer[Any, list[Word | Assignment]]):
-    """From what the parser found to words and assignments."""
+class _ItemTransformer(lark.Transformer[Any, list[Word | Assignment]]):
+    """Transformer of the parse tree to words and assignments."""
 
     WORD = staticmethod(lambda token: Word(str(token), token.start_pos))
     QUOTED = staticmethod(lambda token: Word(str(token)[1:-1], token.start_pos))
@@ -117,15 +117,15 @@ class _Items(lark.Transformer[Any, list[Word | Assignment]]):
     command: Any = staticmethod(list)
 
 
-def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
+def _to_command(text: str, items: Sequence[Word | Assignment]) -> Command:
     if items and isinstance(items[0], Word) and items[0].text == "mymnist":
         items = items[1:]
-    named = _is_named(items)
-    first = itertools.takewhile(lambda item: isinstance(item, Word), items[: 1 + named])
-    words = [item for item in first if isinstance(item, Word)]
-    end = items[len(words)] if len(items) > len(words) else None
-    column = end.name.column if isinstance(end, Assignment) else len(text)
-    if any(isinstance(item, Word) for item in items[len(words) :]) and len(words) < 1 + named:
+    has_name = _takes_name(items)
+    prefix = itertools.takewhile(lambda item: isinstance(item, Word), items[: 1 + has_name])
+    words = [item for item in prefix if isinstance(item, Word)]
+    next_item = items[len(words)] if len(items) > len(words) else None
+    column = next_item.name.column if isinstance(next_item, Assignment) else len(text)
+    if any(isinstance(item, Word) for item in items[len(words) :]) and len(words) < 1 + has_name:
         raise _error(text, column, "the operation and the model name come before the options")
     if not words:
         raise _error(text, column, f"the operation is missing: {_operations()}")
@@ -135,22 +135,22 @@ def _checked(text: str, items: Sequence[Word | Assignment]) -> Command:
         raise _error(
             text, words[0].column, f"unknown operation {operation!r}: {_operations()}{hint}"
         )
-    if named and (len(words) < 2 or not words[1].text):
+    if has_name and (len(words) < 2 or not words[1].text):
         raise _error(text, column, "the model name is missing after the operation")
-    name = words[1].text if named else ""
-    return Command(operation, name, _options(text, operation, items[1 + named :]))
+    name = words[1].text if has_name else ""
+    return Command(operation, name, _options(text, operation, items[1 + has_name :]))
 
 
-def _is_named(items: Sequence[Word | Assignment]) -> bool:
-    """Whether a model name belongs behind the operation."""
+def _takes_name(items: Sequence[Word | Assignment]) -> bool:
+    """Return whether a model name must follow the operation."""
     operation = items[0].text if items and isinstance(items[0], Word) else ""
-    if operation in PERHAPS_NAMED:
+    if operation in WITH_OPTIONAL_NAME:
         return len(items) > 1 and isinstance(items[1], Word)
-    return operation not in NAMELESS
+    return operation not in WITHOUT_NAME
 
 
 def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> dict[str, Any]:
-    seen: set[str] = set()
+    names: set[str] = set()
     values: dict[str, Any] = {}
     for item in items:
         if isinstance(item, Word):
@@ -159,9 +159,9 @@ def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> d
         if name not in options.FIELDS:
             hint = options.hint(name, options.FIELDS)
             raise _error(text, item.name.column, f"unknown option {name!r}{hint}")
-        if name in seen:
+        if name in names:
             raise _error(text, item.name.column, f"{name} is given twice")
-        seen.add(name)
+        names.add(name)
         if not item.value.text:
             raise _error(text, item.value.column, f"{name} has an empty value")
         try:
@@ -181,9 +181,11 @@ def _syntax_error(text: str, error: lark.exceptions.UnexpectedInput) -> errors.C
         return _error(text, len(text), "a value is missing at the end")
     char = text[position]
     if char in "'\"" and isinstance(error, lark.exceptions.UnexpectedCharacters):
-        closed = char in text[position + 1 :]
+        has_closing_quote = char in text[position + 1 :]
         return _error(
-            text, position, "text follows a closing quote" if closed else "the quote never ends"
+            text,
+            position,
+            "text follows a closing quote" if has_closing_quote else "the quote never ends",
         )
     if char == "=":
         return _error(text, position, "'=' needs a name before it and one value after it")

@@ -1,4 +1,4 @@
-"""What values options take: how their text is read, and which are allowed."""
+"""Types of option values: the parser of their text, and the allowed values. Runs on: driver."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from spark_mnist import schedules
 from spark_mnist.networks import registry
 
-NUMBER = r"\d+(\.\d+)?"
-SCHEDULES = rf"constant|cosine:[1-9]\d*|exponential:{NUMBER}|step:[1-9]\d*:{NUMBER}"
-UNITS_OF_BYTES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-SIZES = rf"none|[1-9]\d*[{''.join(UNITS_OF_BYTES)}]"
+DECIMAL = r"\d+(\.\d+)?"
+SCHEDULE_PATTERN = rf"constant|cosine:[1-9]\d*|exponential:{DECIMAL}|step:[1-9]\d*:{DECIMAL}"
+BYTES_BY_UNIT = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+SIZE_PATTERN = rf"none|[1-9]\d*[{''.join(BYTES_BY_UNIT)}]"
 
 
 @dataclass(frozen=True)
 class OptionType:
-    """What values an option takes: how its text is read and its value checked."""
+    """Type of an option's values: the parser of their text, and the check of a value."""
 
     words: str
-    """The allowed values in words, as error messages and ``--help`` show them."""
+    """Allowed values in words, as error messages and ``--help`` show them."""
     read: Callable[[str], Any]
-    """Text to value; raises ValueError."""
+    """Function from text to a value; raises ValueError."""
     allows: Callable[[Any], bool]
+    """Function that returns whether a value is allowed."""
+    to_text: Callable[[Any], Any] = lambda value: value
+    """Function from a form that is for Python alone to the text; other values stay."""
 
 
 def _read_bool(text: str) -> bool:
@@ -53,7 +57,7 @@ def _is_number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return the plain Python value of numbers and names of numpy's and pandas', and of a path."""
+    """Return the plain Python value of numbers and names of numpy or pandas, and of a path."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "pandas":
@@ -77,13 +81,24 @@ PORT = OptionType(
 )
 BOOL = OptionType("true or false", _read_bool, lambda v: isinstance(v, bool))
 FRACTION_BELOW_ONE = OptionType("float in [0, 1)", float, lambda v: _is_number(v) and 0 <= v < 1)
-UNITS = OptionType("integers like 128,32", str, lambda v: _matches(r"[1-9]\d*(,[1-9]\d*)*", v))
-SCHEDULE = OptionType(
-    "constant, cosine:EPOCHS, exponential:FACTOR or step:EPOCHS:FACTOR",
+UNITS = OptionType(
+    "integers like 128,32, in Python also a tuple",
     str,
-    lambda v: _matches(SCHEDULES, v),
+    lambda v: _matches(r"[1-9]\d*(,[1-9]\d*)*", v),
+    lambda v: ",".join(map(str, v)) if isinstance(v, list | tuple) and all(map(_is_int, v)) else v,
 )
-SIZE = OptionType("none, or a size like 512m or 2g", str, lambda v: _matches(SIZES, v))
+SCHEDULE = OptionType(
+    "constant, cosine:EPOCHS, exponential:FACTOR or step:EPOCHS:FACTOR, in Python also one of "
+    "spark_mnist.schedules",
+    str,
+    lambda v: _matches(SCHEDULE_PATTERN, v),
+    lambda v: str(v) if isinstance(v, schedules.Schedule) else v,
+)
+SIZE = OptionType(
+    "none, or a size like 512m or 2g, in Python also a number of bytes",
+    str,
+    lambda v: _matches(SIZE_PATTERN, v) or (_is_int(v) and v >= 0),
+)
 TEXT = OptionType("text", str, lambda v: isinstance(v, str) and v != "")
 COLUMNS = OptionType(
     "column names like a,b,c, in Python also a list",
@@ -102,30 +117,32 @@ def _matches(pattern: str, value: Any) -> bool:
 
 
 def columns(value: Any) -> tuple[str, ...]:
-    """The column names in a value of the option ``features``; none where it has none."""
+    """Return the column names in a value of the option ``features``; () for other values."""
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(","))
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         return ()
-    return tuple(map(str, value))  # as they are: blanks may belong to them
+    return tuple(map(str, value))  # not stripped, since blanks may belong to the names
 
 
 def ports(value: object) -> range:
-    """Return the ports of a value of the kind ``PORT``, in order; none where it has none."""
+    """Return the ports in a value of type ``PORT``, in order; an empty range for other values."""
     if _is_int(value):
         value = str(value)
     if not _matches(r"[1-9]\d{0,4}(-[1-9]\d{0,4})?", value):
         return range(0)
     first, _, last = str(value).partition("-")
-    numbers = range(int(first), int(last or first) + 1)
-    return numbers if numbers and numbers[-1] < 1 << 16 else range(0)
+    port_range = range(int(first), int(last or first) + 1)
+    return port_range if port_range and port_range[-1] < 1 << 16 else range(0)
 
 
-def size(value: str) -> int:
-    """The bytes of a value of the kind ``SIZE``."""
-    return 0 if value == "none" else int(value[:-1]) * UNITS_OF_BYTES[value[-1]]
+def size(value: str | int) -> int:
+    """Return the number of bytes of a value of type ``SIZE``."""
+    if isinstance(value, int):
+        return value
+    return 0 if value == "none" else int(value[:-1]) * BYTES_BY_UNIT[value[-1]]
 
 
 def one_of(*names: str) -> OptionType:
-    """Make the kind of an option that is one of a few words."""
+    """Make the type of an option whose value is one of a few words."""
     return OptionType(" or ".join(names), str, lambda v: v in names)

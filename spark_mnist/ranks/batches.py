@@ -1,17 +1,17 @@
-"""A rank's shard to batches. Runs on ranks.
+"""Batches that a rank trains on, read from its shard. Runs on: rank.
 
-A shard that fits the rank's memory for rows is read once and stays there as it was stored, one byte
-a pixel where pixels came as bytes; every epoch draws a new order over all of it. A larger one is
-read anew in every epoch, its row groups in a new order, and shuffled a part at a time. Either way
-numbers become float32 in the graph. Shape letters: B = rows of a batch, M = rows of a part,
-N = rows of the shard, W = numbers of a row.
+A shard that fits the rank's memory for rows is read once and stays in memory as it was stored, one
+byte a pixel where pixels came as bytes; every epoch draws a new order over the whole shard. A
+larger shard is read again in every epoch, its row groups in a new order, and shuffled a part at a
+time. In both cases numbers become float32 in the graph. Shape letters: B = rows of a batch,
+M = rows of a part, N = rows of the shard, W = numbers of a row.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,28 +23,67 @@ from spark_mnist.ranks import shard_reader
 from spark_mnist.ranks.shard_reader import Part
 
 VALIDATION_BATCH = 1024
-CHUNK = 8192
+"""Rows of a validation batch."""
+CHUNK_ROWS = 8192
 """Rows that are handled together, or read ahead, where nothing else says how many."""
 ROW_OVERHEAD_BYTES = 64
 """Memory for each row beside its features: label, weight, place in the order, and their copies
 while a new order is drawn."""
 ALIGNMENT_BYTES = 64
-"""What TensorFlow asks of the address of an array that it uses without a copy."""
+"""Alignment that TensorFlow requires of the address of an array that it uses without a copy."""
+
+
+class Shard(Protocol):
+    """Rows of one rank, as batches. Only the dataset returned last is valid."""
+
+    shards: plan.Shards
+    """Shards of all ranks."""
+    error: Exception | None
+    """Error raised while TensorFlow asked for rows; TensorFlow reports only its own errors."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Return the memory that the rows take."""
+
+    def parts(self) -> Iterator[Part]:
+        """Yield all rows in order, a part at a time."""
+
+    def training(
+        self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
+    ) -> tf.data.Dataset:
+        """Return one epoch: every row once in a new order, then padding to the equal step count.
+
+        Args:
+            row_sharding: Division of the training rows among the ranks.
+            rank: Rank that the shard belongs to.
+            seed: Seed of the order.
+            epoch: Epoch, counted from 0 over the model's life.
+
+        Returns:
+            Batches of (features [B, W] float32, label [B] int32, weight [B] float32). A padding row
+            has weight 0; in the last step the other rows make up for it (see ``sharding``).
+        """
+
+    def validation(self) -> tf.data.Dataset:
+        """Return every row once, in order, in the same form as ``training``."""
 
 
 class InMemory:
-    """A shard in memory. Of what it gives, the last is to be used: all share one order of rows.
+    """A shard in memory. Only the dataset returned last is valid: all share one order of rows.
 
     Args:
-        shards: Of all ranks.
-        rows: Of this rank, used without a copy.
-        dtype: Of the batches' features.
+        shards: Shards of all ranks.
+        rows: Rows of this rank, used without a copy.
+        dtype: Type of the batches' features.
     """
 
     def __init__(self, shards: plan.Shards, rows: Part, dtype: str = registry.FLOAT32) -> None:
         self.shards, self._dtype = shards, dtype
-        self._graphs: dict[tuple[int, int], tf.data.Dataset] = {}
-        """Those made so far, by rows of a batch and number of batches: one serves all epochs."""
+        self.error: Exception | None = None
+        self._datasets: dict[tuple[int, int], tf.data.Dataset] = {}
+        """Datasets by rows of a batch and number of batches: one serves all epochs."""
         with tf.device("CPU"):  # a GPU's memory is the model's
             self.features, self.labels = map(_tensor, rows)
             self._order = tf.Variable([], dtype=tf.int64, shape=[None])
@@ -56,67 +95,56 @@ class InMemory:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the rows take."""
+        """Return the memory that the rows take."""
         return _row_bytes(self.shards) * len(self)
 
     def parts(self) -> Iterator[Part]:
-        """All rows in order, some at a time."""
-        for start in range(0, len(self), CHUNK):
-            rows = slice(start, start + CHUNK)
+        """Yield all rows in order, at most ``CHUNK_ROWS`` at a time."""
+        for start in range(0, len(self), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
             yield self.features[rows].numpy(), self.labels[rows].numpy()
 
     def training(
-        self, sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
+        self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
     ) -> tf.data.Dataset:
-        """One epoch: every row once in a new order, then padding up to the equal number of steps.
-
-        Args:
-            sharding: Of the training rows among the ranks.
-            rank: Whose shard it is.
-            seed: Of the order.
-            epoch: Counted from 0 over the model's life.
-
-        Returns:
-            Batches of (features [B, W] float32, label [B] int32, weight [B] float32). A padding row
-            weighs nothing; in the last step the others make up for it (see ``sharding``).
-        """
-        drawn = order(len(self), sharding, rank=rank, seed=seed, epoch=epoch)
-        return self._batched(drawn, weights(len(self), sharding), sharding.batch_size)
+        """Return one epoch, in a new order over all rows of the shard; see ``Shard``."""
+        row_order = order(len(self), row_sharding, rank=rank, seed=seed, epoch=epoch)
+        return self._dataset(row_order, weights(len(self), row_sharding), row_sharding.batch_size)
 
     def validation(self) -> tf.data.Dataset:
-        """Every row once, in order, in the same form as ``training``."""
-        every = np.arange(len(self))
-        return self._batched(every, np.ones(len(self), np.float32), VALIDATION_BATCH)
+        """Return every row once, in order, in the same form as ``training``."""
+        row_order = np.arange(len(self))
+        return self._dataset(row_order, np.ones(len(self), np.float32), VALIDATION_BATCH)
 
-    def _batched(
-        self, order: npt.NDArray[np.int64], weights: npt.NDArray[np.float32], size: int
+    def _dataset(
+        self, row_order: npt.NDArray[np.int64], row_weights: npt.NDArray[np.float32], size: int
     ) -> tf.data.Dataset:
-        self._order.assign(order)
-        self._weights.assign(weights)
-        key = size, -(-len(order) // size)
-        if key not in self._graphs:
-            self._graphs[key] = self._graph(*key)
-        return self._graphs[key]
+        self._order.assign(row_order)
+        self._weights.assign(row_weights)
+        key = size, -(-len(row_order) // size)
+        if key not in self._datasets:
+            self._datasets[key] = self._build_dataset(*key)
+        return self._datasets[key]
 
-    def _graph(self, size: int, count: int) -> tf.data.Dataset:
+    def _build_dataset(self, size: int, count: int) -> tf.data.Dataset:
         def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            part = slice(step * size, (step + 1) * size)
-            index = self._order[part]
+            positions = slice(step * size, (step + 1) * size)
+            index = self._order[positions]
             rows = tf.gather(self.features, index)
             features = registry.numbers(rows, self.shards.encoding.scale, self._dtype)
-            return features, tf.gather(self.labels, index), self._weights[part]
+            return features, tf.gather(self.labels, index), self._weights[positions]
 
         return tf.data.Dataset.range(count).map(batch).prefetch(4)
 
 
 class Streamed:
-    """A shard that is read anew in each epoch; as ``InMemory`` but for the order.
+    """A shard that is read again in each epoch; like ``InMemory`` except for the order.
 
     Args:
-        files: Of this rank.
-        memory: Bytes to do with. A quarter of it, but at least a file, is shuffled together: the
-            next part is read and joined while the one before is used.
-        dtype: Of the batches' features.
+        files: Files of this rank.
+        memory: Bytes that may be used. A quarter of them, but at least a file, is shuffled
+            together: the next part is read and joined while the previous part is used.
+        dtype: Type of the batches' features.
     """
 
     def __init__(
@@ -124,62 +152,59 @@ class Streamed:
     ) -> None:
         self.shards, self._dtype = files.shards, dtype
         self.error: Exception | None = None
-        """What was raised while TensorFlow asked for rows, since it tells only its own errors."""
+        self.nbytes = memory
         self._files = files
-        self._part = memory // 4 // _row_bytes(files.shards)
+        self._part_rows = memory // 4 // _row_bytes(files.shards)
 
     def __len__(self) -> int:
         return self._files.rows
 
     def parts(self) -> Iterator[Part]:
-        """All rows in order, a file at a time."""
+        """Yield all rows in order, a file at a time."""
         return self._files.parts(self._files.urls)
 
     def training(
-        self, sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
+        self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
     ) -> tf.data.Dataset:
-        """One epoch, as ``InMemory.training``: files in a new order, then the rows of a part."""
+        """Return one epoch: files in a new order, then rows of a part; see ``Shard``."""
         random = np.random.default_rng((seed, epoch, rank))
         urls = self._files.urls
-        mixed = [urls[number] for number in random.permutation(len(urls))]
-        weight = weights(len(self), sharding)
-        return self._batched(mixed, random.permutation, weight, sharding.batch_size)
+        epoch_urls = [urls[number] for number in random.permutation(len(urls))]
+        row_weights = weights(len(self), row_sharding)
+        return self._dataset(epoch_urls, random.permutation, row_weights, row_sharding.batch_size)
 
     def validation(self) -> tf.data.Dataset:
-        """Every row once, in order, in the same form as ``training``."""
-        weight = np.ones(len(self), np.float32)
-        return self._batched(self._files.urls, np.arange, weight, VALIDATION_BATCH)
+        """Return every row once, in order, in the same form as ``training``."""
+        row_weights = np.ones(len(self), np.float32)
+        return self._dataset(self._files.urls, np.arange, row_weights, VALIDATION_BATCH)
 
-    def _batched(
+    def _dataset(
         self,
         urls: Sequence[str],
-        draw: Callable[[int], npt.NDArray[np.int64]],
-        weights: npt.NDArray[np.float32],
+        draw_order: Callable[[int], npt.NDArray[np.int64]],
+        row_weights: npt.NDArray[np.float32],
         size: int,
     ) -> tf.data.Dataset:
         def batches() -> Iterator[tuple[Any, Any, Any]]:
             self.error = None
             try:
-                parts = _joined(self._files.parts(urls), self._part)
-                yield from _padded(_cut(parts, draw, size), weights, size)
+                parts = _join_parts(self._files.parts(urls), self._part_rows)
+                yield from _pad_batches(_split_parts(parts, draw_order, size), row_weights, size)
             except Exception as error:
                 self.error = error
                 raise
 
         encoding = self.shards.encoding
-        kinds = (encoding.dtype, np.int32, np.float32)
+        dtypes = (encoding.dtype, np.int32, np.float32)
         shapes = ((None, encoding.width), (None,), (None,))
-        signature = tuple(map(tf.TensorSpec, shapes, kinds))
-        read = tf.data.Dataset.from_generator(batches, output_signature=signature)
-        ahead = read.prefetch(max(1, CHUNK // size))
+        signature = tuple(map(tf.TensorSpec, shapes, dtypes))
+        dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        prefetched_dataset = dataset.prefetch(max(1, CHUNK_ROWS // size))
 
-        def converted(x: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
+        def convert(x: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
             return registry.numbers(x, encoding.scale, self._dtype), y, w
 
-        return ahead.map(converted).prefetch(4)
-
-
-Shard = InMemory | Streamed
+        return prefetched_dataset.map(convert).prefetch(4)
 
 
 def read(
@@ -191,15 +216,15 @@ def read(
     moved: Callable[[], None] = lambda: None,
     dtype: str = registry.FLOAT32,
 ) -> Shard:
-    """Find the rows of one rank, and read them where they fit.
+    """Find the rows of one rank, and read them where they fit into memory.
 
     Args:
-        shards: Of all ranks.
-        rank: Whose rows.
-        ranks: How many there are.
+        shards: Shards of all ranks.
+        rank: Rank whose rows are read.
+        ranks: Number of ranks.
         memory: Bytes that the rank's rows may take.
         moved: Called after each row group that is read, as a sign of life.
-        dtype: Of the batches' features.
+        dtype: Type of the batches' features.
 
     Raises:
         errors.ShardsLost: A file is not there, or not as it was written.
@@ -208,38 +233,38 @@ def read(
     files = shard_reader.RowGroups(shards, shards.urls[rank::ranks], rank, moved)
     if files.rows * _row_bytes(shards) > memory:
         return Streamed(files, memory, dtype)
-    features = _aligned((files.rows, shards.encoding.width), shards.encoding.dtype)
-    labels = _aligned((files.rows,), "int32")
-    done = 0
-    for some, of_some in files.parts(files.urls):
-        rows = slice(done, done + len(of_some))
-        features[rows], labels[rows] = some, of_some
-        done = rows.stop
+    features = _aligned_array((files.rows, shards.encoding.width), shards.encoding.dtype)
+    labels = _aligned_array((files.rows,), "int32")
+    start = 0
+    for part_features, part_labels in files.parts(files.urls):
+        rows = slice(start, start + len(part_labels))
+        features[rows], labels[rows] = part_features, part_labels
+        start = rows.stop
     return InMemory(shards, (features, labels), dtype)
 
 
 def order(
-    rows: int, sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
+    rows: int, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
 ) -> npt.NDArray[np.int64]:
-    """Which rows of its shard a rank takes in an epoch; see ``InMemory.training``.
+    """Return the order in which a rank takes the rows of its shard; see ``Shard.training``.
 
     Args:
-        rows: Of the shard.
-        sharding: Of the training rows among the ranks.
-        rank: Whose shard it is.
-        seed: Of the order.
-        epoch: Counted from 0 over the model's life.
+        rows: Number of rows of the shard.
+        row_sharding: Division of the training rows among the ranks.
+        rank: Rank that the shard belongs to.
+        seed: Seed of the order.
+        epoch: Epoch, counted from 0 over the model's life.
     """
-    drawn = np.random.default_rng((seed, epoch, rank)).permutation(rows)
-    return np.resize(drawn, sharding.padded_rows)
+    permutation = np.random.default_rng((seed, epoch, rank)).permutation(rows)
+    return np.resize(permutation, row_sharding.padded_rows)
 
 
-def weights(rows: int, sharding: sharding.RowSharding) -> npt.NDArray[np.float32]:
-    """The weights of the rows that a rank takes in an epoch; those of padding are 0."""
-    found = np.ones(sharding.padded_rows, np.float32)
-    found[-sharding.last_batch :] = sharding.last_weight
-    found[rows:] = 0
-    return found
+def weights(rows: int, row_sharding: sharding.RowSharding) -> npt.NDArray[np.float32]:
+    """Return the weights of the rows that a rank takes in an epoch; padding rows have weight 0."""
+    row_weights = np.ones(row_sharding.padded_rows, np.float32)
+    row_weights[-row_sharding.last_batch :] = row_sharding.last_weight
+    row_weights[rows:] = 0
+    return row_weights
 
 
 def _row_bytes(shards: plan.Shards) -> int:
@@ -247,8 +272,8 @@ def _row_bytes(shards: plan.Shards) -> int:
     return shards.encoding.row_bytes + ROW_OVERHEAD_BYTES
 
 
-def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """Make an array that TensorFlow can use without a copy."""
+def _aligned_array(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """Return an uninitialized array that TensorFlow can use without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
@@ -256,14 +281,14 @@ def _aligned(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
 
 
 def _tensor(array: npt.NDArray[Any]) -> tf.Tensor:
-    """Make a tensor of an array, without a copy where its address allows."""
+    """Return a tensor of an array, without a copy where the array's address allows."""
     if array.ctypes.data % ALIGNMENT_BYTES or not array.size:
         return tf.constant(array)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _join(parts: list[Part]) -> Part:
-    """One part of several, which are given away: those of a shard are large."""
+    """Join several parts and empty their list, since the parts of a shard are large."""
     if len(parts) == 1:
         return parts.pop()
     features, labels = zip(*parts, strict=True)
@@ -271,50 +296,50 @@ def _join(parts: list[Part]) -> Part:
     return np.concatenate(features), np.concatenate(labels)
 
 
-def _joined(parts: Iterator[Part], rows: int) -> Iterator[Part]:
-    """Join parts until each has so many rows, but for the last."""
-    waiting: list[Part] = []
+def _join_parts(parts: Iterator[Part], rows: int) -> Iterator[Part]:
+    """Join parts until each part has at least ``rows`` rows, except for the last part."""
+    buffer: list[Part] = []
     for part in parts:
-        waiting.append(part)
+        buffer.append(part)
         del part  # it is large, and would be held while the next is read
-        if sum(len(labels) for _, labels in waiting) >= rows:
-            yield _join(waiting)
-    if waiting:
-        yield _join(waiting)
+        if sum(len(labels) for _, labels in buffer) >= rows:
+            yield _join(buffer)
+    if buffer:
+        yield _join(buffer)
 
 
-def _cut(
-    parts: Iterator[Part], draw: Callable[[int], npt.NDArray[np.int64]], size: int
+def _split_parts(
+    parts: Iterator[Part], draw_order: Callable[[int], npt.NDArray[np.int64]], size: int
 ) -> Iterator[Part]:
-    """Cut parts into batches; what is left over of one mixes with the next."""
-    left: list[Part] = []
+    """Split parts into batches; the remainder of a part mixes with the next part."""
+    remainder: list[Part] = []
     for part in parts:
-        features, labels = _join([*left, part])
+        features, labels = _join([*remainder, part])
         del part
-        left, drawn = [], draw(len(labels))
-        for start in range(0, len(drawn), size):
-            rows = drawn[start : start + size]
+        remainder, row_order = [], draw_order(len(labels))
+        for start in range(0, len(row_order), size):
+            rows = row_order[start : start + size]
             batch = features[rows], labels[rows]
             if len(rows) == size:
                 yield batch
             else:
-                left = [batch]
+                remainder = [batch]
         del features, labels
-    yield from left
+    yield from remainder
 
 
-def _padded(
-    batches: Iterator[Part], weights: npt.NDArray[np.float32], size: int
+def _pad_batches(
+    batches: Iterator[Part], row_weights: npt.NDArray[np.float32], size: int
 ) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
-    """Add weights to batches, and to the last the padding rows that have none."""
-    last: Any = None
-    for start in range(0, len(weights), size):
-        weight = weights[start : start + size]
-        last = features, labels = next(batches, last)
-        if start + size >= len(weights):
+    """Add weights to batches, and to the last batch the padding rows of weight 0."""
+    last_batch: Any = None
+    for start in range(0, len(row_weights), size):
+        batch_weights = row_weights[start : start + size]
+        last_batch = features, labels = next(batches, last_batch)
+        if start + size >= len(row_weights):
             for _ in batches:  # to the end of the files, where their rows are compared
                 pass
-        if len(labels) != len(weight):
-            features = np.resize(features, (len(weight), features.shape[1]))
-            labels = np.resize(labels, len(weight))
-        yield features, labels, weight
+        if len(labels) != len(batch_weights):
+            features = np.resize(features, (len(batch_weights), features.shape[1]))
+            labels = np.resize(labels, len(batch_weights))
+        yield features, labels, batch_weights

@@ -1,7 +1,7 @@
-"""One GPU for each rank. Runs on ranks.
+"""One GPU for each rank. Runs on: rank.
 
-Spark tells a task which GPU is its own; where it does not schedule GPUs, the ranks of a host take
-them in turn.
+Spark assigns a GPU to a task; where Spark does not schedule GPUs, the ranks of a host take the
+host's GPUs in turn.
 """
 
 from __future__ import annotations
@@ -20,57 +20,58 @@ from spark_mnist.ranks import collectives
 
 logger = logging.getLogger(__name__)
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+"""Environment variable with the GPUs that CUDA shows to a process."""
 
 
 def claim(addresses: Sequence[str], local_rank: int) -> str:
-    """Leave this rank one GPU, or none; to be called before TensorFlow looks for them.
+    """Restrict this rank to one GPU, or none; call it before TensorFlow looks for GPUs.
 
     Args:
-        addresses: Of the GPUs that Spark gave this rank's task.
+        addresses: Addresses of the GPUs that Spark gave this rank's task.
         local_rank: Number of the rank among those of its host.
 
     Returns:
-        What the rank computes on, in words.
+        Device that the rank computes on, in words.
 
     Raises:
         errors.ClusterError: Another rank would use the same GPU.
     """
     if addresses:
-        os.environ[VISIBLE] = addresses[0]
-    found = tf.config.list_physical_devices("GPU")
-    if addresses and not found:
+        os.environ[VISIBLE_DEVICES] = addresses[0]
+    devices = tf.config.list_physical_devices("GPU")
+    if addresses and not devices:
         logger.warning(
             "Spark gave this rank GPU %s on %s, and TensorFlow sees none: it trains on the CPU. "
             "Install tensorflow[and-cuda], and a driver on the host",
             *(addresses[0], socket.gethostname()),
         )
-    if not addresses and found:
-        if local_rank >= len(found):
+    if not addresses and devices:
+        if local_rank >= len(devices):
             raise errors.ClusterError(
-                f"{socket.gethostname()} has {len(found)} GPUs for more ranks: lower num_proc, or "
-                "let Spark schedule them with spark.task.resource.gpu.amount=1"
+                f"{socket.gethostname()} has {len(devices)} GPUs for more ranks: lower num_proc, "
+                "or let Spark schedule them with spark.task.resource.gpu.amount=1"
             )
-        found = [found[local_rank]]
-        tf.config.set_visible_devices(found, "GPU")
-    for gpu in found:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    name = addresses[0] if addresses else str(local_rank) if found else ""
-    _check_own(name)
+        devices = [devices[local_rank]]
+        tf.config.set_visible_devices(devices, "GPU")
+    for device in devices:
+        tf.config.experimental.set_memory_growth(device, True)
+    name = addresses[0] if addresses else str(local_rank) if devices else ""
+    _check_not_shared(name)
     if not name:
         return channel.CPU
-    return f"GPU {name}" if found else f"CPU, not GPU {name}"
+    return f"GPU {name}" if devices else f"CPU, not GPU {name}"
 
 
-def _check_own(name: str) -> None:
+def _check_not_shared(name: str) -> None:
     """Refuse a GPU that two ranks would use.
 
     Raises:
-        errors.ClusterError: There is one; on all ranks alike.
+        errors.ClusterError: Two ranks would use one GPU; raised on all ranks alike.
     """
-    place = zlib.crc32(f"{socket.gethostname()} {name}".encode()) if name else 0
-    places = [place for place in collectives.allgather_int(place) if place]
-    if len(set(places)) < len(places):
+    gpu_hash = zlib.crc32(f"{socket.gethostname()} {name}".encode()) if name else 0
+    gpu_hashes = [other for other in collectives.allgather_int(gpu_hash) if other]
+    if len(set(gpu_hashes)) < len(gpu_hashes):
         raise errors.ClusterError(
             "two ranks would share a GPU: give each task one of its own with "
             "spark.task.resource.gpu.amount=1"

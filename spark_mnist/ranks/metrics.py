@@ -1,4 +1,4 @@
-"""Loss and accuracy as sums over rows, so that ranks can be merged exactly. Runs on ranks."""
+"""Loss and accuracy as sums over rows, which merge exactly over ranks. Runs on: rank."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from spark_mnist.core import plan
 from spark_mnist.ranks import collectives
 
 
-# Keras ships no types, so its Metric is Any to mypy, which strict mode lets nobody inherit from.
+# Keras ships no types, so mypy takes its Metric for Any; strict mode forbids inheriting from Any.
 class RowMean(keras.metrics.Metric):  # type: ignore[misc]
-    """The mean of a value over real rows, kept as sum and count so that ranks can be merged."""
+    """Mean of a value over real rows, stored as sum and count so that ranks can be merged."""
 
     def __init__(self, name: str, value: Any) -> None:
         super().__init__(name=name)
@@ -22,18 +22,18 @@ class RowMean(keras.metrics.Metric):  # type: ignore[misc]
         self.count = self.add_variable((), "zeros", dtype="float64", name="count")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Count rows whose weight is not zero once each."""
-        real = tf.cast(sample_weight > 0, tf.float64)
-        self.sum.assign_add(tf.reduce_sum(tf.cast(self.value(y_true, y_pred), tf.float64) * real))
-        self.count.assign_add(tf.reduce_sum(real))
+        """Count each row whose weight is not zero once."""
+        mask = tf.cast(sample_weight > 0, tf.float64)
+        self.sum.assign_add(tf.reduce_sum(tf.cast(self.value(y_true, y_pred), tf.float64) * mask))
+        self.count.assign_add(tf.reduce_sum(mask))
 
     def result(self) -> Any:
-        """Mean over the rows counted so far on this rank."""
+        """Return the mean over the rows counted so far on this rank."""
         return tf.math.divide_no_nan(self.sum.value, self.count.value)
 
 
 class Metrics:
-    """The two that every fit reports."""
+    """Loss and accuracy, the two metrics that every fit reports."""
 
     def __init__(self) -> None:
         cross_entropy = keras.losses.sparse_categorical_crossentropy
@@ -42,22 +42,22 @@ class Metrics:
         self.accuracy = RowMean("accuracy", accuracy)
 
     def rows(self) -> int:
-        """Rows that this rank has counted since the last reset, each once."""
+        """Return the number of rows counted on this rank since the last reset, each once."""
         return int(self.loss.count.numpy())
 
     def loss_here(self) -> float:
-        """Loss over the rows that this rank has counted since the last reset."""
+        """Return the loss over the rows counted on this rank since the last reset."""
         return float(self.loss.result())
 
     def means(self, prefix: str = "") -> dict[str, float]:
-        """Loss and accuracy over the rows of all ranks: sums over rows divided by rows."""
+        """Return loss and accuracy over the rows of all ranks: sums over rows divided by rows."""
         sums = [self.loss.sum, self.accuracy.sum, self.loss.count]
         loss, correct, rows = collectives.allreduce_sum([float(value.numpy()) for value in sums])
         return {f"{prefix}loss": loss / rows, f"{prefix}accuracy": correct / rows}
 
 
 def record(epoch: int, means: dict[str, float]) -> plan.EpochRecord:
-    """One row of the table that ``fit`` returns."""
+    """Make one row of the table that ``fit`` returns."""
     losses = {name: value for name, value in means.items() if name.endswith("loss")}
     metrics = {name: value for name, value in means.items() if name not in losses}
     return plan.EpochRecord(epoch=epoch, losses=losses, metrics=metrics)

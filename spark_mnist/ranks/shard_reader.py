@@ -1,4 +1,4 @@
-"""Reads the Parquet files of a rank through Petastorm, a row group at a time. Runs on ranks.
+"""Reader of a rank's Parquet files through Petastorm, a row group at a time. Runs on: rank.
 
 Shape letters: M = rows of a part, W = numbers of a row.
 """
@@ -27,60 +27,61 @@ Part = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
 
 
 class RowGroups:
-    """The files of one rank, each one row group.
+    """Files of one rank, each of them one row group.
 
     Args:
-        shards: Of all ranks.
-        urls: Those of this rank.
-        rank: Its number, for messages.
-        moved: Called after each row group, as a sign of life.
+        shards: Shards of all ranks.
+        urls: Files of this rank.
+        rank: Number of this rank, for messages.
+        tick: Called after each row group, as a sign of life.
     """
 
     def __init__(
-        self, shards: plan.Shards, urls: Sequence[str], rank: int, moved: Callable[[], None]
+        self, shards: plan.Shards, urls: Sequence[str], rank: int, tick: Callable[[], None]
     ) -> None:
-        self.shards, self.urls, self._rank, self._moved = shards, urls, rank, moved
-        with self._named():
+        self.shards, self.urls, self._rank, self._tick = shards, urls, rank, tick
+        with self._shards_lost():
             self.rows: int = sum(_footer(url).num_rows for url in urls)
 
     def parts(self, urls: Sequence[str]) -> Iterator[Part]:
-        """Read all files, in the given order.
+        """Read files in the order of ``urls``, which are all files of this rank.
 
         Raises:
             errors.ShardsLost: A file is not there, or not as it was written.
             errors.RowsLost: Petastorm gave other rows than the files' footers say.
         """
-        found = 0
+        row_count = 0
 
-        def part(group: Any) -> Part:
-            nonlocal found
-            found += len(group.label)
-            self._check(found, found <= self.rows)
-            self._moved()
+        def make_part(group: Any) -> Part:
+            nonlocal row_count
+            row_count += len(group.label)
+            self._check_row_count(row_count, row_count <= self.rows)
+            self._tick()
             features = self.shards.encoding.unpack(group.features)
             return features, np.asarray(group.label, np.int32)
 
-        with self._named():
-            yield from _read(urls, part)
-        self._check(found, found == self.rows)
+        with self._shards_lost():
+            yield from _read(urls, make_part)
+        self._check_row_count(row_count, row_count == self.rows)
 
-    def _check(self, found: int, good: bool) -> None:
-        if not good:
+    def _check_row_count(self, row_count: int, is_valid: bool) -> None:
+        if not is_valid:
             raise errors.RowsLost(
-                f"rank {self._rank} read {found} rows of its shard; its files' footers say "
+                f"rank {self._rank} read {row_count} rows of its shard; its files' footers say "
                 f"{self.rows}"
             )
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
+    def _shards_lost(self) -> Iterator[None]:
+        """Raise ``errors.ShardsLost``, which names the rank, where the block cannot read."""
         try:
             yield
-        except (OSError, pa.ArrowException, _no_data()) as error:
+        except (OSError, pa.ArrowException, _no_data_error()) as error:
             raise errors.ShardsLost(f"rank {self._rank} cannot read its shard: {error}") from error
 
 
-def _no_data() -> type[Exception]:
-    """Return the error by which Petastorm says that there is nothing to read."""
+def _no_data_error() -> type[Exception]:
+    """Return the error that Petastorm raises where there is nothing to read."""
     error: type[Exception] = petastorm.module("petastorm.errors").NoDataAvailableError
     return error
 
@@ -93,47 +94,47 @@ def _footer(url: str) -> pq.FileMetaData:
     return retries.call(f"read {url}", read)
 
 
-def _read(urls: Sequence[str], part: Callable[[Any], Part]) -> Iterator[Part]:
-    """Make a part of each row group, as Petastorm gives it; holds on to none of them."""
-    left, tries = list(urls), iter(retries.DELAYS_S)
-    while left:
+def _read(urls: Sequence[str], make_part: Callable[[Any], Part]) -> Iterator[Part]:
+    """Make a part of each row group that Petastorm reads, and keep no reference to it."""
+    remaining_urls, delays = list(urls), iter(retries.DELAYS_S)
+    while remaining_urls:
         try:
-            for some in _read_once(left, part):
-                # A file is one row group, and they come in order.
-                left, tries = left[1:], iter(retries.DELAYS_S)
-                yield some
-                del some  # it is large, and would be held while the next is read
+            for part in _read_once(remaining_urls, make_part):
+                # A file is one row group, and row groups come in order.
+                remaining_urls, delays = remaining_urls[1:], iter(retries.DELAYS_S)
+                yield part
+                del part  # it is large, and would be held while the next is read
             return
         except GeneratorExit:
             raise
         except Exception as error:  # of any type, as stores' clients have their own
-            retries.wait(f"read {left[0] if left else urls[-1]}", error, tries)
+            retries.wait(f"read {remaining_urls[0] if remaining_urls else urls[-1]}", error, delays)
 
 
-def _read_once(urls: Sequence[str], part: Callable[[Any], Part]) -> Iterator[Part]:
+def _read_once(urls: Sequence[str], make_part: Callable[[Any], Part]) -> Iterator[Part]:
     # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
     options = {"reader_pool_type": "dummy", "shuffle_row_groups": False, "num_epochs": 1}
-    with _quiet():
-        opened = petastorm.module().make_batch_reader(list(urls), **options)
-    with opened as reader:
+    with _silence():
+        petastorm_reader = petastorm.module().make_batch_reader(list(urls), **options)
+    with petastorm_reader as reader:
 
-        def following() -> Part | None:
-            with _quiet():
+        def next_part() -> Part | None:
+            with _silence():
                 group = next(reader, None)
-            return None if group is None else part(group)
+            return None if group is None else make_part(group)
 
-        yield from iter(following, None)
+        yield from iter(next_part, None)
 
 
-_QUIET = threading.Lock()
-"""Held while the process's stdout and warnings are not as they were."""
+_SILENCE_LOCK = threading.Lock()
+"""Lock held while ``_silence`` has replaced the process's stdout and warning filters."""
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back the deprecation warnings and prints that Petastorm makes on every read."""
+def _silence() -> Iterator[None]:
+    """Suppress the deprecation warnings and prints that Petastorm makes on every read."""
     with (
-        _QUIET,
+        _SILENCE_LOCK,
         warnings.catch_warnings(),
         open(os.devnull, "w") as null,
         contextlib.redirect_stdout(null),

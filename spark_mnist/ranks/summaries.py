@@ -1,8 +1,8 @@
-"""What TensorBoard shows of a fit: curves by epoch, and the graph. Runs on rank 0.
+"""TensorBoard files of a fit: curves by epoch, and the graph. Runs on: rank.
 
-Names and folders are those of Keras's own callback, so that its users find what they know.
-TensorBoard itself need not be installed: TensorFlow writes the events, and since 2.21 comes without
-it.
+Only rank 0 writes them. Names and folders are those of Keras's own callback, so that its users find
+the names that they know. TensorBoard itself need not be installed: TensorFlow writes the events,
+and since 2.21 comes without TensorBoard.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import tensorflow as tf
 
 from spark_mnist.core import plan
 
-SCALARS = "scalars"
-"""The plugin of TensorBoard that draws curves."""
+SCALARS_PLUGIN = "scalars"
+"""Name of TensorBoard's plugin that draws curves."""
 
 
 class SummaryWriter(contextlib.AbstractContextManager["SummaryWriter"]):
-    """Event files of one fit, kept in memory until they are taken.
+    """Writer of the event files of one fit, which stay in memory until ``files`` returns them.
 
-    They fill a folder ``train``, with the graph, and one ``validation`` where there is any.
+    The files lie in a folder ``train``, with the graph, and in a folder ``validation`` where the
+    fit validates.
     """
 
     def __init__(self) -> None:
@@ -37,14 +38,14 @@ class SummaryWriter(contextlib.AbstractContextManager["SummaryWriter"]):
             tf.io.gfile.rmtree(self._root)
 
     def graph(self, model: keras.Model) -> None:
-        """Draw what turns features into class probabilities."""
+        """Write the graph that turns features into class probabilities."""
         call = tf.function(lambda features: model(features, training=False))
         signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
         with self._writer("train").as_default():
             tf.summary.graph(call.get_concrete_function(signature).graph)
 
     def epoch(self, record: plan.EpochRecord, learning_rate: float) -> None:
-        """Note an epoch's means, and the learning rate with which it began."""
+        """Write an epoch's means, and the learning rate at the start of the epoch."""
         means = {**record.losses, **record.metrics, "learning_rate": learning_rate}
         for name, value in means.items():
             folder = "validation" if name.startswith("val_") else "train"
@@ -57,7 +58,7 @@ class SummaryWriter(contextlib.AbstractContextManager["SummaryWriter"]):
                 )
 
     def files(self) -> dict[str, bytes]:
-        """Contents of all files so far, by name below the version."""
+        """Return the contents of all files so far, by path below the version's directory."""
         for writer in self._writers.values():
             writer.flush()
         return {
@@ -74,7 +75,7 @@ class SummaryWriter(contextlib.AbstractContextManager["SummaryWriter"]):
 
 
 def _scalar_metadata() -> Any:
-    """Return what ``tf.summary.scalar`` notes of a value, for which it needs TensorBoard."""
+    """Return the metadata of a scalar; ``tf.summary.scalar`` needs TensorBoard to make it."""
     metadata = tf.compat.v1.SummaryMetadata()
-    metadata.plugin_data.plugin_name = SCALARS
+    metadata.plugin_data.plugin_name = SCALARS_PLUGIN
     return metadata

@@ -1,7 +1,8 @@
-"""What one rank does: build, restore, broadcast, train, report. Runs in a process of its own.
+"""Training on one rank: build, restore, broadcast, train, report. Runs on: rank.
 
-A rank never lets an exception out: it reports what was raised, so that the driver can name the
-rank that failed first and not the ones that Horovod stopped after it.
+A rank is a process of its own, or the driver's process where a fit runs without Spark tasks. A rank
+never lets an exception escape: it reports the exception, so that the driver can name the rank that
+failed first and not the ranks that Horovod stopped after it.
 """
 
 from __future__ import annotations
@@ -36,99 +37,99 @@ def run(
     """Train on this rank's shard.
 
     Args:
-        training: What to do.
-        outbox: Tells the driver how it goes.
+        training: Plan of the training.
+        outbox: Client that sends progress to the driver.
         task_gpus: Addresses of the GPUs that Spark gave the rank's task.
 
     Returns:
-        How the fit ended, or the failure of this rank.
+        The result of the fit, or the failure of this rank.
     """
-    started = False
+    is_connected = False
     try:
         if training.threads:
             tf.config.threading.set_intra_op_parallelism_threads(training.threads)
             tf.config.threading.set_inter_op_parallelism_threads(training.threads)
         collectives.start()
-        started = True
+        is_connected = True
         device = gpus.claim(task_gpus, hvd.local_rank())
         outbox.send(device=device)
         return _train(training, outbox)
     except Exception as error:
-        failure = plan.Failure(
+        return plan.RankFailure(
+            rank=outbox.rank,
             type=type(error).__name__,
             message=str(error),
             traceback=traceback.format_exc(),
             time=time.time(),
-            collective=not started
+            collective=not is_connected
             or ("Horovod" in str(error) and isinstance(error, tf.errors.OpError)),
         )
-        return plan.RankReport(rank=outbox.rank, failure=failure)
     finally:
         hvd.shutdown()
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A compiled model and all that it learns from on this rank."""
+    """A compiled model and everything that it is trained with on this rank."""
 
     training: plan.TrainingPlan
     network: plan.Network
     model: keras.Model
     row_metrics: metrics.Metrics
-    rows: batches.Shard
-    held_out: batches.Shard
+    training_shard: batches.Shard
+    validation_shard: batches.Shard
     train_loop: loop.Loop
     test_loop: loop.Loop
-    allreduce: tf.Variable
+    allreduce_wait_s: tf.Variable
     """Seconds that steps waited for the other ranks' gradients."""
     outbox: channel.HeartbeatClient
 
-    def epoch(self, before: plan.Progress) -> plan.Progress:
-        """Train and validate once."""
-        epoch = before.epoch
-        with self.train_loop.timed(), _as_raised(self.rows):
+    def epoch(self, progress: plan.Progress) -> plan.Progress:
+        """Train and validate for one epoch, and return the new progress."""
+        epoch = progress.epoch
+        with self.train_loop.timed(), _reader_errors(self.training_shard):
             self._train(epoch)
-        means, trained, validated = self.row_metrics.means(), self.row_metrics.rows(), 0
+        means, training_rows, validation_rows = self.row_metrics.means(), self.row_metrics.rows(), 0
         if self.training.validation.rows:
-            with self.test_loop.timed(), _as_raised(self.held_out):
+            with self.test_loop.timed(), _reader_errors(self.validation_shard):
                 self._validate()
             means |= self.row_metrics.means("val_")
-            validated = self.row_metrics.rows()
+            validation_rows = self.row_metrics.rows()
         self.outbox.tick()
-        read = tuple(
+        rows = tuple(
             zip(
-                collectives.allgather_int(trained),
-                collectives.allgather_int(validated),
+                collectives.allgather_int(training_rows),
+                collectives.allgather_int(validation_rows),
                 strict=True,
             )
         )
-        if before.read and before.read[-1] == read:
-            read = before.read[-1]  # one object for all epochs, which a report then holds once
+        if progress.read and progress.read[-1] == rows:
+            rows = progress.read[-1]  # one object for all epochs, which a report then holds once
         last_step = self.training.sharding.steps
         self.outbox.send(epoch=epoch + 1, step=last_step, done=True, means=means)
         record = metrics.record(epoch + 1, means)
-        sound = math.isfinite(sum(record.losses.values())) and collectives.finite(self.model)
+        is_finite = math.isfinite(sum(record.losses.values())) and collectives.finite(self.model)
         return plan.Progress(
             epoch=epoch + 1,
-            history=(*before.history, record),
-            read=(*before.read, read),
-            best=self._best_epoch(before.best, record) if sound else before.best,
-            not_finite=not sound,
+            history=(*progress.history, record),
+            read=(*progress.read, rows),
+            best=self._best_epoch(progress.best, record) if is_finite else progress.best,
+            not_finite=not is_finite,
         )
 
     def _train(self, epoch: int) -> None:
         sharding, seed, rank = self.training.sharding, self.training.seed, hvd.rank()
         self.model.reset_metrics()
         collectives.seed_random_layers(self.model, (seed, epoch, rank))
-        data = self.rows.training(sharding, rank=rank, seed=seed, epoch=epoch)
+        data = self.training_shard.training(sharding, rank=rank, seed=seed, epoch=epoch)
         self._set_rate(epoch)
-        before = collectives.statistics(self.model)
+        statistics = collectives.statistics(self.model)
         for step in self.train_loop.run(data, sharding.steps):
             means = {"loss": self.row_metrics.loss_here()}
             self.outbox.send_throttled(epoch=epoch + 1, step=step, means=means)
             if step < sharding.steps and step % loop.BLOCK == 0:
                 self._set_rate(epoch + step / sharding.steps)
-        collectives.average_statistics(self.model, before)
+        collectives.average_statistics(self.model, statistics)
 
     def _set_rate(self, epoch: float) -> None:
         rate = self.training.optimizer.rate(epoch, hvd.size())
@@ -136,98 +137,98 @@ class Trainer:
 
     def _validate(self) -> None:
         self.model.reset_metrics()
-        count = math.ceil(len(self.held_out) / batches.VALIDATION_BATCH)
-        for _ in self.test_loop.run(self.held_out.validation(), count):
+        count = math.ceil(len(self.validation_shard) / batches.VALIDATION_BATCH)
+        for _ in self.test_loop.run(self.validation_shard.validation(), count):
             self.outbox.tick()
 
-    def _best_epoch(self, before: plan.BestEpoch, record: plan.EpochRecord) -> plan.BestEpoch:
-        """The epoch to publish: the last, or with ``patience`` the one of the lowest loss.
+    def _best_epoch(self, best: plan.BestEpoch, record: plan.EpochRecord) -> plan.BestEpoch:
+        """Return the epoch to publish: the last, or with ``patience`` that of the lowest loss.
 
-        Every rank decides alike, since the losses are means over all ranks.
+        Every rank returns the same epoch, since the losses are means over all ranks.
         """
         loss = record.losses.get("val_loss", record.losses["loss"])
-        last = record.epoch == self.training.first_epoch + self.training.epochs
-        better = last if self.training.patience is None else loss < before.loss
-        if not better:
-            return before
+        is_last = record.epoch == self.training.first_epoch + self.training.epochs
+        is_better = is_last if self.training.patience is None else loss < best.loss
+        if not is_better:
+            return best
         files = array_files.save(self.model) if hvd.rank() == 0 else {}
         digest = collectives.digest(self.model)
         return plan.BestEpoch(epoch=record.epoch, loss=loss, digest=digest, files=files)
 
     def is_finished(self, progress: plan.Progress) -> bool:
-        """Whether nothing more is to be learned."""
+        """Return whether training is complete: last epoch, patience used up, or not finite."""
         patience, first_epoch = self.training.patience, self.training.first_epoch
-        last = first_epoch + self.training.epochs
-        best = max(progress.best.epoch, first_epoch)
-        waited = patience is not None and progress.epoch - best >= patience
-        return progress.epoch >= last or waited or progress.not_finite
+        last_epoch = first_epoch + self.training.epochs
+        best_epoch = max(progress.best.epoch, first_epoch)
+        is_out_of_patience = patience is not None and progress.epoch - best_epoch >= patience
+        return progress.epoch >= last_epoch or is_out_of_patience or progress.not_finite
 
     def times(self, epochs: int) -> plan.RankTimes:
-        """Where the time of all ranks went in so many epochs."""
+        """Return how all ranks spent their time, on average, in a number of epochs."""
         train, test = self.train_loop, self.test_loop
-        seconds = [train.seconds, train.waited, float(self.allreduce), test.seconds]
+        seconds = [train.seconds, train.waited, float(self.allreduce_wait_s), test.seconds]
         means = (value / hvd.size() for value in collectives.allreduce_sum(seconds))
         names = ("train", "input", "allreduce", "validate")
         kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        most = max(collectives.allgather_int(kibibytes))
+        max_kibibytes = max(collectives.allgather_int(kibibytes))
         times = dict(zip(names, means, strict=True))
         attempt = self.training.attempt
-        return plan.RankTimes(attempt=attempt, epochs=epochs, memory=most * 1024, **times)
+        return plan.RankTimes(attempt=attempt, epochs=epochs, memory=max_kibibytes * 1024, **times)
 
 
 @contextlib.contextmanager
-def _as_raised(rows: batches.Shard) -> Iterator[None]:
-    """Raise what reading rows raised, and not TensorFlow's words for it."""
+def _reader_errors(shard: batches.Shard) -> Iterator[None]:
+    """Raise the error that reading the shard raised, and not TensorFlow's error for it."""
     try:
         yield
     except tf.errors.OpError:
-        if isinstance(rows, batches.Streamed) and rows.error:
-            raise rows.error from None
+        if shard.error:
+            raise shard.error from None
         raise
 
 
-def _train(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> plan.RankReport:
+def _train(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> plan.RankSuccess:
     trainer = _build_trainer(training, outbox)
     progress = training.resume or plan.Progress(epoch=training.first_epoch)
     first_epoch = progress.epoch
-    first = hvd.rank() == 0
+    is_first_rank = hvd.rank() == 0
 
     def rate(record: plan.EpochRecord) -> float:
         return training.optimizer.rate(record.epoch - 1, hvd.size())
 
-    with summaries.SummaryWriter() if first else contextlib.nullcontext() as journal:
-        if journal:
-            journal.graph(trainer.model)
+    with summaries.SummaryWriter() if is_first_rank else contextlib.nullcontext() as writer:
+        if writer:
+            writer.graph(trainer.model)
             for record in progress.history:
-                journal.epoch(record, rate(record))
+                writer.epoch(record, rate(record))
         while not trainer.is_finished(progress):
             progress = trainer.epoch(progress)
-            if journal:
-                journal.epoch(progress.history[-1], rate(progress.history[-1]))
-            if first and (training.checkpoints or trainer.is_finished(progress)):
+            if writer:
+                writer.epoch(progress.history[-1], rate(progress.history[-1]))
+            if is_first_rank and (training.checkpoints or trainer.is_finished(progress)):
                 best = progress.best
                 is_best_now = best.epoch == progress.epoch
                 files = best.files if is_best_now else array_files.save(trainer.model)
                 state = dataclasses.replace(progress, files=files)
                 with outbox.long_operation():
                     _save(training, state, last=trainer.is_finished(progress))
-        logs = journal.files() if journal else {}
+        logs = writer.files() if writer else {}
     times = trainer.times(progress.epoch - first_epoch)
     best = dataclasses.replace(progress.best, files={})
     progress = dataclasses.replace(progress, best=best, files={})
-    if not first:  # rank 0 tells what is alike
+    if not is_first_rank:  # rank 0 alone reports what is equal on all ranks
         progress = dataclasses.replace(progress, history=(), read=())
-    return plan.RankReport(
+    return plan.RankSuccess(
         rank=hvd.rank(), progress=progress, network=trainer.network, logs=logs, times=times
     )
 
 
 def _save(training: plan.TrainingPlan, state: plan.Progress, *, last: bool) -> None:
-    """Write a checkpoint; only the last one, which is published, must not fail."""
+    """Write a checkpoint; only the last checkpoint, which is published, must not fail."""
     try:
-        what = f"write the checkpoint of epoch {state.epoch}"
+        operation = f"write the checkpoint of epoch {state.epoch}"
         write = functools.partial(checkpoints.save, training.work, training.attempt, state)
-        retries.call(what, write, retries.DELAYS_S[-2:] if last else ())
+        retries.call(operation, write, retries.DELAYS_S[-2:] if last else ())
     except OSError as error:
         if last:
             raise
@@ -236,32 +237,27 @@ def _save(training: plan.TrainingPlan, state: plan.Progress, *, last: bool) -> N
 
 @contextlib.contextmanager
 def _precision(policy: str) -> Iterator[None]:
-    """Let layers that are made here compute in a dtype policy of Keras's."""
-    before = keras.config.dtype_policy()
+    """Make layers that are created in this block compute in one of Keras's dtype policies."""
+    outer_policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(outer_policy)
 
 
 def _files_to_start_from(training: plan.TrainingPlan) -> Mapping[str, bytes]:
-    """Read the checkpoint of an earlier attempt, or of the saved model; {} to start afresh."""
+    """Read the checkpoint of an earlier attempt, or of the saved model; {} for a new model."""
     if training.resume:
-        reached = checkpoints.newest(training.work)
-        if reached is None or reached.epoch != training.resume.epoch:
+        checkpoint = checkpoints.newest(training.work)
+        if checkpoint is None or checkpoint.epoch != training.resume.epoch:
             raise errors.DamagedModel(f"the checkpoint of epoch {training.resume.epoch} is gone")
-        return reached.files
+        return checkpoint.files
     return checkpoints.read_start(training.work) if training.starts_from_files else {}
 
 
-def _remaining_memory(memory: int, rows: batches.Shard) -> int:
-    """What the training rows leave of the memory for rows."""
-    return memory - rows.nbytes if isinstance(rows, batches.InMemory) else 0
-
-
 def _network_spec(training: plan.TrainingPlan, user_model: keras.Model | None) -> plan.Network:
-    """The network with what only the model tells, if a function of the user's made it."""
+    """Return the network, completed from the user's model where a user's function made it."""
     if training.model_fn is None:
         return training.network
     network = custom.describe(user_model, training.network)
@@ -273,35 +269,40 @@ def _network_spec(training: plan.TrainingPlan, user_model: keras.Model | None) -
 def _in_precision(
     training: plan.TrainingPlan, user_model: keras.Model | None
 ) -> keras.Model | None:
-    """The user's model in the precision that holds now; what is saved is the first, in its own."""
+    """Return the user's model in the current dtype policy.
+
+    The network that is saved describes ``user_model``, which has its own precision.
+    """
     if user_model is None or training.model_fn is None or training.precision == registry.FLOAT32:
         return user_model
-    again = training.model_fn()
-    again.set_weights(user_model.get_weights())
-    return again
+    model = training.model_fn()
+    model.set_weights(user_model.get_weights())
+    return model
 
 
 def _warn_of_constants(training: plan.TrainingPlan, deviation: Sequence[float]) -> None:
-    """Name the features that have the same value in all training rows."""
+    """Log a warning with the features that have the same value in all training rows."""
     names = training.features if len(training.features) == len(deviation) else ()
-    constant = [number for number, value in enumerate(deviation) if value == 0]
-    if constant and names and hvd.rank() == 0:  # of pictures, corners are black
-        shown = ", ".join(names[number] for number in constant[:10])
-        more = ", ..." if len(constant) > 10 else ""
+    constants = [number for number, value in enumerate(deviation) if value == 0]
+    if constants and names and hvd.rank() == 0:  # no names for pictures, whose corners are black
+        text = ", ".join(names[number] for number in constants[:10])
+        more = ", ..." if len(constants) > 10 else ""
         logger.warning(
-            "%s%s: the same value in all training rows, nothing can be learned of it", shown, more
+            "%s%s: the same value in all training rows, nothing can be learned of it", text, more
         )
 
 
 def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> Trainer:
-    """Read the shard, build, compile, restore and broadcast: all ranks start with one model."""
+    """Read the shards; build, compile, restore and broadcast the model, equal on all ranks."""
     rank, ranks = hvd.rank(), hvd.size()
     with outbox.long_operation():
         dtype = "float64" if training.standardize else registry.FLOAT32
         read_options = {"rank": rank, "ranks": ranks, "moved": outbox.tick, "dtype": dtype}
-        rows = batches.read(training.train, memory=training.cache, **read_options)
-        held_out = batches.read(
-            training.validation, memory=_remaining_memory(training.cache, rows), **read_options
+        training_shard = batches.read(training.train, memory=training.cache, **read_options)
+        validation_shard = batches.read(
+            training.validation,
+            memory=training.cache - training_shard.nbytes,
+            **read_options,
         )
     keras.utils.set_random_seed(training.seed)
     with outbox.long_operation():
@@ -310,7 +311,7 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
     if training.standardize and not network.mean:
         with outbox.long_operation():
             mean, deviation = collectives.moments(
-                lambda: (part for part, _ in rows.parts()), training.train.encoding.scale
+                lambda: (part for part, _ in training_shard.parts()), training.train.encoding.scale
             )
             _warn_of_constants(training, deviation)
         deviation = tuple(value or 1.0 for value in deviation)
@@ -319,14 +320,14 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         model = registry.build(network, _in_precision(training, user_model))
     if training.sync_batch_norm and ranks > 1:
         collectives.synchronize_batch_norm(model)
-    row_metrics, allreduce = metrics.Metrics(), tf.Variable(0.0, dtype=tf.float64)
+    row_metrics, allreduce_wait_s = metrics.Metrics(), tf.Variable(0.0, dtype=tf.float64)
     spec = training.optimizer
     optimizer = registry.optimizer(spec, spec.rate(training.first_epoch, ranks))
     if training.precision == registry.MIXED_FLOAT16:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
         optimizer=collectives.distributed_optimizer(
-            optimizer, allreduce, compressed=training.compressed
+            optimizer, allreduce_wait_s, compressed=training.compressed
         ),
         loss="sparse_categorical_crossentropy",
         weighted_metrics=[row_metrics.loss, row_metrics.accuracy],
@@ -342,10 +343,10 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         network=network,
         model=model,
         row_metrics=row_metrics,
-        rows=rows,
-        held_out=held_out,
+        training_shard=training_shard,
+        validation_shard=validation_shard,
         train_loop=loop.Loop(model.train_step),
         test_loop=loop.Loop(model.test_step),
-        allreduce=allreduce,
+        allreduce_wait_s=allreduce_wait_s,
         outbox=outbox,
     )

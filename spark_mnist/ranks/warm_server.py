@@ -1,7 +1,7 @@
-"""End a warm server with its parent, and leave no trace of it. Runs on: Spark task.
+"""Exit hooks of a warm server: it ends with its parent, and leaves no files. Runs on: Spark task.
 
-``rank_process`` has the server import this module before all others. Elsewhere the import does
-nothing.
+``rank_process`` makes the server import this module before all others. In other processes, such as
+ranks, the import does nothing.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import signal
 import sys
 
 SOCKET_DIRECTORY = "SPARK_MNIST_SOCKET_DIRECTORY"
-"""The variable that names the directory of the server's socket; a server alone has it."""
+"""Environment variable with the directory of the server's socket; only a server has it."""
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """Signals that end a server: Spark's daemon hangs up on its whole process group."""
 PR_SET_PDEATHSIG = 1
-"""Of Linux's ``prctl``."""
+"""Option of Linux's ``prctl`` that sets the signal which a process gets when its parent ends."""
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent ends.
+    """Make the kernel send this process a signal when its parent ends.
 
-    A server needs it because a rank holds an end of the pipe by whose closing Python's forkserver
-    learns that its parent has ended: a frozen rank would keep both for ever.
+    Python's forkserver notices the end of its parent when a pipe closes. A rank holds an end of
+    that pipe, so a frozen rank would keep the server, and with it itself, alive for ever.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
@@ -35,7 +35,7 @@ def _end(*_: object) -> None:
 
 
 def _remove(directory: str, server: int) -> None:
-    if os.getpid() == server:  # not in a rank, which Python 3.12 has run exit functions, too
+    if os.getpid() == server:  # not in a rank: Python 3.12 runs exit functions there, too
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Predict and evaluate: columns of scores, computed inside the executors.
+"""Prediction and evaluation: columns of scores, computed inside the executors.
 
-Runs on: driver; ``executor`` in Spark tasks.
+Runs on: driver, Spark task.
 """

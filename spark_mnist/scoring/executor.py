@@ -1,4 +1,4 @@
-"""A model inside a Python worker of Spark, and the batches that it scores. Runs on: Spark task.
+"""Scoring inside a Python worker of Spark: the model, and its batches. Runs on: Spark task.
 
 TensorFlow is imported once a worker, with the first batch. Shape letters: B = rows of a batch,
 W = numbers of a row, C = classes.
@@ -29,7 +29,7 @@ Model = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What executors need to make a model; equal to every other of the same content."""
+    """All that executors need to make a model; equal to every other of the same content."""
 
     digest: str
     network: plan.Network = field(compare=False)
@@ -41,20 +41,20 @@ class ModelSpec:
 
 
 @contextlib.contextmanager
-def _native_stderr_held_back() -> Iterator[None]:
+def _hold_back_native_stderr() -> Iterator[None]:
     """Hold back what native code prints, and print it where an error follows.
 
-    TensorFlow 2.21 greets with lines that no setting turns off, on the terminal of a local session.
+    TensorFlow 2.21 prints lines that no setting turns off, on the terminal of a local session.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held_back:
-        os.dup2(held_back.fileno(), 2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         except BaseException:
-            held_back.seek(0)
-            os.write(stderr, held_back.read())
+            buffer.seek(0)
+            os.write(stderr, buffer.read())
             raise
         finally:
             os.dup2(stderr, 2)
@@ -74,35 +74,35 @@ def scores(
 
     Args:
         batches: Features, a row each.
-        spec: Of the model.
-        read: Makes the features of a batch an array ``[B, W]``.
-        convert: Makes the class probabilities ``[B, C]`` a value for each row.
+        spec: Specification of the model.
+        read: Function that makes the features of a batch an array ``[B, W]``.
+        convert: Function that makes class probabilities ``[B, C]`` a value for each row.
         batch_size: Rows of one call of the model.
         dropping: Whether a row that is null gets null.
     """
     model = _model(spec)
     for rows in batches:
-        good = rows[rows.notna()] if dropping else rows
-        features = read(good)
+        usable_rows = rows[rows.notna()] if dropping else rows
+        features = read(usable_rows)
         parts = [
             model(features[start : start + batch_size])
             for start in range(0, len(features), batch_size)
         ]
         values = convert(np.concatenate(parts)) if parts else []
-        if len(good) < len(rows):
+        if len(usable_rows) < len(rows):
             remaining = iter(values)
-            values = [next(remaining) if usable else None for usable in rows.notna()]
-        yield pd.Series(values, dtype=object if len(good) < len(rows) else None)
+            values = [next(remaining) if is_usable else None for is_usable in rows.notna()]
+        yield pd.Series(values, dtype=object if len(usable_rows) < len(rows) else None)
 
 
 @functools.lru_cache(maxsize=2)
 def _model(spec: ModelSpec) -> Model:
-    """Build the model, once for each Python worker; Spark uses these again."""
+    """Build the model, once for each Python worker; Spark uses a worker again for later tasks."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use it, too
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use the GPU, too
     if gpus := task.gpus():
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", gpus[0])
-    with _native_stderr_held_back():
+    with _hold_back_native_stderr():
         import tensorflow as tf
 
     from spark_mnist.networks import array_files, registry
@@ -114,10 +114,10 @@ def _model(spec: ModelSpec) -> Model:
     model = array_files.built(spec.network, files, cloudpickle.loads(spec.model_fn))
     encoding = spec.encoding
 
-    def call(stored: tf.Tensor) -> tf.Tensor:
+    def call(batch: tf.Tensor) -> tf.Tensor:
         dtype = registry.input_dtype(spec.network)
-        return model(registry.numbers(stored, encoding.scale, dtype), training=False)
+        return model(registry.numbers(batch, encoding.scale, dtype), training=False)
 
     signature = [tf.TensorSpec((None, encoding.width), encoding.dtype)]
-    compiled = tf.function(call, input_signature=signature)
-    return lambda stored: np.asarray(compiled(stored))
+    predict = tf.function(call, input_signature=signature)
+    return lambda batch: np.asarray(predict(batch))

@@ -1,9 +1,9 @@
-"""Columns of a published version's scores, computed in the executors. Runs on: driver.
+"""Score columns: scores of a published version, computed in the executors. Runs on: driver.
 
-Only the features cross to Python, in the form that ``feature_columns`` gave them; all other columns
-stay on the JVM. The model travels as a broadcast of its checked files, so a version that was asked
-for scores the rows, whatever happens to the store before they are read. Shape letters: B = rows of
-a batch, C = classes.
+Only the features cross to Python, in the form that ``feature_columns`` gives them; all other
+columns stay on the JVM. The model travels as a broadcast of its checked files, so the requested
+version scores the rows, whatever happens to the store before they are read. Shape letters: B = rows
+of a batch, C = classes.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from spark_mnist.store import manifests
 
 logger = logging.getLogger(__name__)
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
-"""Names of columns on the way, unlike any of a user's."""
+"""Names of intermediate columns, unlike any of a user's."""
 LEAST = 1e-37
-"""Least probability whose logarithm counts, that of the smallest normal float32."""
+"""Least probability whose logarithm counts: that of the smallest normal float32."""
 
 
 def probabilities(
     df: DataFrame, saved: manifests.Saved, batch_size: int, mode: str = options.FAILFAST
 ) -> Column:
-    """The class probabilities of each row, ``array<float>`` of C, lazily.
+    """Return the class probabilities of each row, ``array<float>`` of C, computed lazily.
 
     Args:
-        df: Has the features.
+        df: The DataFrame that has the features.
         saved: The version that scores.
         batch_size: Rows of one call of the model.
         mode: With ``DROPMALFORMED`` a row that cannot be used gets null.
@@ -48,22 +48,25 @@ def probabilities(
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The features do not fit.
     """
-    return _scored(df, saved, batch_size, mode, "array<float>", list)
+    return _score_column(df, saved, batch_size, mode, "array<float>", list)
 
 
 def classes(
     df: DataFrame, saved: manifests.Saved, batch_size: int, mode: str = options.FAILFAST
 ) -> Column:
-    """The class of highest probability, the first of equals, as an int; see ``probabilities``."""
-    return _scored(df, saved, batch_size, mode, "int", lambda scores: scores.argmax(axis=1))
+    """Return the class of highest probability, the first of equals, as an int.
+
+    See ``probabilities`` for the arguments and the exceptions.
+    """
+    return _score_column(df, saved, batch_size, mode, "int", lambda scores: scores.argmax(axis=1))
 
 
-def _scored(
+def _score_column(
     df: DataFrame,
     saved: manifests.Saved,
     batch_size: int,
     mode: str,
-    returns: str,
+    return_type: str,
     convert: Callable[[npt.NDArray[np.float32]], Any],
 ) -> Column:
     """Return a column of what ``convert`` makes of each row's class probabilities ``[B, C]``."""
@@ -72,7 +75,7 @@ def _scored(
     dropping = mode == options.DROPMALFORMED
     if dropping:
         source = feature_columns.usable(source)
-    _bound_batches(df.sparkSession, source)
+    _limit_batches(df.sparkSession, source)
     context = df.sparkSession.sparkContext
     # A broadcast is pickled by reference: a function of the user's script must travel by value.
     # PySpark ships its copy of cloudpickle without types, hence the ignore.
@@ -93,27 +96,27 @@ def _scored(
             batches, spec, read=read, convert=convert, batch_size=batch_size, dropping=dropping
         )
 
-    return feature_columns.by_batch(score, returns)(source.column)
+    return feature_columns.by_batch(score, return_type)(source.column)
 
 
-def _bound_batches(spark: SparkSession, source: feature_columns.Source) -> None:
-    """Lower a setting of the session where rows are so wide that executors could not hold a batch.
+def _limit_batches(spark: SparkSession, source: feature_columns.Source) -> None:
+    """Lower the session's rows of a batch where executors could not hold a batch of such wide rows.
 
-    It stays lower: the rows are read after this returns.
+    The setting stays lower: the rows are read after this function returns.
     """
-    if rows := feature_columns.arrow_rows(spark, source):
-        logger.info("%s is %d from now on, as rows are wide", feature_columns.ARROW_ROWS, rows)
-        spark.conf.set(feature_columns.ARROW_ROWS, rows)
+    if max_rows := feature_columns.arrow_rows(spark, source):
+        logger.info("%s is %d from now on, as rows are wide", feature_columns.ARROW_ROWS, max_rows)
+        spark.conf.set(feature_columns.ARROW_ROWS, max_rows)
 
 
 def predicted(scores: Column) -> Column:
-    """The class of highest probability, the first of equals, as an int."""
+    """Return the class of highest probability, the first of equals, as an int."""
     first = F.call_function("array_position", scores, F.array_max(scores))
     return (first - 1).cast("int")
 
 
 def predictions(
-    df: DataFrame, found: Column, input_spec: plan.InputSpec, *, interpret: bool
+    df: DataFrame, class_column: Column, input_spec: plan.InputSpec, *, interpret: bool
 ) -> DataFrame:
     """Add ``prediction``, one-hot ``array<int>``, and if asked ``interpreted``, the class's name.
 
@@ -122,16 +125,20 @@ def predictions(
 
     Args:
         df: The input.
-        found: The class of each row, see ``classes``.
-        input_spec: Of the model.
+        class_column: The class of each row, see ``classes``.
+        input_spec: What the model reads, with the names of its classes.
         interpret: Whether to add the name.
     """
     label = F.col(CLASS)
-    numbers = F.array(*((label == number).cast("int") for number in range(input_spec.classes)))
-    one_hot = F.when(label.isNotNull(), numbers)
+    flags = F.array(*((label == number).cast("int") for number in range(input_spec.classes)))
+    one_hot = F.when(label.isNotNull(), flags)
     name = class_name(label, input_spec)
-    added = [one_hot.alias("prediction"), name.alias("interpreted")]
-    return df.select("*", found.alias(CLASS)).select("*", *added[: 1 + interpret]).drop(CLASS)
+    new_columns = [one_hot.alias("prediction"), name.alias("interpreted")]
+    return (
+        df.select("*", class_column.alias(CLASS))
+        .select("*", *new_columns[: 1 + interpret])
+        .drop(CLASS)
+    )
 
 
 def class_name(label: Column, input_spec: plan.InputSpec) -> Column:
@@ -141,12 +148,12 @@ def class_name(label: Column, input_spec: plan.InputSpec) -> Column:
     name = F.get(F.array(*map(F.lit, input_spec.names)), label)
     if not input_spec.has_integer_names:
         return name
-    small = all(-(2**31) <= int(number) < 2**31 for number in input_spec.names)
-    return name.cast("int" if small else "bigint")
+    fits_int = all(-(2**31) <= int(number) < 2**31 for number in input_spec.names)
+    return name.cast("int" if fits_int else "bigint")
 
 
 def cross_entropy(scores: Column, label: Column) -> Column:
-    """The loss of one row."""
+    """Return the cross-entropy of one row."""
     return -F.log(F.greatest(F.get(scores, label).cast("double"), F.lit(LEAST)))
 
 
@@ -163,19 +170,19 @@ def evaluations(
     """Measure ``repeat`` random shares of the rows in one pass: score once, then draw.
 
     Returns:
-        The counts of each share and group by label and predicted class.
+        The cells of each share and group, by label and predicted class.
     """
     group = F.lit(None) if by is None else feature_columns.column(df, by)[0]
-    scored = df.select(scores.alias("scores"), label.alias("label"), group.alias("group")).select(
+    rows = df.select(scores.alias("scores"), label.alias("label"), group.alias("group")).select(
         "group",
         "label",
         predicted(F.col("scores")).alias("predicted"),
         cross_entropy(F.col("scores"), F.col("label")).alias("loss"),
     )
-    drawn = (
-        scored.withColumn("no", F.explode(F.sequence(F.lit(1), F.lit(repeat))))
+    cells = (
+        rows.withColumn("no", F.explode(F.sequence(F.lit(1), F.lit(repeat))))
         .where(F.rand(seed) < rate)
         .groupBy("no", "group", "label", "predicted")
         .agg(F.count("*").alias("rows"), F.sum("loss").alias("loss"))
     )
-    return [evaluation.Cell(**row.asDict()) for row in drawn.collect()]
+    return [evaluation.Cell(**row.asDict()) for row in cells.collect()]

@@ -1,4 +1,4 @@
-"""Named models with versions, on any file system.
+"""Store: named models with versions, on any file system.
 
-Runs on: driver, rank 0.
+Runs on: driver, rank, Spark task.
 """

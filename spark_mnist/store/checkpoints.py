@@ -1,7 +1,8 @@
-"""Checkpoints of a fit under way: what it starts from, what all ranks go on from if one is lost.
+"""Checkpoints of a running fit: its start, and the state from which ranks resume when one is lost.
 
-They lie in the fit's work directory as versions of a store, so they are seen whole or not at all
-and are checked when read. Rank 0 writes them, the driver reads them.
+They lie in the fit's work directory as versions of a store, so readers see them whole or not at all
+and check them. Rank 0 writes and reads them; the driver writes the start and locates the newest.
+Runs on: driver, rank.
 """
 
 from __future__ import annotations
@@ -15,46 +16,54 @@ from spark_mnist import errors
 from spark_mnist.core import plan
 from spark_mnist.store import model_store
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 logger = logging.getLogger(__name__)
 
 START = "start"
-"""The name of what a fit starts from."""
+"""Name, in the store of a work directory, of what a fit starts from."""
 UNPUBLISHED = "unpublished"
-"""The name of what publishing needs beside the last checkpoint."""
-BEST = "best/"
-"""Before the names of the files of the epoch that would be published."""
+"""Name, in that store, of what publishing needs besides the last checkpoint."""
+BEST_PREFIX = "best/"
+"""Prefix of the names of the files of the epoch that would be published."""
 
 
 def save(url: str, attempt: int, progress: plan.Progress) -> None:
     """Write a checkpoint and remove the one before.
 
     Args:
-        url: The fit's work directory.
+        url: URL of the fit's work directory.
         attempt: Which start of the ranks this is. A rank that was taken for lost and still lives
-            writes among those of its own attempt.
-        progress: What to write, files included.
+            writes among the checkpoints of its own attempt.
+        progress: Progress to write, files included.
     """
     store = model_store.Store(url)
-    best = {f"{BEST}{file}": content for file, content in progress.best.files.items()}
+    best = {f"{BEST_PREFIX}{file}": content for file, content in progress.best.files.items()}
     state = dataclasses.asdict(dataclasses.replace(progress, files={}))
     state["best"]["files"] = {}
-    distinct = [*dict.fromkeys(progress.read)]
-    state["read"] = {"distinct": distinct, "epochs": [*map(distinct.index, progress.read)]}
-    # Not at the manifest's top level, which has a key "files" of its own.
+    distinct_rows = [*dict.fromkeys(progress.read)]
+    state["read"] = {
+        "distinct": distinct_rows,
+        "epochs": [*map(distinct_rows.index, progress.read)],
+    }
+    # The state is not at the manifest's top level, which has a key "files" of its own.
     store.publish(
-        _name(attempt, progress.epoch), {**progress.files, **best}, lambda _: {"progress": state}
+        _checkpoint_name(attempt, progress.epoch),
+        {**progress.files, **best},
+        lambda _: {"progress": state},
     )
-    before = _name(attempt, progress.epoch - 1)
+    previous = _checkpoint_name(attempt, progress.epoch - 1)
     try:
-        if versions := store.versions(before):
-            store.remove(before, versions, forget=True)
-    except OSError as error:  # the new one is written, and all go when the fit ends
+        if versions := store.versions(previous):
+            store.remove(previous, versions, forget=True)
+    except OSError as error:  # the new one is written, and all are removed when the fit ends
         logger.warning("the checkpoint before could not be removed: %s", error)
 
 
 def save_start(url: str, files: Mapping[str, bytes | model_store.StoredFile]) -> None:
-    """Write what a fit starts from, if anything: a saved model's checkpoint. On the driver."""
+    """Write what a fit starts from, if anything: a saved model's checkpoint.
+
+    Only the driver calls this function.
+    """
     store = model_store.Store(url)
     if files and START not in store.names():
         store.publish(START, files, lambda _: {})
@@ -69,21 +78,25 @@ def read_start(url: str) -> Mapping[str, bytes]:
 def save_unpublished(
     url: str, manifest: Mapping[str, Any], logs: Mapping[str, bytes | model_store.StoredFile]
 ) -> None:
-    """Write what publishing needs beside the last checkpoint, should it fail. On the driver.
+    """Write what publishing needs besides the last checkpoint, in case publishing fails.
+
+    Only the driver calls this function.
 
     Args:
-        url: The fit's work directory.
-        manifest: Of the version.
-        logs: The version's files that are in no checkpoint.
+        url: URL of the fit's work directory.
+        manifest: Manifest of the version.
+        logs: Files of the version that are in no checkpoint.
     """
     model_store.Store(url).publish(UNPUBLISHED, logs, lambda _: {"manifest": dict(manifest)})
 
 
 def read_unpublished(url: str) -> tuple[Mapping[str, Any], Mapping[str, model_store.StoredFile]]:
-    """Read what ``save_unpublished`` wrote, and the files of the checkpoint. On the driver.
+    """Read what ``save_unpublished`` wrote, and the files of the checkpoint.
+
+    Only the driver calls this function.
 
     Raises:
-        errors.ModelNotFound: There is nothing.
+        errors.ModelNotFound: ``save_unpublished`` wrote nothing there.
         errors.DamagedModel: The checkpoint is gone.
     """
     store = model_store.Store(url)
@@ -96,61 +109,73 @@ def read_unpublished(url: str) -> tuple[Mapping[str, Any], Mapping[str, model_st
 
 
 def newest(url: str) -> plan.Progress | None:
-    """Read the last whole checkpoint of the last attempt that has one. On rank 0."""
+    """Read the last whole checkpoint of the last attempt that has one.
+
+    Only rank 0 calls this function.
+    """
     return _newest(url, _read)
 
 
 def locate(url: str) -> tuple[plan.Progress, Mapping[str, model_store.StoredFile]] | None:
-    """Find the same checkpoint, and leave its files where they are. On the driver.
+    """Find the checkpoint that ``newest`` reads, and leave its files where they are.
+
+    Only the driver calls this function.
 
     Returns:
-        How far it is, without contents, and the files that would be published.
+        The progress without contents, and the files that would be published.
     """
     return _newest(url, _locate)
 
 
-def _newest(url: str, look: Callable[[model_store.Store, str, int], T]) -> T | None:
+def _newest(url: str, load: Callable[[model_store.Store, str, int], Value]) -> Value | None:
     store = model_store.Store(url)
     for name in sorted(set(store.names()) - {START, UNPUBLISHED}, reverse=True):
         try:
-            return look(store, name, store.resolve_version(name))
+            return load(store, name, store.resolve_version(name))
         except (errors.DamagedModel, errors.ModelNotFound) as error:
             logger.warning("a checkpoint of this fit is left out: %s", error)
     return None
 
 
-def _name(attempt: int, epoch: int) -> str:
-    """A name that sorts as the numbers do."""
+def _checkpoint_name(attempt: int, epoch: int) -> str:
+    """Return a name that sorts as the numbers do."""
     return f"attempt-{attempt:06d}-epoch-{epoch:09d}"
 
 
 def _read(store: model_store.Store, name: str, version: int) -> plan.Progress:
     manifest, files = store.read(name, version)
-    progress = _described(manifest)
-    best = dataclasses.replace(progress.best, files=_published(files))
-    files = {file: content for file, content in files.items() if not file.startswith(BEST)}
+    progress = _parse_progress(manifest)
+    best = dataclasses.replace(progress.best, files=_best_files(files))
+    files = {file: content for file, content in files.items() if not file.startswith(BEST_PREFIX)}
     return dataclasses.replace(progress, best=best, files=files)
 
 
 def _locate(
     store: model_store.Store, name: str, version: int
 ) -> tuple[plan.Progress, Mapping[str, model_store.StoredFile]]:
-    return _described(store.manifest(name, version)), _published(store.stored(name, version))
+    return _parse_progress(store.manifest(name, version)), _best_files(store.stored(name, version))
 
 
-def _published(files: Mapping[str, T]) -> dict[str, T]:
+def _best_files(files: Mapping[str, Value]) -> dict[str, Value]:
     """Return the files of the epoch that would be published, by their names in a version."""
-    return {n.removeprefix(BEST): file for n, file in files.items() if n.startswith(BEST)}
+    return {
+        name.removeprefix(BEST_PREFIX): file
+        for name, file in files.items()
+        if name.startswith(BEST_PREFIX)
+    }
 
 
-def _described(manifest: model_store.Manifest) -> plan.Progress:
+def _parse_progress(manifest: model_store.Manifest) -> plan.Progress:
     state = manifest["progress"]
-    # As JSON has it: each distinct row of the receipt once, however many epochs are alike.
-    distinct = [tuple((t, v) for t, v in ranks) for ranks in state["read"]["distinct"]]
+    # The JSON has each distinct tuple of row counts once, however many epochs are alike.
+    distinct_rows = [
+        tuple((train, validation) for train, validation in ranks)
+        for ranks in state["read"]["distinct"]
+    ]
     return plan.Progress(
         epoch=state["epoch"],
         history=tuple(plan.EpochRecord(**record) for record in state["history"]),
-        read=tuple(distinct[index] for index in state["read"]["epochs"]),
+        read=tuple(distinct_rows[index] for index in state["read"]["epochs"]),
         best=plan.BestEpoch(**state["best"]),
         not_finite=state["not_finite"],
     )

@@ -1,7 +1,7 @@
 """Lease files: record which process owns a directory, so that a later fit knows what is abandoned.
 
 A lease names a process. On the machine, and in the container, that wrote it, it tells for sure
-whether that process still runs. Elsewhere its age tells, since its owner renews it.
+whether that process still runs. Elsewhere the age of the lease tells, since its owner renews it.
 Runs on: driver, rank.
 """
 
@@ -20,40 +20,40 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 RENEWAL_S = 60.0
-"""Between two renewals of a lease."""
+"""Seconds between two renewals of a lease."""
 LEASE_S = 900.0
-"""For which a lease holds that nobody renews."""
+"""Seconds for which a lease holds without renewal."""
 UNRENEWED_S = 3 * 24 * 3600.0
-"""The same of the leases of earlier releases, which did not renew them."""
+"""Seconds for which a lease of an earlier release holds; those releases did not renew leases."""
 
 
 def create() -> bytes:
     """Return the content of a lease for this process, unlike that of any other lease."""
-    process = {
-        "machine": _machine(),
+    owner = {
+        "machine": _machine_id(),
         "pid": os.getpid(),
-        "started": _started(os.getpid()),
+        "started": _start_time(os.getpid()),
         "lease": LEASE_S,
         "id": uuid.uuid4().hex,
     }
-    return json.dumps(process).encode()
+    return json.dumps(owner).encode()
 
 
 def is_stale(content: bytes, age: float) -> bool:
     """Return whether the owner of a lease is gone.
 
     Args:
-        content: Of the lease file; anything else is taken for a lease of an earlier release.
+        content: Content of the lease file; any other is taken for a lease of an earlier release.
         age: Seconds since the file was written.
     """
     try:
-        process = json.loads(content)
-        machine, started = process["machine"], process["started"]
-        running = _started(int(process["pid"]))
-        lease = float(process.get("lease", UNRENEWED_S))
+        owner = json.loads(content)
+        machine, owner_start = owner["machine"], owner["started"]
+        current_start = _start_time(int(owner["pid"]))
+        lease_s = float(owner.get("lease", UNRENEWED_S))
     except (ValueError, KeyError, TypeError, AttributeError):
         return age > UNRENEWED_S
-    return bool(running != started) if machine == _machine() else age > lease
+    return bool(current_start != owner_start) if machine == _machine_id() else age > lease_s
 
 
 @contextlib.contextmanager
@@ -61,12 +61,12 @@ def renewed(write: Callable[[], None]) -> Iterator[None]:
     """Renew a lease from time to time, in a thread, until the block ends.
 
     Args:
-        write: Writes the lease file again.
+        write: Function that writes the lease file again.
     """
-    ended = threading.Event()
+    stop = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(RENEWAL_S):
+        while not stop.wait(RENEWAL_S):
             try:
                 write()
             except OSError as error:
@@ -77,22 +77,22 @@ def renewed(write: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        ended.set()
+        stop.set()
         thread.join(RENEWAL_S)
 
 
-def _started(pid: int) -> int | None:
-    """When a process began, in clock ticks since the machine did; None if it is not there."""
+def _start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None if it does not exist."""
     try:
         status = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return int(status.rpartition(b")")[2].split()[19])  # the name before it may hold anything
+    return int(status.rpartition(b")")[2].split()[19])  # the process's name may hold anything
 
 
 @functools.cache
-def _machine() -> str:
-    """This machine since it was started, the container that numbers processes, and the user.
+def _machine_id() -> str:
+    """Return what identifies this boot of the machine, the container's PID namespace, and the user.
 
     Other users' processes may be hidden from this one.
     """

@@ -1,4 +1,4 @@
-"""What a manifest says of a version, and what it takes to apply one. Runs on the driver."""
+"""Manifests: what they say of a version, and how a saved version is read. Runs on: driver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spark_mnist.options import value_types
 from spark_mnist.store import model_store
 
 LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow", "numpy")
-"""Their versions are noted in each manifest."""
+"""Libraries whose versions are recorded in each manifest."""
 
 
 @dataclass(frozen=True)
@@ -28,38 +28,40 @@ class Saved:
     input_spec: plan.InputSpec
     network: plan.Network
     files: Mapping[str, bytes]
-    """Its weights."""
+    """Weights of the version, by file name."""
     model_fn: plan.ModelFn | None
-    """The user's function, if the network has objects of his own."""
+    """The user's function, if the network has custom objects."""
 
 
-def saved(store: model_store.Store, name: str, version: int | None, given: Any) -> Saved:
-    """Read a version that is to be applied: what it reads, its network, its weights.
+def saved(store: model_store.Store, name: str, version: int | None, network_option: Any) -> Saved:
+    """Read a version that is to be applied: its input, its network, its weights.
 
     Args:
-        store: Where it is.
-        name: Of the model.
-        version: Its number; None for the newest.
-        given: The value of ``network=``, a name, a model or a function, or None.
+        store: The store that has it.
+        name: Name of the model.
+        version: Number of the version; None for the newest.
+        network_option: The value of ``network=``, a name, a model or a function, or None.
 
     Raises:
-        errors.ModelNotFound: It is not there.
-        errors.ModelMismatch: Only the user's function can make its network.
-        errors.DamagedModel: Its files are not what was written.
+        errors.ModelNotFound: The version does not exist.
+        errors.ModelMismatch: Only the user's function can make the network.
+        errors.DamagedModel: The files are not what was written.
     """
     manifest, files = store.read(name, store.resolve_version(name, version), (plan.WEIGHTS,))
     input_spec, network, _ = described(manifest)
-    check_makeable(name, network, given)
-    return Saved(input_spec, network, files, given if network.custom else None)
+    check_makeable(name, network, network_option)
+    return Saved(input_spec, network, files, network_option if network.custom else None)
 
 
 def described(
     manifest: model_store.Manifest,
 ) -> tuple[plan.InputSpec, plan.Network, plan.Optimizer]:
-    """What a manifest says; one without an input, as the first release wrote, reads pictures.
+    """Return the input, the network and the optimizer that a manifest describes.
+
+    A manifest without an input, as the first release wrote it, reads pictures.
 
     Raises:
-        errors.DamagedModel: It does not say what it should.
+        errors.DamagedModel: The manifest does not say what it should.
     """
     try:
         input_spec = plan.InputSpec(**_with_tuples(manifest.get("input", {})))
@@ -67,13 +69,13 @@ def described(
         optimizer = plan.Optimizer(**manifest["optimizer"])
         if network.name not in (*registry.REGISTRY, plan.CUSTOM):
             raise KeyError(f"there is no network {network.name!r} in this release")
-        found = {"input": _wrong_input(input_spec), "network": _wrong_network(network)}
-        found["optimizer"] = _wrong_optimizer(optimizer)
-        for part, wrong in found.items():
-            if wrong:
-                raise ValueError(f"{part} has no sound {', '.join(wrong)}")
-        for field, kind in (("epochs", value_types.POSITIVE_INT), ("seed", value_types.SEED)):
-            if not kind.allows(manifest[field]):
+        wrong_fields = {"input": _wrong_input(input_spec), "network": _wrong_network(network)}
+        wrong_fields["optimizer"] = _wrong_optimizer(optimizer)
+        for part, names in wrong_fields.items():
+            if names:
+                raise ValueError(f"{part} has no sound {', '.join(names)}")
+        for field, value_type in (("epochs", value_types.POSITIVE_INT), ("seed", value_types.SEED)):
+            if not value_type.allows(manifest[field]):
                 raise ValueError(f"it has no sound {field}")
         if (network.inputs, network.classes) != (input_spec.width, input_spec.classes):
             raise ValueError("its network is not for its input")
@@ -86,51 +88,54 @@ def described(
 
 
 def _wrong_input(input_spec: plan.InputSpec) -> list[str]:
-    """Fields that no release writes so."""
-    names = _are(str, input_spec.names) and len(input_spec.names) in (0, input_spec.classes)
-    sound = {
-        "features": _are(str, input_spec.features) and len(input_spec.features) > 0,
+    """Return the names of the fields whose values no release writes."""
+    names_fit = _is_tuple_of(str, input_spec.names) and len(input_spec.names) in (
+        0,
+        input_spec.classes,
+    )
+    validity = {
+        "features": _is_tuple_of(str, input_spec.features) and len(input_spec.features) > 0,
         "label": isinstance(input_spec.label, str),
         "pixels": isinstance(input_spec.pixels, bool),
         "text_in_bytes": isinstance(input_spec.text_in_bytes, bool),
         "width": value_types.POSITIVE_INT.allows(input_spec.width),
         "classes": value_types.POSITIVE_INT.allows(input_spec.classes),
-        "names": names,
+        "names": names_fit,
     }
-    return [field for field, right in sound.items() if not right]
+    return [field for field, is_valid in validity.items() if not is_valid]
 
 
 def _wrong_network(network: plan.Network) -> list[str]:
-    """Fields that no release writes so."""
-    learned = {name: getattr(network, name) for name in ("mean", "deviation")}
-    sound = {
+    """Return the names of the fields whose values no release writes."""
+    statistics = {name: getattr(network, name) for name in ("mean", "deviation")}
+    validity = {
         "inputs": value_types.POSITIVE_INT.allows(network.inputs),
         "classes": value_types.POSITIVE_INT.allows(network.classes),
         "hidden": all(map(value_types.POSITIVE_INT.allows, network.hidden)),
         "dropout": value_types.FRACTION_BELOW_ONE.allows(network.dropout),
         **{
-            name: _are(float, values) and len(values) in (0, network.inputs)
-            for name, values in learned.items()
+            name: _is_tuple_of(float, values) and len(values) in (0, network.inputs)
+            for name, values in statistics.items()
         },
         "config": network.config is None or isinstance(network.config, dict),
-        "custom": _are(str, network.custom),
+        "custom": _is_tuple_of(str, network.custom),
         "logits": isinstance(network.logits, bool),
     }
-    return [field for field, right in sound.items() if not right]
+    return [field for field, is_valid in validity.items() if not is_valid]
 
 
 def _wrong_optimizer(optimizer: plan.Optimizer) -> list[str]:
-    """Fields that no release writes so."""
-    sound = {
+    """Return the names of the fields whose values no release writes."""
+    validity = {
         "name": optimizer.name in registry.OPTIMIZERS,
         "learning_rate": value_types.POSITIVE_FLOAT.allows(optimizer.learning_rate),
         "warmup_epochs": value_types.NON_NEGATIVE_INT.allows(optimizer.warmup_epochs),
         "schedule": value_types.SCHEDULE.allows(optimizer.schedule),
     }
-    return [field for field, right in sound.items() if not right]
+    return [field for field, is_valid in validity.items() if not is_valid]
 
 
-def _are(kind: type, values: Any) -> bool:
+def _is_tuple_of(kind: type, values: Any) -> bool:
     return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
 
@@ -141,12 +146,10 @@ def compose(
     parent: int | None,
     input_spec: plan.InputSpec,
     training: plan.TrainingPlan,
-    report: plan.RankReport,
+    report: plan.RankSuccess,
     rows: row_counts.RowCounts,
 ) -> dict[str, Any]:
-    """Describe a version that is about to be published, as JSON values."""
-    assert report.network is not None
-    assert report.progress is not None
+    """Return the manifest of a version that is about to be published, as JSON values."""
     return {
         "name": name,
         "version": version,
@@ -165,38 +168,42 @@ def compose(
     }
 
 
-def check_makeable(name: str, network: plan.Network, given: Any) -> None:
+def check_makeable(name: str, network: plan.Network, network_option: Any) -> None:
     """Refuse a saved network that only the user's function can make, without that function.
 
     Raises:
-        errors.ModelMismatch: The function is missing, or there is one for a network of ours.
+        errors.ModelMismatch: The function is missing, or is given for a network of this library.
     """
-    if isinstance(given, str) or (given is not None and network.name != plan.CUSTOM):
-        if given != network.name:
-            raise mismatch(name, "network", network.name, given)
-    elif network.custom and (given is None or is_model(given)):
+    if isinstance(network_option, str) or (
+        network_option is not None and network.name != plan.CUSTOM
+    ):
+        if network_option != network.name:
+            raise mismatch(name, "network", network.name, network_option)
+    elif network.custom and (network_option is None or is_model(network_option)):
         raise errors.ModelMismatch(
             f"model {name!r} has objects that are not Keras's own ({', '.join(network.custom)}): "
             "give the function that makes it, network=..."
         )
 
 
-def mismatch(name: str, option: str, saved: Any, wanted: Any) -> errors.ModelMismatch:
-    """The error that names an option's saved value and the one that was asked for."""
+def mismatch(name: str, option: str, saved_value: Any, new_value: Any) -> errors.ModelMismatch:
+    """Return the error that names an option's saved value and the new one."""
     return errors.ModelMismatch(
-        f"model {name!r} has {option}={saved}, and cannot be continued or applied with "
-        f"{option}={wanted}; leave {option} out, or train afresh"
+        f"model {name!r} has {option}={saved_value}, and cannot be continued or applied with "
+        f"{option}={new_value}; leave {option} out, or train from scratch"
     )
 
 
 def is_model(value: Any) -> bool:
-    """Whether this is a Keras model, without importing Keras where nobody has made one."""
+    """Return whether a value is a Keras model; Keras is not imported where nobody has made one."""
     keras = sys.modules.get("keras")
     return keras is not None and isinstance(value, keras.Model)
 
 
-def _with_tuples(described: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
 
 
 def _version(library: str) -> str | None:

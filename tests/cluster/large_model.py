@@ -23,11 +23,11 @@ options = {"store": f"{directory}/models", "batch_size": 32, "verbose": 0}
 training = {**options, "epochs": 1, "num_proc": 1, "hidden": HIDDEN, "seed": 1}
 
 fit = spark_mnist.fit(rows, "m", **training)
-assert (fit.version, [record.epoch for record in fit.epochs]) == (1, [1])
+assert (fit.version, [record.epoch for record in fit.records]) == (1, [1])
 print("fit", flush=True)
 more = spark_mnist.fit(rows, "m", **training, continuous=True)
-assert (more.version, [record.epoch for record in more.epochs]) == (2, [2])
-assert more.epochs[0].losses["loss"] < fit.epochs[0].losses["loss"]
+assert (more.version, [record.epoch for record in more.records]) == (2, [2])
+assert more.records[0].losses["loss"] < fit.records[0].losses["loss"]
 print("continued", flush=True)
 assert spark_mnist.predict(rows, "m", **options).count() == 128
 predicted = spark_mnist.predict(rows, "m", **options).collect()

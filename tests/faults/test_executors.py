@@ -19,7 +19,7 @@ def undisturbed(digits, tmp_path_factory):
     rows = spark_mnist.datasets.digits(digits.sparkSession, "train").orderBy("image").limit(256)
     options = {"epochs": 40, "batch_size": 16, "num_proc": 2, "seed": 5, "verbose": 0}
     store = str(tmp_path_factory.mktemp("models"))
-    return spark_mnist.fit(rows, "m", store=store, **options).epochs[-1].losses["loss"]
+    return spark_mnist.fit(rows, "m", store=store, **options).records[-1].losses["loss"]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from spark_mnist.fitting import results
 from spark_mnist.options import grammar
 from spark_mnist.ranks import batches
 from spark_mnist.store import manifests, model_store
-from tests.conftest import Counted
+from tests.conftest import Counted, rank_success
 
 counted = Counted("fuzz cases")
 
@@ -118,7 +118,7 @@ def example_manifest():
     progress = plan.Progress(
         epoch=1, history=(record,), read=(((4, 0), (4, 0)),), best=plan.BestEpoch(epoch=1)
     )
-    report = plan.RankReport(rank=0, progress=progress, network=training.network)
+    report = rank_success(progress)
     rows = row_counts.verify(training, progress, 8, {})
     return {
         "format": model_store.FORMAT,

@@ -37,7 +37,7 @@ def undisturbed(digits, tmp_path_factory):
     """What the fit of these tests comes to when nothing happens."""
     root = str(tmp_path_factory.mktemp("undisturbed"))
     result = spark_mnist.fit(digits, "m", store=root, **OPTIONS)
-    return result.epochs, arrays(root, "m", 1)
+    return result.records, arrays(root, "m", 1)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def both_run():
 
 def assert_same(result, store, undisturbed):
     epochs, weights = undisturbed
-    assert result.epochs == epochs
+    assert result.records == epochs
     for mine, other in zip(arrays(store, "m", result.version), weights, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
     assert [rows.epochs for rows in result.rows.read] == [EPOCHS] * 2
@@ -116,7 +116,7 @@ def test_a_continued_fit_loses_a_rank(fit, store, undisturbed):
     saboteur = Saboteur(lambda: trained(store, "m", EPOCHS - 15), send(signal.SIGKILL, 1))
     with nothing_left(store), saboteur:
         result = fit(epochs=20, continuous=True)
-    assert [record.epoch for record in result.epochs] == list(range(EPOCHS - 19, EPOCHS + 1))
+    assert [record.epoch for record in result.records] == list(range(EPOCHS - 19, EPOCHS + 1))
     for mine, other in zip(arrays(store, "m", 2), undisturbed[1], strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
 
@@ -125,12 +125,12 @@ def test_a_continued_fit_loses_a_rank(fit, store, undisturbed):
 def test_a_fit_with_patience_loses_a_rank(fit, store, digits, tmp_path):
     options = {"patience": 5, "optimizer": "sgd", "learning_rate": 1.0, "epochs": 60}
     calm = spark_mnist.fit(digits, "m", **{**OPTIONS, **options, "store": str(tmp_path / "calm")})
-    assert len(calm.epochs) < 60
+    assert len(calm.records) < 60
     with Saboteur(lambda: trained(store, "m", 2), send(signal.SIGKILL, 1)):
         result = fit(**options)
-    assert result.epochs == calm.epochs
-    assert spark_mnist.describe("m", store=store).epochs == (
-        spark_mnist.describe("m", store=str(tmp_path / "calm")).epochs
+    assert result.records == calm.records
+    assert spark_mnist.describe("m", store=store).num_epochs == (
+        spark_mnist.describe("m", store=str(tmp_path / "calm")).num_epochs
     )
 
 

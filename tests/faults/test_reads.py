@@ -9,8 +9,7 @@ import pytest
 
 from spark_mnist.core import plan
 from spark_mnist.data import profile, shard_writer
-from spark_mnist.ranks import batches
-from tests.conftest import Counted
+from tests.conftest import Counted, read_shard
 
 counted = Counted("reads")
 
@@ -30,11 +29,11 @@ def test_every_read_has_every_row(digits, tmp_path, load):
     source = profile.profile_rows(digits, plan.InputSpec(), seed=0)
     options = {"url": f"file://{tmp_path}", "ranks": 2, "ratio": 0.8}
     with shard_writer.write_shards(source, **options) as (train, _):
-        first = [batches.read(train, rank=rank, ranks=2, memory=1 << 30) for rank in range(2)]
+        first = [read_shard(train, rank=rank, ranks=2) for rank in range(2)]
         assert sum(map(len, first)) == train.rows == 205
         for number in range(1000 if counted.full else 100):
             rank = number % 2
-            shard = batches.read(train, rank=rank, ranks=2, memory=1 << 30)
+            shard = read_shard(train, rank=rank, ranks=2)
             np.testing.assert_array_equal(shard.labels, first[rank].labels)
             np.testing.assert_array_equal(shard.features, first[rank].features)
             counted.one()

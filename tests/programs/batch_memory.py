@@ -12,8 +12,8 @@ shards = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("float32", 1.0, 4))
 count = cache // (shards.encoding.row_bytes + batches.ROW_OVERHEAD_BYTES)
 tf.constant(1.0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-features = batches._aligned((count, 4), "float32")
-labels = batches._aligned((count,), "int32")
+features = batches._aligned_array((count, 4), "float32")
+labels = batches._aligned_array((count,), "int32")
 features[:], labels[:] = 1, 0
 shard = batches.InMemory(shards, (features, labels))
 division = sharding.RowSharding(size=1, rows=count, batch_size=65536)

@@ -59,9 +59,9 @@ harness.wait(lambda: not harness.ranks())
 print(
     json.dumps(
         {
-            "epochs": [record.epoch for record in result.epochs],
-            "loss": result.epochs[-1].losses["loss"],
-            "again": again.epochs[0].epoch,
+            "epochs": [record.epoch for record in result.records],
+            "loss": result.records[-1].losses["loss"],
+            "again": again.records[0].epoch,
             "left": harness.leftovers("models"),
             "count": spark.range(3).count(),
         }

@@ -45,10 +45,10 @@ right = (
 print(
     json.dumps(
         {
-            "losses": [record.losses for record in fit.epochs],
+            "losses": [record.losses for record in fit.records],
             "accuracy": row["metrics"]["accuracy"],
             "right": right / test.count(),
-            "epochs": [record.epoch for record in again.epochs],
+            "epochs": [record.epoch for record in again.records],
             "seconds": seconds,
         }
     )

@@ -31,4 +31,4 @@ spark_mnist.fit(train, "own", epochs=1, network=network)
 assert spark_mnist.predict(test, "own").count() == test.count()
 assert "tensorflow" not in sys.modules  # the driver needs none, not even for a model of its own
 executors = spark.sparkContext._jsc.sc().statusTracker().getExecutorInfos()
-print("executors", len(executors) - 1, "epochs", [e.epoch for e in again.epochs])
+print("executors", len(executors) - 1, "epochs", [e.epoch for e in again.records])

@@ -1,0 +1,69 @@
+"""Write the tables of the documentation that follow from code and measurements.
+
+    python docs/tables.py [--check]
+
+The options come from ``spark_mnist.options``, the comparisons from ``docs/bench.json``, which is
+what ``make bench ARGS=--json`` printed. With ``--check`` nothing is written: the exit code says
+whether a page differs.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from spark_mnist import options
+
+DOCS = Path(__file__).parent
+
+
+def option_rows() -> Iterator[str]:
+    """Yield the table of options."""
+    yield "| option | of | meaning | allowed | default |"
+    yield "|---|---|---|---|---|"
+    for name, field in options.FIELDS.items():
+        users = options.users(name)
+        of = "all" if len(users) == len(options.OPERATIONS) else ", ".join(users)
+        default = field.metadata["shown"] or field.default
+        kind = field.metadata["kind"]
+        yield f"| `{name}` | {of} | {field.metadata['doc']} | {kind.words} | {default} |"
+
+
+def bench_rows() -> Iterator[str]:
+    """Yield what was measured on, and the table of comparisons."""
+    machine, *results = map(json.loads, (DOCS / "bench.json").read_text().splitlines())
+    yield f"Measured on {machine['date']}: {machine['machine']}."
+    yield ""
+    yield "| comparison | ratio | target | met |"
+    yield "|---|---|---|---|"
+    for result in results:
+        sign = "<=" if result["at_most"] else ">="
+        met = "yes" if result["met"] else "no"
+        yield f"| {result['what']} | {result['ratio']:.2f} | {sign} {result['target']:g} | {met} |"
+
+
+TABLES = {"options.md": ("options", option_rows), "performance.md": ("bench", bench_rows)}
+
+
+def with_table(page: str) -> str:
+    """Return a page with its table as it must be."""
+    name, rows = TABLES[page]
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, rest = (DOCS / page).read_text().split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n" + "\n".join(rows()) + f"\n\n{end}{after}"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the tables, or check them."""
+    stale = [page for page in TABLES if with_table(page) != (DOCS / page).read_text()]
+    if "--check" in arguments:
+        sys.stderr.writelines(f"docs/{page} differs: run python docs/tables.py\n" for page in stale)
+        return len(stale)
+    for page in stale:
+        (DOCS / page).write_text(with_table(page))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
