@@ -19,10 +19,12 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers bench-torch notebooks pack test test-all coverage test-oldest test-spark faults hosts soak lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers bench-torch notebooks pack docs test test-unit test-session test-ranks test-all coverage test-oldest test-spark faults hosts soak lint check-tools clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
+	@awk '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {split($$0, part, ":.*## "); printf "  make %-20s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
+
+##@ Use it
 
 setup: check-tools .venv/.synced ## Make .venv and install all that is locked
 
@@ -45,6 +47,8 @@ demo: setup ## Train, continue, predict, evaluate, draw, on real digits (DATA=mn
 	$(DEMO) predict test_model batch_size=128 interpret=true --input $(DATA):test --store $(DEMO_STORE)
 	$(DEMO) eval test_model repeat=2 batch_size=128 rate=0.8 --input $(DATA):test --store $(DEMO_STORE)
 	$(BIN)/python examples/pictures.py test_model $(DEMO_STORE) $(DATA) demo-output
+
+##@ Measure it
 
 accuracy: setup ## Train every network on MNIST, with one rank and with two (half an hour)
 	$(BIN)/python benchmarks/accuracy.py
@@ -69,8 +73,14 @@ bench-torch: .venv-torch/.synced ## Build the environment of PySpark's TorchDist
 	.venv-torch/bin/pip install --quiet --disable-pip-version-check -r benchmarks/torch_peer.txt
 	@touch $@
 
+##@ Show and ship it
+
 notebooks: setup ## Run the notebooks and keep what they show (NAMES=01_quickstart)
 	$(BIN)/python notebooks/render.py $(NAMES)
+
+docs: setup ## Build the documentation site into build/site; a broken link is an error
+	$(BIN)/python docs/tables.py --check
+	$(BIN)/mkdocs build --quiet -f .mkdocs.yml
 
 pack: setup ## Pack environment and code for the executors into dist/, for spark-submit
 	@rm -rf build/environment dist && mkdir -p build dist
@@ -81,8 +91,20 @@ pack: setup ## Pack environment and code for the executors into dist/, for spark
 	@mv build/wheel/spark_mnist-*.whl dist/spark_mnist.zip && rm -rf build/environment build/wheel
 	@ls -lh dist
 
+##@ Test it
+
 test: setup ## Run all tests but the slow ones
-	$(BIN)/pytest
+	$(BIN)/pytest $(ARGS)
+
+test-unit: setup ## Of these, those that need no JVM (a minute)
+	$(BIN)/pytest -m unit $(ARGS)
+
+test-session: setup ## Those on one Spark session, which train in this process
+	$(BIN)/pytest -m spark $(ARGS)
+
+test-ranks: setup ## Those with ranks, clusters and programs of their own
+	$(BIN)/pytest -m ranks $(ARGS)
+
 
 test-all: setup ## Run all tests, the slow ones and make faults too (two hours)
 	$(BIN)/pytest --all
@@ -119,15 +141,13 @@ hosts: setup ## Fit on three hosts made of network namespaces, and cut one off (
 soak: setup ## Fit, predict and evaluate fifty times in one session, and see what grows
 	$(BIN)/pytest tests/test_soak.py --all -s
 
+##@ Keep it
+
 lint: setup ## ruff, codespell and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
-
-docs: setup ## Build the documentation site into build/site; a broken link is an error
-	$(BIN)/python docs/tables.py --check
-	$(BIN)/mkdocs build --quiet -f .mkdocs.yml
 
 clean: ## Remove what the other targets made
 	rm -rf .venv .venv-oldest .venv-peers .venv-torch .venv-spark-* demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

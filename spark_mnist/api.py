@@ -58,7 +58,7 @@ def fit(df: DataFrame, model_name: str, **option_values: Any) -> results.FitResu
 
     Args:
         df: Columns ``image`` (784 pixels) and ``label`` (0..9 or one-hot), or those that
-            ``features`` and ``label`` name; ``feature_columns`` and ``profile`` list the types.
+            ``features`` and ``label`` name, of the types that the page "Data" lists.
         model_name: The name to save the model under.
         **option_values: The fields of ``options.FitOptions``.
 

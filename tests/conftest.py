@@ -25,6 +25,7 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_mnist.core import plan
 
 REPOSITORY = Path(__file__).parent.parent
+LAUNCHER = "spark.mnist.launcher"
 PROGRAMS = REPOSITORY / "tests" / "programs"
 """What tests run in a process of its own."""
 os.environ["PYTHONPATH"] = os.pathsep.join(  # Spark's workers, which run elsewhere, find the tests
@@ -58,10 +59,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     Counted.full = config.getoption("--all")
-    config.addinivalue_line("markers", "slow: run with --all only, as make faults does")
+    for marker in (
+        "slow: run with --all only, as make faults does",
+        "ranks: starts ranks, or programs with sessions of their own",
+        "spark: on the session of the tests, ranks in this process; set by itself",
+        "unit: without a JVM; set by itself",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.get_closest_marker("ranks"):
+            item.add_marker("spark" if "spark" in getattr(item, "fixturenames", ()) else "unit")
     if not Counted.full:
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
@@ -100,10 +110,51 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> SparkSession:
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.shuffle.partitions", "2")
         .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
+        .config(LAUNCHER, "in-process")
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("OFF")
     return session
+
+
+@contextlib.contextmanager
+def _ranks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let fits start ranks where the test, or its module, is marked so."""
+    if not request.node.get_closest_marker("ranks"):
+        yield
+        return
+    session = request.getfixturevalue("spark")
+    before = session.conf.get(LAUNCHER)
+    session.conf.set(LAUNCHER, "spark")
+    yield
+    session.conf.set(LAUNCHER, before)
+
+
+@pytest.fixture
+def on_spark(spark: SparkSession) -> Iterator[None]:
+    """Let fits check what they would check for ranks; no rank is started."""
+    before = spark.conf.get(LAUNCHER)
+    spark.conf.set(LAUNCHER, "spark")
+    yield
+    spark.conf.set(LAUNCHER, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks_of_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    with _ranks(request) if _uses_session(request) else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def ranks_of_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    with _ranks(request) if "spark" in request.fixturenames else contextlib.nullcontext():
+        yield
+
+
+def _uses_session(request: pytest.FixtureRequest) -> bool:
+    """Return whether any test of a module uses the session of the tests."""
+    items = [item for item in request.session.items if item.path == request.node.path]
+    return any("spark" in getattr(item, "fixturenames", ()) for item in items)
 
 
 @pytest.fixture(scope="session")
@@ -124,11 +175,12 @@ def held_out(spark: SparkSession) -> DataFrame:
 
 @pytest.fixture(scope="session")
 def root(digits: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store with one model, ``m``, that two ranks trained to read digits."""
+    """A store with one model, ``m``, that was trained to read digits."""
     import spark_mnist
 
     url = str(tmp_path_factory.mktemp("models"))
-    spark_mnist.fit(digits, "m", epochs=15, batch_size=16, num_proc=2, store=url, verbose=0)
+    options = {"launcher": "in-process", "store": url, "verbose": 0}
+    spark_mnist.fit(digits, "m", epochs=15, batch_size=16, **options)
     return url
 
 
@@ -168,14 +220,6 @@ def rank_success(progress: plan.Progress, rank: int = 0) -> plan.RankSuccess:
     )
     network = plan.Network(name="mlp", inputs=784, classes=10, hidden=(128, 32))
     return plan.RankSuccess(rank=rank, progress=progress, network=network, times=times)
-
-
-@pytest.fixture
-def in_process(spark: SparkSession) -> Iterator[None]:
-    """One rank, in this process: to see more cases sooner."""
-    spark.conf.set("spark.mnist.launcher", "in-process")
-    yield
-    spark.conf.unset("spark.mnist.launcher")
 
 
 def run_on_cluster(program: str, directory: Path) -> subprocess.CompletedProcess[str]:

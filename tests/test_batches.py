@@ -150,6 +150,7 @@ def test_no_rows_are_no_rows():
     assert found.shards.encoding.scale == 1.0
 
 
+@pytest.mark.ranks
 def test_rows_take_no_more_memory_than_they_may():
     """Of four features, where labels, weights and places in the order are most of a row."""
     done = subprocess.run(

@@ -40,6 +40,7 @@ def home(tmp_path_factory):
     return home
 
 
+@pytest.mark.ranks
 def test_fit_shows_its_table_and_nothing_else_on_stdout(home):
     lines = (home / "fit").read_text().strip().splitlines()
     header = [cell.strip() for cell in lines[1].split("|")[1:4]]
@@ -48,11 +49,11 @@ def test_fit_shows_its_table_and_nothing_else_on_stdout(home):
     assert (home / "models" / "test_model" / "v000001" / "manifest.json").exists()
 
 
-def test_predict_writes_any_format(home, spark):
-    words = ("predict", "test_model", "batch_size=128", "interpret=true", "--input", "digits:test")
-    done = run(*words, "--output", "out.parquet", cwd=home)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    table = spark.read.parquet(str(home / "out.parquet"))
+def test_predict_writes_any_format(here, root, tmp_path, spark):
+    output = str(tmp_path / "out.parquet")
+    words = ("predict", "m", f"store={root}", "batch_size=128", "interpret=true")
+    assert here(*words, "--input", "digits:test", "--output", output) == ""
+    table = spark.read.parquet(output)
     assert table.columns == ["image", "label", "prediction", "interpreted"]
     assert table.count() == datasets.digits(spark, "test").count()
 
@@ -77,23 +78,16 @@ def test_a_bad_row_is_told_in_one_line(here, root, spark, tmp_path):
     assert "mymnist: a row to predict has no image of 784 pixels" in said
 
 
-def test_eval_as_json(home):
-    words = (
-        "eval",
-        "test_model",
-        "repeat=2",
-        "batch_size=128",
-        "rate=0.8",
-        "--input",
-        "digits:test",
-    )
-    done = run(*words, "--json", program=(sys.executable, "-m", "spark_mnist"), cwd=home)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+def test_eval_as_json(here, root):
+    words = ("eval", "m", f"store={root}", "repeat=2", "batch_size=128", "rate=0.8")
+    rows = [
+        json.loads(line) for line in here(*words, "--input", "digits:test", "--json").splitlines()
+    ]
     assert [row["no"] for row in rows] == [1, 2]
     assert all(set(row) == {"no", "losses", "metrics"} for row in rows)
 
 
+@pytest.mark.ranks
 def test_a_csv_of_the_manuals_table_through_spark_submit(home, spark):
     text = "transform(sequence(1, 784), i -> conv(hex(substring(image, i, 1)), 16, 10) / 255)"
     few = datasets.digits(spark, "test").limit(5)
@@ -113,6 +107,12 @@ def test_a_csv_of_the_manuals_table_through_spark_submit(home, spark):
         hot = [int(word) for word in row["prediction"].split(",")]
         assert hot.index(1) == int(row["interpreted"])
         assert len(row["image"].split(",")) == 784
+
+
+@pytest.mark.ranks
+def test_python_runs_the_package_as_a_program(tmp_path):
+    done = run("--version", program=(sys.executable, "-m", "spark_mnist"), cwd=tmp_path)
+    assert done.stdout == f"mymnist {spark_mnist.__version__}\n"
 
 
 @pytest.fixture
@@ -202,6 +202,7 @@ def test_json_has_null_fields(spark):
     assert json.loads(line) == {"note": None, "a.b": 1}
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("close", ["| true", ">&-"])
 def test_a_reader_that_has_read_enough_is_no_failure(home, close):
     command = f"set -o pipefail; {MYMNIST} models --json --store models {close}"
@@ -246,6 +247,7 @@ def test_usage_errors_come_before_a_session_and_exit_with_2(words, code, message
     assert message in err
 
 
+@pytest.mark.ranks
 def test_a_failure_is_one_line_and_exits_with_1(tmp_path):
     done = run("predict", "nobody", "--input", "digits:test", cwd=tmp_path)
     assert done.returncode == 1
@@ -258,6 +260,7 @@ def test_a_failure_is_one_line_and_exits_with_1(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.ranks
 def test_an_interrupt_exits_with_130_and_leaves_the_version_before(home):
     before = {path: path.read_bytes() for path in (home / "models").rglob("*") if path.is_file()}
     command = [MYMNIST, "fit", "test_model", "epochs=5000", "--input", "digits:train"]

@@ -1,6 +1,10 @@
 """Real executors: a Spark cluster of two worker processes, each with one slot."""
 
+import pytest
+
 from tests.conftest import run_on_cluster
+
+pytestmark = pytest.mark.ranks
 
 
 def test_two_executors_train_continue_and_score(tmp_path):

@@ -5,6 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.ranks
+
 OPTIMIZERS = {
     "sgd": {"class_name": "SGD", "config": {"learning_rate": 0.1}},
     "clipped": {"class_name": "SGD", "config": {"learning_rate": 0.1, "clipnorm": 0.05}},

@@ -214,6 +214,7 @@ def test_an_activation_by_name_is_looked_up_in_keras_alone():
         registry.build(network)
 
 
+@pytest.mark.ranks
 def test_a_model_trains_continues_predicts_and_evaluates(digits, store):
     options = {**ROWS, "store": store, "num_proc": 2}
     model = picture_model()
@@ -228,7 +229,7 @@ def test_a_model_trains_continues_predicts_and_evaluates(digits, store):
     assert predicted.where("interpreted = label").count() > 0.8 * digits.count()
 
 
-def test_training_starts_from_the_models_own_weights(digits, store, in_process):
+def test_training_starts_from_the_models_own_weights(digits, store):
     model = double_model()
     slow = {**ROWS, "epochs": 1, "learning_rate": 1e-12, "store": store}
     first = spark_mnist.fit(digits, "m", network=model, **slow)
@@ -243,7 +244,7 @@ def test_training_starts_from_the_models_own_weights(digits, store, in_process):
         spark_mnist.fit(digits, "m", network="mlp", **options)
 
 
-def test_a_function_with_a_layer_of_its_own(digits, store, in_process):
+def test_a_function_with_a_layer_of_its_own(digits, store):
     options = {**ROWS, "store": store}
     spark_mnist.fit(digits, "m", network=custom_model, epochs=6, **options)
     for verb in (spark_mnist.predict, spark_mnist.evaluate):
@@ -260,7 +261,7 @@ def test_a_function_with_a_layer_of_its_own(digits, store, in_process):
         spark_mnist.fit(digits, "n", network=custom_model(), **options)
 
 
-def test_a_function_that_makes_another_model_is_refused(digits, store, in_process):
+def test_a_function_that_makes_another_model_is_refused(digits, store):
     options = {**ROWS, "store": store, "epochs": 1}
     spark_mnist.fit(digits, "m", network=double_model, **options)
     assert spark_mnist.predict(digits.limit(3), "m", store=store).count() == 3
@@ -271,7 +272,7 @@ def test_a_function_that_makes_another_model_is_refused(digits, store, in_proces
         spark_mnist.fit(digits, "m", network=picture_model, continuous=True, **options)
 
 
-def test_a_function_that_raises_is_told_with_its_own_words(digits, store, in_process):
+def test_a_function_that_raises_is_told_with_its_own_words(digits, store):
     def broken():
         raise ValueError("no such units")
 
@@ -285,6 +286,7 @@ def test_hidden_and_dropout_are_not_for_own_models(digits, store):
         spark_mnist.fit(digits, "m", network=double_model, hidden="5", store=store)
 
 
+@pytest.mark.ranks
 def test_a_function_that_holds_a_lock_or_the_session_is_refused_first(digits, store, spark):
     for held in (threading.Lock(), spark.sparkContext):
 
@@ -295,6 +297,7 @@ def test_a_function_that_holds_a_lock_or_the_session_is_refused_first(digits, st
             spark_mnist.fit(digits, "m", network=network, num_proc=2, store=store, **ROWS)
 
 
+@pytest.mark.ranks
 def test_a_module_that_executors_lack_is_named(digits, store, tmp_path, monkeypatch):
     (tmp_path / "mine_alone.py").write_text(
         "def network():\n    import keras\n"
@@ -307,7 +310,7 @@ def test_a_module_that_executors_lack_is_named(digits, store, tmp_path, monkeypa
         spark_mnist.fit(digits, "m", network=network, num_proc=2, store=store, **ROWS)
 
 
-def test_a_tampered_store_runs_nothing(digits, store, in_process, caplog):
+def test_a_tampered_store_runs_nothing(digits, store, caplog):
     spark_mnist.fit(digits, "m", network=double_model, epochs=1, store=store, **ROWS)
     path = Path(store) / "m" / "v000001" / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -99,10 +99,11 @@ def test_the_make_targets_are_there():
         assert re.search(rf"^{target}:.*##", makefile, flags=re.M), target
 
 
-def test_the_picture_of_the_readme_is_there_and_made_by_the_demo():
-    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text())
-    assert (REPOSITORY / picture).read_bytes().startswith(b"\x89PNG")
-    assert picture.rpartition("/")[2] in (REPOSITORY / "examples" / "pictures.py").read_text()
+def test_the_pictures_of_the_readme_are_there():
+    curves, way_of_the_data = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text())
+    assert (REPOSITORY / curves).read_bytes().startswith(b"\x89PNG")
+    assert curves.rpartition("/")[2] in (REPOSITORY / "examples" / "pictures.py").read_text()
+    assert (REPOSITORY / way_of_the_data).read_text().startswith("<svg")
     assert "examples/pictures.py" in (REPOSITORY / "Makefile").read_text()
 
 
@@ -184,4 +185,5 @@ def test_the_wheels_metadata_is_whole(tmp_path):
 
 
 def test_the_changelog_knows_the_version():
-    assert f"## {spark_mnist.__version__}\n" in (REPOSITORY / "CHANGELOG.md").read_text()
+    heading = rf"^## {re.escape(spark_mnist.__version__)} - \d{{4}}-\d\d-\d\d$"
+    assert re.search(heading, (REPOSITORY / "CHANGELOG.md").read_text(), flags=re.M)

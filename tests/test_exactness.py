@@ -23,6 +23,7 @@ from tests.conftest import PROGRAMS, arrays
 QUIET = {"verbose": 0, "batch_size": 16}
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("counts", [("3", "4"), pytest.param(("2", "8"), marks=pytest.mark.slow)])
 def test_any_number_of_ranks_gives_the_same_model_again_and_frozen_layers_stay(tmp_path, counts):
     done = subprocess.run(
@@ -47,6 +48,7 @@ def normalised():
     )
 
 
+@pytest.mark.ranks
 def test_one_step_of_two_ranks_is_one_of_one_rank_with_normalised_batches(digits, store):
     few = digits.limit(128).cache()
     options = {"network": normalised, "train_validation_ratio": 1, "epochs": 1, "optimizer": "sgd"}
@@ -64,7 +66,7 @@ def test_one_step_of_two_ranks_is_one_of_one_rank_with_normalised_batches(digits
     assert distance("apart") > 1e-4
 
 
-def test_how_far_the_loss_is_scaled_goes_on(digits, store, in_process):
+def test_how_far_the_loss_is_scaled_goes_on(digits, store):
     options = {**QUIET, "precision": "mixed_float16", "store": store}
     spark_mnist.fit(digits.limit(80), "m", epochs=1, **options)
     steps, scale = arrays(store, "m", 1, "loss_scale.npz")
@@ -83,9 +85,7 @@ def test_a_statistic_that_is_no_number_is_not_published():
     assert not collectives.finite(model)
 
 
-def test_a_model_that_the_store_did_not_take_is_published_later(
-    digits, store, in_process, monkeypatch, caplog
-):
+def test_a_model_that_the_store_did_not_take_is_published_later(digits, store, monkeypatch, caplog):
     options = {**QUIET, "epochs": 1, "store": store}
     spark_mnist.fit(digits, "m", **options)
     real = model_store.Store.publish
@@ -117,7 +117,7 @@ def test_a_model_that_the_store_did_not_take_is_published_later(
             spark_mnist.publish("m", gone, store=store)
 
 
-def test_only_the_newest_versions_are_kept(digits, store, in_process):
+def test_only_the_newest_versions_are_kept(digits, store):
     for version in (1, 2, 3):
         options = {**QUIET, "network": "softmax", "epochs": 1, "store": store}
         assert spark_mnist.fit(digits, "m", keep=2, **options).version == version
@@ -139,9 +139,7 @@ def in_a_thread(function):
     return found[0]
 
 
-def test_an_interrupt_of_the_main_thread_ends_a_fit_in_another(
-    digits, store, in_process, monkeypatch
-):
+def test_an_interrupt_of_the_main_thread_ends_a_fit_in_another(digits, store, monkeypatch):
     """As under a CrossValidator: the main thread has gone, and no job was there to cancel."""
     real = model_store.Store.work
 
@@ -196,7 +194,7 @@ def test_a_stream_is_refused_but_by_predict(spark, root, tmp_path):
         (lambda x: {"a": layers.Dense(10)(x), "b": layers.Dense(10)(x)}, "has 2 outputs"),
     ],
 )
-def test_a_network_with_two_outputs_is_refused(digits, store, in_process, outputs, message):
+def test_a_network_with_two_outputs_is_refused(digits, store, outputs, message):
     def network():
         inputs = keras.Input((784,))
         return keras.Model(inputs, outputs(inputs))
@@ -221,7 +219,7 @@ def test_what_others_call_an_option(digits, name, meant):
         spark_mnist.fit(digits, "m", **{name: 1})
 
 
-def test_wide_rows_are_sent_to_python_a_few_at_a_time(spark, store, in_process):
+def test_wide_rows_are_sent_to_python_a_few_at_a_time(spark, store):
     wide = spark.range(64).select(
         F.array_repeat(F.col("id").cast("float"), 40_000).alias("x"), (F.col("id") % 2).alias("y")
     )
@@ -238,6 +236,7 @@ def test_wide_rows_are_sent_to_python_a_few_at_a_time(spark, store, in_process):
         spark.conf.set(setting, before)
 
 
+@pytest.mark.ranks
 def test_a_session_that_was_stopped_is_named(tmp_path):
     done = subprocess.run(
         [sys.executable, PROGRAMS / "stopped_session.py"],

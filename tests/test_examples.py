@@ -12,6 +12,8 @@ import pytest
 import spark_mnist
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.ranks
+
 EXAMPLES = REPOSITORY / "examples"
 
 

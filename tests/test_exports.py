@@ -17,7 +17,7 @@ from tests.test_tables import FLOWERS
 
 
 @pytest.fixture
-def flowers(spark, store, in_process):
+def flowers(spark, store):
     """A standardised table's model, its rows, and its scores as executors compute them."""
     iris = datasets.iris(spark)
     spark_mnist.fit(iris, "m", **{**FLOWERS, "epochs": 3}, store=store)
@@ -66,7 +66,7 @@ def test_others_read_what_was_exported(flowers, store, tmp_path, format, name, r
         spark_mnist.export("m", path, format, store=store)
 
 
-def test_pictures_of_a_model_with_objects_of_its_own(digits, store, tmp_path, in_process):
+def test_pictures_of_a_model_with_objects_of_its_own(digits, store, tmp_path):
     spark_mnist.fit(digits, "m", network=custom_model, epochs=1, store=store, verbose=0)
     path = str(tmp_path / "m.tflite")
     with pytest.raises(errors.ModelMismatch, match="give the function"):
@@ -89,7 +89,7 @@ def test_formats_that_are_none(tmp_path, path, format, message):
         spark_mnist.export("m", tmp_path / path, format)
 
 
-def test_features_far_from_zero_are_exported_as_doubles(spark, store, tmp_path, in_process):
+def test_features_far_from_zero_are_exported_as_doubles(spark, store, tmp_path):
     far = datasets.iris(spark).selectExpr("petal_length + 1.7e9 AS x", "species")
     options = {"features": "x", "label": "species", "epochs": 5, "store": store, "verbose": 0}
     spark_mnist.fit(far, "far", **options)

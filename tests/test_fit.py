@@ -19,6 +19,8 @@ from spark_mnist.launch import job, launcher
 from tests.conftest import arrays
 from tests.faults import harness
 
+pytestmark = pytest.mark.ranks
+
 QUIET = {"verbose": 0, "num_proc": 2, "batch_size": 16}
 
 

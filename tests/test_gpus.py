@@ -42,7 +42,6 @@ def own():
     return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("network", "precision"), [("mlp", "mixed_float16"), (own, "mixed_bfloat16")]
 )

@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import REPOSITORY, spark_home
 
+pytestmark = pytest.mark.ranks
+
 PROGRAM = Path(__file__).with_name("cluster") / "large_model.py"
 
 

@@ -60,7 +60,7 @@ def test_bad_values_name_what_is_allowed(digits, store, name, value, allowed):
         spark_mnist.fit(digits, "m", store=store, **{name: value})
 
 
-def test_epochs_beyond_a_cosine_are_refused(digits, store, in_process):
+def test_epochs_beyond_a_cosine_are_refused(digits, store):
     with pytest.raises(
         errors.OptionError, match=r"cosine:2 nothing is learned any more in epoch 3"
     ):
@@ -73,6 +73,7 @@ def test_epochs_beyond_a_cosine_are_refused(digits, store, in_process):
     assert spark_mnist.fit(few, "m", lr_schedule="constant", **options).version == 2
 
 
+@pytest.mark.ranks
 def test_two_and_two_epochs_equal_four_with_a_schedule(digits, store):
     options = {**QUIET, "store": store, "num_proc": 2, "optimizer": "momentum"}
     changing = {"warmup_epochs": 2, "lr_schedule": "cosine:5"}
@@ -120,7 +121,7 @@ def events(store, name, folder, version=1):
     return values
 
 
-def test_patience_stops_and_keeps_the_best_epoch(digits, store, in_process):
+def test_patience_stops_and_keeps_the_best_epoch(digits, store):
     options = {**QUIET, "store": store, "optimizer": "sgd", "learning_rate": 2.0, "seed": 1}
     result = spark_mnist.fit(digits.limit(80), "m", epochs=200, patience=3, **options)
     losses = [record.losses["val_loss"] for record in result.records]
@@ -140,7 +141,7 @@ def test_patience_stops_and_keeps_the_best_epoch(digits, store, in_process):
     assert more.records[0].epoch == best + 1
 
 
-def test_without_validation_patience_looks_at_the_training_loss(digits, store, in_process):
+def test_without_validation_patience_looks_at_the_training_loss(digits, store):
     options = {**QUIET, "train_validation_ratio": 1, "store": store, "learning_rate": 1e-9}
     result = spark_mnist.fit(digits.limit(64), "m", epochs=30, patience=2, **options)
     losses = [record.losses["loss"] for record in result.records]
@@ -149,7 +150,7 @@ def test_without_validation_patience_looks_at_the_training_loss(digits, store, i
     assert len(losses) == min(30, best + 2)
 
 
-def test_training_that_comes_to_no_number_saves_nothing(digits, store, in_process):
+def test_training_that_comes_to_no_number_saves_nothing(digits, store):
     options = {**QUIET, "store": store, "optimizer": "sgd", "learning_rate": 1e30}
     with pytest.raises(errors.NotFinite, match=r"training failed in epoch 1.*Lower learning_rate"):
         spark_mnist.fit(digits.limit(64), "m", epochs=3, **options)
@@ -157,7 +158,7 @@ def test_training_that_comes_to_no_number_saves_nothing(digits, store, in_proces
 
 
 def test_with_patience_what_was_best_before_there_were_no_numbers_is_kept(
-    digits, store, in_process, monkeypatch
+    digits, store, monkeypatch
 ):
     real = metrics.Metrics.means
     losses = iter([3.0, 3.0, 2.0, 2.0, math.nan, math.nan])
@@ -171,7 +172,7 @@ def test_with_patience_what_was_best_before_there_were_no_numbers_is_kept(
     assert manifest(store, "m")["epochs"] == 2
 
 
-def test_a_rate_that_grows_beyond_all_numbers_is_refused(digits, store, in_process):
+def test_a_rate_that_grows_beyond_all_numbers_is_refused(digits, store):
     message = r"exponential:10 .* epoch 400, whose learning rate is inf"
     with pytest.raises(errors.OptionError, match=message):
         spark_mnist.fit(digits, "m", epochs=400, lr_schedule="exponential:10", store=store)

@@ -27,7 +27,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def estimator(store):
     return MnistClassifier(
-        store=store, modelName="digits", epochs=4, batchSize=16, numProc=2, verbose=0, seed=1
+        store=store, modelName="digits", epochs=4, batchSize=16, verbose=0, seed=1
     )
 
 
@@ -78,7 +78,6 @@ def test_a_row_that_cannot_be_used(model, digits):
     assert [(row["probability"], row["prediction"]) for row in found] == [(None, None)] * 3
 
 
-@pytest.mark.usefixtures("in_process")
 def test_in_a_pipeline_saved_and_loaded(spark, tmp_path, store):
     iris = spark_mnist.datasets.iris(spark, "train")
     test = spark_mnist.datasets.iris(spark, "test")
@@ -117,7 +116,6 @@ def test_a_damaged_save_is_refused(model, tmp_path, monkeypatch):
         MnistClassifierModel.load(f"file://{tmp_path}/model")
 
 
-@pytest.mark.usefixtures("in_process")
 def test_under_cross_validation(estimator, digits):
     small = estimator.copy().setModelName("crossed").setNumProc(1).setEpochs(8)
     grid = ParamGridBuilder().addGrid(small.learningRate, [1e-6, 0.01]).build()
@@ -129,7 +127,6 @@ def test_under_cross_validation(estimator, digits):
     assert found.bestModel.getLearningRate() == 0.01
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_column_says_which_rows_validate(estimator, digits, store):
     rows = digits.withColumn("held_out", F.xxhash64("image") % 3 == 0)
     count = rows.where("held_out").count()
@@ -174,7 +171,7 @@ def network():
     return keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)])
 
 
-def test_the_model_of_a_users_function_is_saved(digits, tmp_path, in_process):
+def test_the_model_of_a_users_function_is_saved(digits, tmp_path):
     stage = MnistClassifier(network=network, epochs=1, verbose=0, store=str(tmp_path / "models"))
     fitted = stage.fit(digits)
     fitted.write().overwrite().save(str(tmp_path / "saved"))
@@ -182,7 +179,7 @@ def test_the_model_of_a_users_function_is_saved(digits, tmp_path, in_process):
     assert classes(loaded.transform(digits)) == classes(fitted.transform(digits))
 
 
-def test_a_users_model_trains_on_and_is_applied(digits, tmp_path, in_process):
+def test_a_users_model_trains_on_and_is_applied(digits, tmp_path):
     stage = MnistClassifier(network=network(), epochs=1, verbose=0, store=str(tmp_path / "models"))
     assert stage.fit(digits).transform(digits).select("prediction").distinct().count() > 1
 
@@ -198,3 +195,11 @@ def test_a_table_whose_column_is_called_image():
     given = MnistClassifier(featuresCol="image", network="dnn").given()
     assert given == {"features": "image", "network": "dnn"}
     assert "features" not in MnistClassifier(featuresCol="image").given()
+
+
+@pytest.mark.ranks
+def test_two_ranks(estimator, digits, tmp_path):
+    pair = estimator.copy().setStore(str(tmp_path)).setNumProc(2).setEpochs(2)
+    model = pair.fit(digits)
+    assert model.info.ranks == 2
+    assert model.transform(digits).where("prediction IS NOT NULL").count() == 256

@@ -40,7 +40,7 @@ def model_of(run):
     return logged.model_uri
 
 
-def test_a_fit_that_asks_for_it(digits, store, tracked, in_process):
+def test_a_fit_that_asks_for_it(digits, store, tracked):
     fit = spark_mnist.fit(digits, "m", mlflow=True, store=store, **OPTIONS)
     (run,) = tracked()
     assert (run.info.status, run.info.run_name) == ("FINISHED", "m v1")
@@ -54,7 +54,7 @@ def test_a_fit_that_asks_for_it(digits, store, tracked, in_process):
         assert [(m.step, m.value) for m in steps] == list(enumerate(expected, 1))
 
 
-def test_the_model_that_is_logged_predicts_as_ours(digits, store, tracked, in_process):
+def test_the_model_that_is_logged_predicts_as_ours(digits, store, tracked):
     spark_mnist.fit(digits, "m", mlflow=True, store=store, **OPTIONS)
     loaded = mlflow.pyfunc.load_model(model_of(tracked()[0]))
     (taken,), (given,) = loaded.metadata.signature.inputs, loaded.metadata.signature.outputs
@@ -66,9 +66,7 @@ def test_the_model_that_is_logged_predicts_as_ours(digits, store, tracked, in_pr
     assert classes.tolist() == [row.prediction.index(1) for row in predicted]
 
 
-def test_an_active_run_takes_the_first_fit_and_each_further_below_it(
-    digits, store, tracked, in_process
-):
+def test_an_active_run_takes_the_first_fit_and_each_further_below_it(digits, store, tracked):
     with mlflow.start_run(run_name="mine"):
         spark_mnist.fit(digits, "m", store=store, **OPTIONS)
         spark_mnist.fit(digits, "m", store=store, continuous=True, **{**OPTIONS, "epochs": 1})
@@ -83,7 +81,7 @@ def test_an_active_run_takes_the_first_fit_and_each_further_below_it(
 
 
 def test_what_mlflow_refuses_is_told_and_the_version_stays(
-    digits, store, tracked, in_process, monkeypatch, caplog
+    digits, store, tracked, monkeypatch, caplog
 ):
     def refuse(*_, **__):
         raise mlflow.MlflowException("no room")
@@ -110,7 +108,7 @@ def test_without_mlflow_asking_for_it_is_an_error_before_any_work(digits, store,
     assert spark_mnist.models(store) == []
 
 
-def test_a_fit_in_a_thread_is_logged_below_the_run_of_another(digits, store, tracked, in_process):
+def test_a_fit_in_a_thread_is_logged_below_the_run_of_another(digits, store, tracked):
     with mlflow.start_run(run_name="search") as active:
         thread = threading.Thread(
             target=lambda: spark_mnist.fit(digits, "m", store=store, **OPTIONS)

@@ -8,9 +8,12 @@ import spark_mnist
 
 # The 60,000 images are no part of the repository, and a test must not need the network to fetch
 # them. .ci/run names their directory where the machine has them, so there these tests run.
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("MNIST_DIR"), reason="MNIST_DIR names no directory with MNIST's files"
-)
+pytestmark = [
+    pytest.mark.ranks,
+    pytest.mark.skipif(
+        not os.environ.get("MNIST_DIR"), reason="MNIST_DIR names no directory with MNIST's files"
+    ),
+]
 
 
 @pytest.mark.parametrize(

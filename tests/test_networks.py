@@ -64,6 +64,7 @@ def test_dropout_follows_its_key():
         assert (mask(0, 1, 0) != mask(*other)).any()
 
 
+@pytest.mark.ranks
 def test_a_cnn_with_dropout_continues_as_if_it_had_never_stopped(digits, tmp_path):
     root = str(tmp_path)
     few = digits.limit(64)

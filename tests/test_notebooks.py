@@ -60,7 +60,6 @@ class Utilities:
         self.widgets = Widgets()
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_it_runs_as_databricks_source(source, spark, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

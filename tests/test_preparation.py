@@ -8,6 +8,8 @@ from spark_mnist import errors
 from spark_mnist.data import shard_writer
 from spark_mnist.fitting import preparation
 
+pytestmark = pytest.mark.usefixtures("on_spark")
+
 
 def found(preflight):
     return {check.name: (check.ok, check.detail) for check in preflight.checks}

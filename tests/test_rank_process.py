@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.ranks
+
 PROGRAM = Path(__file__).with_name("cluster") / "frozen_rank.py"
 
 

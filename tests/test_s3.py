@@ -22,6 +22,8 @@ from spark_mnist.core import plan
 from spark_mnist.ranks import batches
 from spark_mnist.store import filesystem, leases, model_store
 
+pytestmark = pytest.mark.ranks
+
 CACHE = "petastorm.spark.converter.parentCacheDirUrl"
 STORE = "s3://models/team"
 OPTIONS = {"batch_size": 16, "num_proc": 2, "store": STORE, "verbose": 0}

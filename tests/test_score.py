@@ -205,6 +205,7 @@ def test_the_command_in_the_manuals_words(spark, digits, held_out, store):
         spark.conf.unset("spark.mnist.store")
 
 
+@pytest.mark.ranks
 def test_shards_go_to_petastorms_cache_where_one_is_set(spark, digits, tmp_path):
     cache = f"file://{tmp_path}/cache"
     spark.conf.set("petastorm.spark.converter.parentCacheDirUrl", cache)
@@ -262,7 +263,7 @@ def test_a_whole_partition_without_a_row_to_use(root, held_out):
     assert found.where("prediction IS NULL").count() == held_out.count()
 
 
-def test_rows_that_are_left_out_of_a_fit_are_counted(malformed, digits, store, in_process):
+def test_rows_that_are_left_out_of_a_fit_are_counted(malformed, digits, store):
     rows = digits.union(malformed.select(digits.columns))
     result = spark_mnist.fit(rows, "m", epochs=2, mode="DROPMALFORMED", store=store, verbose=0)
     assert (result.rows.given, result.rows.train, result.rows.validation) == (266, 210, 53)
@@ -276,7 +277,7 @@ def test_rows_that_are_left_out_of_a_fit_are_counted(malformed, digits, store, i
     assert saved["read"] == [{"rank": 0, "train": 210, "validation": 53, "epochs": 2}]
 
 
-def test_rows_that_a_rank_did_not_use_are_an_error(digits, store, in_process, monkeypatch):
+def test_rows_that_a_rank_did_not_use_are_an_error(digits, store, monkeypatch):
     real = collectives.allgather_int
     monkeypatch.setattr(collectives, "allgather_int", lambda number: real(number - (number > 100)))
     with pytest.raises(errors.RowsLost, match=r"in epoch 1 .*\(204, 51\).* say .*\(205, 51\)"):

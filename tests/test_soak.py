@@ -14,6 +14,8 @@ import pytest
 import spark_mnist
 from tests.faults import harness
 
+pytestmark = pytest.mark.ranks
+
 ROUNDS, WARM = 50, 15
 """Rounds, and how many of them fill caches and pools before anything is compared."""
 NOISE = {"driver": 40.0, "jvm heap": 20.0, "python workers": 60.0, "spark storage": 1.0}

@@ -181,6 +181,7 @@ def test_a_publish_that_fails_at_any_operation_leaves_the_old_version_or_the_new
     assert number > 5
 
 
+@pytest.mark.ranks
 def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path):
     models = Store(str(tmp_path))
     models.publish("m", FILES, describe)
@@ -451,6 +452,7 @@ def _publish_many(root, writer):
     ]
 
 
+@pytest.mark.ranks
 def test_of_two_writers_both_keep_their_work_and_nothing_is_mixed(tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         numbers = pool.starmap(_publish_many, [(str(tmp_path), b"one"), (str(tmp_path), b"two")])
@@ -470,6 +472,7 @@ def test_the_manifest_says_size_and_hash(tmp_path):
     assert len(manifest["files"]["weights.npz"]["sha256"]) == 64
 
 
+@pytest.mark.ranks
 def test_what_cannot_be_removed_is_told_and_harms_nothing(tmp_path, monkeypatch, caplog):
     models = Store(str(tmp_path))
 

@@ -15,6 +15,8 @@ import pytest
 import spark_mnist
 from tests.conftest import PROGRAMS, REPOSITORY, spark_home
 
+pytestmark = pytest.mark.ranks
+
 CONF = REPOSITORY / "conf"
 NVIDIA_SMI = "#!/bin/sh\necho $FAKE_GPU\n"
 SMALL = {  # what a machine of two cores can give

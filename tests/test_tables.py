@@ -175,6 +175,7 @@ def test_options_that_make_no_table(iris, store, options, message):
         spark_mnist.fit(iris, "m", store=store, **options)
 
 
+@pytest.mark.ranks
 def test_iris_on_two_ranks_names_its_species_and_goes_on(spark, iris, samples, store):
     joined = {"num_proc": 2, "batch_size": 8, "learning_rate": 0.0015, "train_validation_ratio": 1}
     train = datasets.iris(spark, "train")
@@ -207,7 +208,7 @@ def test_iris_on_two_ranks_names_its_species_and_goes_on(spark, iris, samples, s
 
 
 @pytest.mark.parametrize("change", ["{} * 1e-12", "{} * 1e-30", "{} * 1e22", "{} + 1.7e9"])
-def test_features_of_any_scale_and_offset_are_learned_alike(iris, store, in_process, change):
+def test_features_of_any_scale_and_offset_are_learned_alike(iris, store, change):
     scaled = iris.selectExpr(*(f"{change.format(name)} AS {name}" for name in COLUMNS), "species")
     options = {**FLOWERS, "epochs": 20, "learning_rate": 0.01, "store": store}
     result = spark_mnist.fit(scaled, "m", **options)
@@ -216,6 +217,7 @@ def test_features_of_any_scale_and_offset_are_learned_alike(iris, store, in_proc
     assert row["metrics"]["accuracy"] > 0.9
 
 
+@pytest.mark.ranks
 def test_a_feature_that_never_varies_is_named(iris, store, caplog):
     table = iris.withColumn("same", F.lit(0.1))
     options = {**FLOWERS, "features": [*COLUMNS, "same"], "epochs": 1, "num_proc": 2}
@@ -224,7 +226,7 @@ def test_a_feature_that_never_varies_is_named(iris, store, caplog):
     assert manifest(store, "m")["network"]["deviation"][4] == 1
 
 
-def test_classes_that_are_other_numbers_come_back_as_numbers(iris, store, in_process):
+def test_classes_that_are_other_numbers_come_back_as_numbers(iris, store):
     table = iris.withColumn("y", (F.col("label") * 2 - 1).cast("int"))
     options = {**FLOWERS, "label": "y", "epochs": 30, "learning_rate": 0.01, "store": store}
     spark_mnist.fit(table, "m", **options)
@@ -237,7 +239,7 @@ def test_classes_that_are_other_numbers_come_back_as_numbers(iris, store, in_pro
     assert row["metrics"]["accuracy"] > 0.85
 
 
-def test_names_as_people_write_them(iris, store, in_process):
+def test_names_as_people_write_them(iris, store):
     table = iris.withColumnsRenamed({"sepal_width": " sepal_width", "petal_width": "petal_width "})
     options = {**FLOWERS, "epochs": 1, "store": store}
     spark_mnist.fit(table, "m", **options)
@@ -255,7 +257,7 @@ def test_names_as_people_write_them(iris, store, in_process):
         spark_mnist.fit(twice, "m", **options)
 
 
-def test_numbers_of_numpy_and_names_of_pandas(iris, store, in_process):
+def test_numbers_of_numpy_and_names_of_pandas(iris, store):
     numbers = {"epochs": np.int64(1), "batch_size": np.int32(16), "seed": np.uint8(3)}
     others = {"learning_rate": np.float32(0.01), "continuous": np.bool_(False)}
     names = iris.limit(1).toPandas().columns[:4]
@@ -275,7 +277,7 @@ def pixels(spark):
     return spark.createDataFrame(rows, f"label int, {names}").coalesce(1).cache()
 
 
-def test_pictures_with_a_column_for_each_pixel(spark, pixels, store, in_process):
+def test_pictures_with_a_column_for_each_pixel(spark, pixels, store):
     binary = datasets.digits(spark, "train").limit(200)
     options = {"network": "mlp", "epochs": 2, "store": store, "verbose": 0}
     whole = spark_mnist.fit(binary, "whole", **options)
@@ -305,7 +307,7 @@ def test_a_message_does_not_list_a_thousand_columns(pixels, store):
     assert len(str(caught.value)) < 300
 
 
-def test_held_out_flowers_over_five_seeds(spark, samples, store, in_process):
+def test_held_out_flowers_over_five_seeds(spark, samples, store):
     train, test = (datasets.iris(spark, split).cache() for split in ("train", "test"))
     assert (train.count(), test.count()) == (120, 30)
     accuracies = []
@@ -320,7 +322,7 @@ def test_held_out_flowers_over_five_seeds(spark, samples, store, in_process):
     assert np.mean(accuracies) >= 0.95, accuracies
 
 
-def test_standardisation_is_learned_on_the_training_rows_alone(spark, iris, store, in_process):
+def test_standardisation_is_learned_on_the_training_rows_alone(spark, iris, store):
     options = {**FLOWERS, "epochs": 1, "train_validation_ratio": 0.5, "store": store}
     spark_mnist.fit(iris, "m", **options)
     network = manifest(store, "m")["network"]
@@ -337,14 +339,14 @@ def test_standardisation_is_learned_on_the_training_rows_alone(spark, iris, stor
     assert arrays(store, "raw", 1)[0].shape == (4, 10)
 
 
-def test_a_row_to_predict_that_is_not_finite(spark, iris, store, in_process):
+def test_a_row_to_predict_that_is_not_finite(spark, iris, store):
     spark_mnist.fit(iris, "m", **{**FLOWERS, "epochs": 1}, store=store)
     bad = iris.limit(1).withColumn("petal_width", F.lit(None).cast("double"))
     with pytest.raises(Exception, match=r"a row to predict has a number in sepal_length, .*finite"):
         spark_mnist.predict(bad, "m", store=store).collect()
 
 
-def test_a_column_of_vectors_of_another_width(spark, iris, store, in_process):
+def test_a_column_of_vectors_of_another_width(spark, iris, store):
     df, _ = as_forms(iris)["vector"]
     spark_mnist.fit(df, "m", **{**FLOWERS, "features": "x", "epochs": 1}, store=store)
     wrong = spark.createDataFrame([(Vectors.dense([1.0, 2.0]),)], ["x"])

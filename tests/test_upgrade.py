@@ -12,6 +12,8 @@ import pytest
 import spark_mnist
 from spark_mnist import errors
 
+pytestmark = pytest.mark.ranks
+
 WRITTEN = {name: Path(__file__).parent / name for name in ("first_release", "newest_set")}
 OPTIONS = {"batch_size": 16, "verbose": 0}
 
@@ -22,7 +24,7 @@ def old(request, tmp_path):
     return shutil.copytree(WRITTEN[request.param], tmp_path / "models")
 
 
-def test_anothers_model_predicts_and_goes_on(old, digits, held_out, in_process):
+def test_anothers_model_predicts_and_goes_on(old, digits, held_out):
     store = str(old)
     info = spark_mnist.describe("digits", store=store)
     assert (info.version, info.num_epochs, info.ranks, info.network.name) == (1, 2, 2, "softmax")

@@ -12,6 +12,8 @@ from spark_mnist.cluster import worker_checks
 from spark_mnist.core import requirements
 from tests.conftest import PROGRAMS
 
+pytestmark = pytest.mark.ranks
+
 BASE_PYTHON = getattr(sys, "_base_executable")  # noqa: B009
 """The Python of which this environment is one."""
 

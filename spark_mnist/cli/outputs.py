@@ -94,18 +94,23 @@ class Writer:
             writer = writer.option("ignoreNullFields", False)
         try:
             writer.save(self._temporary_path.toString())
-            if self._overwrite:
-                self._files.delete(self._path, True)
-            elif self._files.exists(self._path):
+            is_there = self._files.exists(self._path)
+            if is_there and not self._overwrite:
                 raise errors.DatasetError(
                     f"--output {self._user_path}: another has written there meanwhile; add "
                     "--overwrite"
                 )
+            former_path = self._temporary_path.suffix(".former")
+            if is_there and not self._files.rename(self._path, former_path):
+                raise errors.DatasetError(f"--output {self._user_path} cannot be replaced")
             if not self._files.rename(self._temporary_path, self._path):
+                if is_there:
+                    self._files.rename(former_path, self._path)
                 raise errors.DatasetError(
                     f"--output {self._user_path}: {self._temporary_path.toString()} cannot be "
                     "moved there"
                 )
+            self._files.delete(former_path, True)
         finally:
             self._files.delete(self._temporary_path, True)
 

@@ -13,7 +13,7 @@ from tests.cluster import hosts
 from tests.conftest import PROGRAMS
 from tests.faults import harness
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("allowed")]
+pytestmark = [pytest.mark.slow, pytest.mark.ranks, pytest.mark.usefixtures("allowed")]
 
 EPOCHS = 60
 LIMIT = 300

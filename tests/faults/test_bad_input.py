@@ -15,6 +15,8 @@ from spark_mnist import errors
 from spark_mnist.launch import launcher
 from spark_mnist.store import model_store
 
+pytestmark = pytest.mark.usefixtures("on_spark")
+
 DOUBLES, FLOATS = T.ArrayType(T.DoubleType()), T.ArrayType(T.FloatType())
 INTEGERS, BYTES, TEXT = T.ArrayType(T.IntegerType()), T.BinaryType(), T.StringType()
 VECTOR, INT, DOUBLE = VectorUDT(), T.IntegerType(), T.DoubleType()

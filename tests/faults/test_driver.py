@@ -16,6 +16,8 @@ from spark_mnist.store import model_store
 from tests.conftest import PROGRAMS
 from tests.faults import harness
 
+pytestmark = pytest.mark.ranks
+
 PHASES = {
     "looking at the rows": "looking at the cluster",
     "writing shards": "writing shards",

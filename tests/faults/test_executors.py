@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import PROGRAMS, REPOSITORY, spark_home
 from tests.faults import harness
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module")
 def undisturbed(digits, tmp_path_factory):

@@ -21,6 +21,8 @@ from tests.conftest import arrays
 from tests.faults import harness
 from tests.faults.harness import Saboteur, nothing_left, send, trained
 
+pytestmark = pytest.mark.ranks
+
 EPOCHS = 40
 OPTIONS = {
     "num_proc": 2,

@@ -11,6 +11,8 @@ from spark_mnist.core import plan
 from spark_mnist.data import profile, shard_writer
 from tests.conftest import Counted, read_shard
 
+pytestmark = pytest.mark.ranks
+
 counted = Counted("reads")
 
 

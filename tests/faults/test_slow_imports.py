@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import PROGRAMS
 
+pytestmark = pytest.mark.ranks
+
 SLOWLY = """
 import sys, time
 from tests.conftest import PROGRAMS

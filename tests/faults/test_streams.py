@@ -8,6 +8,8 @@ import pytest
 from tests.conftest import PROGRAMS
 from tests.faults import harness
 
+pytestmark = pytest.mark.ranks
+
 PROGRAM = PROGRAMS / "interrupted_stream.py"
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.conftest import PROGRAMS
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["1", "2"])
