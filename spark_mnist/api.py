@@ -69,8 +69,8 @@ def fit(df: DataFrame, model_name: str, **option_values: Any) -> results.FitResu
     session.check_input(df)
     fit_options = options.make(options.FitOptions, option_values, session.settings(df.sparkSession))
     name = model_store.validate_name(model_name)
-    logs_to_mlflow = mlflow_runs.wanted(fit_options.mlflow)
-    with signals.unwound(), launcher.turn():
+    logs_to_mlflow = mlflow_runs.is_enabled(fit_options.mlflow)
+    with signals.interruptible(), launcher.turn():
         try:
             result = pipeline.fit(df, name, fit_options)
         except (Py4JJavaError, PySparkException) as error:
@@ -262,8 +262,8 @@ def _manage(spark: SparkSession, parsed_command: grammar.Command) -> DataFrame:
 
 def _load_model(
     df: DataFrame, name: str, score_options: options.PredictOptions | options.EvaluateOptions
-) -> manifests.Saved:
+) -> manifests.SavedModel:
     """Check that Spark's Python workers can score, and load a saved model."""
     store = location.open_store(score_options.store, df.sparkSession)
     worker_checks.check(df.sparkSession, worker_checks.SCORING)
-    return manifests.saved(store, name, score_options.version, score_options.network)
+    return manifests.load(store, name, score_options.version, score_options.network)

@@ -112,7 +112,7 @@ def test_a_rank_whose_driver_is_gone_ends_itself():
         received(found, 2)
     assert found
     with rank:
-        assert rank.wait(30) == channel.ORPHANED
+        assert rank.wait(30) == channel.ORPHAN_EXIT_CODE
 
 
 def test_the_inbox_ends_with_its_block():

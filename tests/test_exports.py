@@ -21,7 +21,7 @@ def flowers(spark, store):
     """A standardised table's model, its rows, and its scores as executors compute them."""
     iris = datasets.iris(spark)
     spark_mnist.fit(iris, "m", **{**FLOWERS, "epochs": 3}, store=store)
-    saved = manifests.saved(model_store.Store(store), "m", None, None)
+    saved = manifests.load(model_store.Store(store), "m", None, None)
     scores = score_columns.probabilities(iris, saved, batch_size=32)
     rows = np.array(iris.select(*datasets.MEASURES).collect(), "float32")
     return rows, np.array([row[0] for row in iris.select(F.array(scores)[0]).collect()])

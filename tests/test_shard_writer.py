@@ -104,8 +104,8 @@ def test_fewer_validation_rows_than_ranks(digits, tmp_path):
 
 
 def test_fewer_training_rows_than_ranks():
-    def counted(rows, validates=None, validating=0):
-        return profile.RowProfile(rows, None, None, None, {}, validates, validating)
+    def counted(rows, is_validation=None, num_validation_rows=0):
+        return profile.RowProfile(rows, None, None, None, {}, is_validation, num_validation_rows)
 
     with pytest.raises(
         errors.TooFewRows, match=r"4 rows with .*=0.5 leave 2 to train: fewer than the 3 ranks"

@@ -33,7 +33,7 @@ def later(seconds, number):
 
 
 def unwound(function):
-    with signals.unwound():
+    with signals.interruptible():
         function()
         time.sleep(5)
     pytest.fail("the signal was lost")
@@ -95,19 +95,19 @@ def test_an_error_that_was_there_before_does_not_protect_from_signals(handlers):
 
 
 def test_other_errors_and_ends_are_as_they_were(handlers):
-    with pytest.raises(ValueError, match="as it was"), signals.unwound():
+    with pytest.raises(ValueError, match="as it was"), signals.interruptible():
         raise ValueError("as it was")
-    with pytest.raises(SystemExit) as ended, signals.unwound():
+    with pytest.raises(SystemExit) as ended, signals.interruptible():
         sys.exit(3)
     assert ended.value.code == 3
-    with signals.unwound():
+    with signals.interruptible():
         pass
 
 
 def test_a_handler_of_the_caller_stays(handlers):
     came = []
     signal.signal(signal.SIGTERM, lambda *_: came.append(1))
-    with signals.unwound():
+    with signals.interruptible():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
     assert came == [1]

@@ -562,7 +562,7 @@ def test_what_a_store_refuses_for_a_moment_is_tried_again(flaky, monkeypatch, er
         flaky.check_claims("m", work)
         assert flaky.publish("m", FILES, describe) == 1
     assert flaky.read("m", 1)[1] == FILES
-    stored = flaky.stored("m", 1)
+    stored = flaky.references("m", 1)
     assert flaky.publish("m", stored, describe) == 2
     flaky.remove("m", [1])
     assert flaky.versions("m") == [2]

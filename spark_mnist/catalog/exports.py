@@ -62,13 +62,13 @@ def export(
     if fs.exists(target):
         raise errors.OptionError(f"{path} is there already; delete it, or name another path")
     store_handle = versions.open_for_version(version, store)
-    saved_version = manifests.saved(store_handle, model_name, version, network)
+    saved_version = manifests.load(store_handle, model_name, version, network)
     if format == "tflite" and registry.exported_dtype(saved_version.network) != registry.FLOAT32:
         raise errors.OptionError(
             f"format=tflite takes floats, and features of model {model_name!r} are so far from 0 "
             "that floats do not tell them apart: export it as keras or savedmodel"
         )
-    model = built(saved_version)
+    model = build_model(saved_version)
     with tempfile.TemporaryDirectory() as directory:
         source = FORMATS[format](model, Path(directory))
         _copy(fs, source, target)
@@ -87,14 +87,14 @@ def _copy(fs: fsspec.AbstractFileSystem, source: Path, target: str) -> None:
         os.rename(temporary, target)
 
 
-def built(saved_version: manifests.Saved) -> Any:
+def build_model(saved_version: manifests.SavedModel) -> Any:
     """Build the Keras model of a saved version, with weights, standardisation and softmax."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # ranks may need the rest
     from spark_mnist.networks import array_files
 
     dtype = registry.exported_dtype(saved_version.network)
-    return array_files.built(
+    return array_files.build_model(
         saved_version.network, saved_version.files, saved_version.model_fn, dtype
     )
 

@@ -30,7 +30,7 @@ UNLOGGED_OPTIONS = ("store", "network", "verbose", "mlflow")
 """Options that are no parameters of the training, or that are logged in another form."""
 
 
-def wanted(option: bool | None) -> bool:
+def is_enabled(option: bool | None) -> bool:
     """Return whether to log a fit to MLflow.
 
     Args:
@@ -120,7 +120,7 @@ def _log(
     for record in result.records:
         mlflow.log_metrics({**record.losses, **record.metrics}, step=record.epoch)
     mlflow.log_metric("rows_per_second", result.timing.rows_per_second)
-    _log_model(manifests.saved(store, result.model_name, result.version, fit_options.network))
+    _log_model(manifests.load(store, result.model_name, result.version, fit_options.network))
     # Last, since MLflow raises where the user has logged another value under the same name.
     mlflow.log_params(_params(info, fit_options))
 
@@ -143,7 +143,7 @@ def _params(info: results.ModelInfo, fit_options: options.FitOptions) -> dict[st
     return {**option_values, **effective_values}
 
 
-def _log_model(saved_version: manifests.Saved) -> None:
+def _log_model(saved_version: manifests.SavedModel) -> None:
     """Log the Keras model.
 
     Its inputs are ``[B, W]``, mostly float32, and its outputs are probabilities ``[B, C]``.
@@ -160,7 +160,7 @@ def _log_model(saved_version: manifests.Saved) -> None:
     inputs = tensor(network.inputs, registry.exported_dtype(network))
 
     mlflow.tensorflow.log_model(
-        exports.built(saved_version),
+        exports.build_model(saved_version),
         name="model",
         signature=ModelSignature(inputs, tensor(network.classes)),
         # Passed here, since MLflow would load the model in another process to find them.

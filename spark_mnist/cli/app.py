@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     requirements.ignore_new_pandas()
     try:
         command = grammar.parse_words([*arguments.words, *_flag_words(arguments)])
-        with signals.unwound(), _only_results_on_stdout() as stdout:
+        with signals.interruptible(), _only_results_on_stdout() as stdout:
             return _run(command, arguments, stdout)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -177,7 +177,7 @@ def _run(command: grammar.Command, arguments: argparse.Namespace, stdout: TextIO
     from spark_mnist import api
 
     spark = _session(arguments)
-    with signals.unwound():  # a second time, since a new session installs Spark's own handler
+    with signals.interruptible():  # a second time, since a new session installs Spark's own handler
         writer = None
         if arguments.output:
             writer = outputs.Writer(

@@ -18,7 +18,7 @@ def driver_address(spark: SparkSession) -> tuple[str, str]:
     return host, str(conf.get("spark.driver.bindAddress", host))
 
 
-def inbox(
+def listen(
     spark: SparkSession,
     ports: Sequence[int],
     receive: Callable[[channel.Event], None],

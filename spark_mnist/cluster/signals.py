@@ -31,7 +31,7 @@ CANCEL_TIMEOUT_S = 5.0
 
 
 @contextlib.contextmanager
-def unwound() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let both signals unwind the stack, so that every ``finally`` runs.
 
     A handler that the caller has set stays. Python sets handlers only in the main thread; in other

@@ -14,7 +14,7 @@ from spark_mnist.cluster import signals
 
 SLOTS_TIMEOUT_S = 4.0
 """Seconds to wait for executors that are still starting."""
-BUSY_TIMEOUT = 600.0
+BUSY_TIMEOUT_S = 600.0
 """Seconds that a fit without ``num_proc`` waits for other jobs, instead of using fewer ranks."""
 RANK_WORKERS = "SPARK_MNIST_RANK_WORKERS"
 """Environment variable that tells the Python workers of ranks from others."""

@@ -49,7 +49,7 @@ LIBRARY_LOGGERS = ("tensorflow", "absl", "petastorm", "pyarrow", "py4j", "h5py",
 """Loggers of libraries, whose warnings are not sent."""
 CPU = "CPU"
 """Value of an event's ``device`` for a rank without a GPU."""
-ORPHANED = 75
+ORPHAN_EXIT_CODE = 75
 """Exit code of a rank that has lost its driver: EX_TEMPFAIL."""
 
 Event = dict[str, Any]
@@ -411,7 +411,7 @@ class HeartbeatClient:
             if self.send():
                 last_contact_s = time.monotonic()
             elif time.monotonic() - last_contact_s > self._patience:
-                os._exit(ORPHANED)
+                os._exit(ORPHAN_EXIT_CODE)
 
 
 class Warnings(logging.Handler):

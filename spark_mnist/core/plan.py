@@ -227,7 +227,7 @@ class TrainingPlan:
     """Bytes of features that one rank keeps in memory; the rest is read again in every epoch."""
     precision: str = "float32"
     """Keras's dtype policy in which ranks compute."""
-    compressed: bool = False
+    compresses_gradients: bool = False
     """Whether ranks exchange gradients in half precision."""
     standardize: bool = False
     """Whether to compute mean and deviation of the features before training."""

@@ -144,14 +144,14 @@ def wait(what: str, error: BaseException, tries: Iterator[float]) -> None:
     time.sleep(delay * random.uniform(0.5, 1.0))
 
 
-def retried(
+def with_retries(
     operation: Callable[Concatenate[SelfT, P], ResultT],
 ) -> Callable[Concatenate[SelfT, P], ResultT]:
     """Decorate a method so that it tries again after transient errors."""
 
     @functools.wraps(operation)
-    def with_retries(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+    def wrapper(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
         what = f"{operation.__name__} {args[0] if args else ''}"
         return call(what, lambda: operation(self, *args, **kwargs))
 
-    return with_retries
+    return wrapper

@@ -156,7 +156,7 @@ def expand(
         candidates = [other for other in columns if _canonical_name(other) not in non_feature_keys]
         matches = [other for other in candidates if fnmatch.fnmatchcase(other, name)]
         if not matches:
-            raise errors.MissingColumn(f"no column matches {name!r} among {shown(columns)}")
+            raise errors.MissingColumn(f"no column matches {name!r} among {abbreviate(columns)}")
         feature_names += [
             other for other in matches if other not in names and other not in feature_names
         ]
@@ -404,7 +404,7 @@ def _missing_column_message(df: DataFrame, name: str) -> str:
     names = df.columns
     if not names:
         return f"no column {name!r}: the DataFrame has no columns at all; is the file empty?"
-    message = f"no column {name!r} among {shown(names)}{errors.did_you_mean(name, names)}"
+    message = f"no column {name!r} among {abbreviate(names)}{errors.did_you_mean(name, names)}"
     if names == ["_corrupt_record"]:
         return f"{message}; the JSON has not one object a line: read it with multiLine=true"
     if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)):
@@ -419,14 +419,14 @@ def _missing_column_message(df: DataFrame, name: str) -> str:
     return message
 
 
-def shown(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """Return the first of many names as text, and how many there are."""
     if len(names) <= MAX_SHOWN_COLUMNS:
         return str(list(names))
     return f"{str(list(names[:MAX_SHOWN_COLUMNS])).removesuffix(']')}, ...], {len(names)} in all"
 
 
-def quoted(name: str) -> str:
+def quote(name: str) -> str:
     """Return a column's name as SQL quotes it."""
     return f"`{name.replace('`', '``')}`"
 
@@ -439,7 +439,7 @@ def column(df: DataFrame, name: str) -> tuple[Column, T.DataType]:
         errors.UnreadableColumn: Several columns have that name.
     """
     exact_name, data_type = _field(df, name)
-    return df[quoted(exact_name)], data_type
+    return df[quote(exact_name)], data_type
 
 
 def _field(df: DataFrame, name: str) -> tuple[str, T.DataType]:
@@ -461,7 +461,7 @@ def numbers(df: DataFrame, name: str, number_type: str = "float") -> Column | No
         dtype = "float64" if number_type == "double" else "float32"
         return F.when(values.isNotNull(), vector_to_array(values, dtype))
     if isinstance(data_type, T.StringType):
-        words = f"split({quoted(resolve(df, name))}, ',')"
+        words = f"split({quote(resolve(df, name))}, ',')"
         return F.expr(f"transform({words}, word -> try_cast(trim(word) AS {number_type}))")
     if isinstance(data_type, T.ArrayType) and isinstance(data_type.elementType, T.NumericType):
         return values.cast(f"array<{number_type}>")
@@ -485,9 +485,9 @@ def _number_sql(df: DataFrame, name: str, number_type: str) -> str:
     """Return the SQL of one number a row, null where text is no number."""
     exact_name, data_type = _field(df, name)
     if isinstance(data_type, T.StringType):
-        return f"try_cast(trim({quoted(exact_name)}) AS {number_type})"
+        return f"try_cast(trim({quote(exact_name)}) AS {number_type})"
     if isinstance(data_type, T.NumericType | T.BooleanType):
-        return f"CAST({quoted(exact_name)} AS {number_type})"
+        return f"CAST({quote(exact_name)} AS {number_type})"
     raise errors.UnreadableColumn(
         f"column {name!r} is {data_type.simpleString()}; of several features each must be a number"
     )

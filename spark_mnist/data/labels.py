@@ -177,7 +177,9 @@ def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     if whole_numbers == list(range(len(whole_numbers))):
         return len(whole_numbers), ()
     logger.info(
-        "the classes of column %r are %s", name, feature_columns.shown([*map(str, whole_numbers)])
+        "the classes of column %r are %s",
+        name,
+        feature_columns.abbreviate([*map(str, whole_numbers)]),
     )
     return len(whole_numbers), tuple(map(str, whole_numbers))
 
@@ -193,7 +195,7 @@ def _number_column(df: DataFrame, name: str) -> Column:
     if isinstance(data_type, T.NumericType):
         return label.cast("double")
     return F.expr(
-        f"try_cast(trim({feature_columns.quoted(feature_columns.resolve(df, name))}) AS double)"
+        f"try_cast(trim({feature_columns.quote(feature_columns.resolve(df, name))}) AS double)"
     )
 
 

@@ -42,9 +42,9 @@ class RowProfile:
     """Rows of the input that can be used."""
     dropped: Mapping[str, int]
     """Number of rows that cannot be used, by reason."""
-    validates: Column | None = None
+    is_validation: Column | None = None
     """Whether a row validates; None where no column says so."""
-    validating: int = 0
+    num_validation_rows: int = 0
     """Number of rows that validate by that column."""
     key: Column | None = None
     """Hash of a row and the seed, by which rows are ordered; None where no seed is given."""
@@ -54,14 +54,14 @@ class RowProfile:
     """Number of rows by ``bucket``."""
 
     @property
-    def given(self) -> int:
+    def num_input_rows(self) -> int:
         """Number of rows of the input."""
         return self.rows + sum(self.dropped.values())
 
     def training(self, ratio: float) -> int:
         """Return how many rows train; ``ratio`` is their share where no column says which train."""
-        if self.validates is not None:
-            return self.rows - self.validating
+        if self.is_validation is not None:
+            return self.rows - self.num_validation_rows
         return sharding.share_of_ratio(self.rows, ratio)
 
 
@@ -92,15 +92,15 @@ def profile_rows(
     source = feature_columns.features(df, input_spec, standardized=standardized)
     target = labels.column(df, input_spec)
     faults = [feature_columns.fault(source), labels.fault(df, input_spec, target)]
-    validates = None
+    is_validation = None
     if validation_indicator:
-        validates = _indicator_column(df, validation_indicator)
+        is_validation = _indicator_column(df, validation_indicator)
         missing = F.concat(F.lit(validation_indicator), F.lit(" is null"))
-        faults.append(F.when(validates.isNull(), missing))
+        faults.append(F.when(is_validation.isNull(), missing))
     fault = F.coalesce(*faults)
     key = None if seed is None else feature_columns.order_key(source, seed, target)
     part = F.lit(0) if key is None else F.shiftrightunsigned(key, 64 - BUCKETS.bit_length() + 1)
-    in_validation = F.lit(False) if validates is None else validates
+    in_validation = F.lit(False) if is_validation is None else is_validation
     bucket = part.cast("int") + in_validation.cast("int") * BUCKETS
     usable_bucket = F.when(fault.isNull(), bucket)  # else reasons times buckets would be collected
     fault_counts, class_counts, bucket_counts = _count_rows(
@@ -130,8 +130,10 @@ def profile_rows(
         label=target,
         usable=usable,
         dropped=fault_counts,
-        validates=validates,
-        validating=sum(count for bucket, count in bucket_counts.items() if bucket >= BUCKETS),
+        is_validation=is_validation,
+        num_validation_rows=sum(
+            count for bucket, count in bucket_counts.items() if bucket >= BUCKETS
+        ),
         key=key,
         bucket=bucket,
         buckets=bucket_counts,
@@ -178,7 +180,7 @@ def _summarize(counts: Mapping[str, int]) -> str:
 def _samples(rows: DataFrame, input_spec: plan.InputSpec) -> str:
     """Return a few of the rows that cannot be used as shortened text."""
     columns = (*input_spec.features[:MAX_SHOWN_FEATURES], input_spec.label)
-    names = [feature_columns.quoted(feature_columns.resolve(rows, name)) for name in columns]
+    names = [feature_columns.quote(feature_columns.resolve(rows, name)) for name in columns]
     shortener = reprlib.Repr()
     shortener.maxlist, shortener.maxdict = 3, MAX_SHOWN_FEATURES + 1
     shortener.maxstring, shortener.maxother = 40, 60

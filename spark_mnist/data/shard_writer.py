@@ -91,7 +91,7 @@ def check_enough(row_profile: profile.RowProfile, ranks: int, ratio: float) -> N
     Raises:
         errors.TooFewRows: There are fewer training rows than ranks.
     """
-    train_rows, by_column = row_profile.training(ratio), row_profile.validates is not None
+    train_rows, by_column = row_profile.training(ratio), row_profile.is_validation is not None
     if train_rows < ranks:
         split = "the validation column" if by_column else f"train_validation_ratio={ratio}"
         raise errors.TooFewRows(

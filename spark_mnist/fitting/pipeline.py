@@ -35,12 +35,14 @@ def fit(df: DataFrame, name: str, fit_options: options.FitOptions) -> results.Fi
     logger.debug("looking at the cluster, the store and the rows")
     with clock.of("prepare"):
         setup.check()
-    row_profile = setup.counted
+    row_profile = setup.row_profile
     _remove_abandoned(setup, name)
     signals.check()
     with setup.shard_store.work(name) as work:
         training, report = _train(spark, setup, fit_options, name, work, clock)
-        rows = row_counts.verify(training, report.progress, row_profile.given, row_profile.dropped)
+        rows = row_counts.verify(
+            training, report.progress, row_profile.num_input_rows, row_profile.dropped
+        )
         signals.check()
         with clock.of("publish"):
             version = _publish(setup.store, name, setup.start, training, report, rows)
@@ -134,7 +136,7 @@ def _train(
     """
     write_shards = functools.partial(
         shard_writer.write_shards,
-        setup.counted,
+        setup.row_profile,
         url=work,
         ranks=setup.ranks,
         ratio=fit_options.train_validation_ratio,
@@ -148,7 +150,7 @@ def _train(
             logger.debug("starting %d ranks", setup.ranks)
             training = _training_plan(setup.start, fit_options, setup.ranks, *shards, work)
             if rewrites:
-                training = launcher.resumed(training, rewrites * (fit_options.max_restarts + 1))
+                training = launcher.resume_plan(training, rewrites * (fit_options.max_restarts + 1))
             try:
                 with clock.of("ranks"):
                     reports = _run_ranks(spark, fit_options, name, training, rewrites)
@@ -260,7 +262,7 @@ def _training_plan(
         seed=start.seed,
         cache=value_types.size(fit_options.cache),
         precision=fit_options.precision,
-        compressed=fit_options.compression == options.FP16,
+        compresses_gradients=fit_options.compression == options.FP16,
         standardize=start.standardize,
         features=start.input_spec.features,
         sync_batch_norm=fit_options.sync_batch_norm,

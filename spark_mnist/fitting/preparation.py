@@ -124,7 +124,7 @@ class Preparation:
         return self._start
 
     @property
-    def counted(self) -> profile.RowProfile:
+    def row_profile(self) -> profile.RowProfile:
         """Return the profile of the rows; the check ``rows`` sets it."""
         assert self._row_profile is not None
         return self._row_profile
@@ -188,15 +188,19 @@ class Preparation:
         if fit_options.num_proc is None:  # a rank that cannot fill a batch only adds cost
             self.ranks = max(1, min(self.ranks, training_rows // fit_options.batch_size))
             if self._wait_for_slots and fit_options.launcher == options.SPARK:
-                slots.wait_for_slots(self._spark, self.ranks, slots.BUSY_TIMEOUT)
+                slots.wait_for_slots(self._spark, self.ranks, slots.BUSY_TIMEOUT_S)
         shard_writer.check_enough(row_profile, self.ranks, fit_options.train_validation_ratio)
         if fit_options.batch_size > max(training_rows // self.ranks, options.FitOptions.batch_size):
             logger.warning(
                 "batch_size=%d is more than the %d training rows of a rank: an epoch is one step",
                 *(fit_options.batch_size, training_rows // self.ranks),
             )
-        note = f", {row_profile.given - row_profile.rows} left out" if row_profile.dropped else ""
-        return f"{row_profile.given} rows{note}: {training_rows} train, {self.ranks} ranks"
+        note = (
+            f", {row_profile.num_input_rows - row_profile.rows} left out"
+            if row_profile.dropped
+            else ""
+        )
+        return f"{row_profile.num_input_rows} rows{note}: {training_rows} train, {self.ranks} ranks"
 
     def _resolve_input_spec(self, df: DataFrame) -> plan.InputSpec:
         """Return the specification of the input: the saved model's, or one found from the rows."""

@@ -108,7 +108,7 @@ def info(manifest: Mapping[str, Any]) -> ModelInfo:
     Raises:
         errors.DamagedModel: The manifest is incomplete or has wrong values.
     """
-    input_spec, network, optimizer = manifests.described(manifest)
+    input_spec, network, optimizer = manifests.parse(manifest)
     copied_keys = ("name", "version", "parent", "ranks", "batch_size", "seed", "rows")
     try:
         history = tuple(plan.EpochRecord(**record) for record in manifest["history"])

@@ -131,11 +131,11 @@ def _from_saved_version(
     """Return a start from the newest version of a saved model."""
     version = store.resolve_version(name)
     manifest = store.manifest(name, version)
-    input_spec, network, optimizer = manifests.described(manifest)
+    input_spec, network, optimizer = manifests.parse(manifest)
     _check_unchanged(name, network, optimizer, input_spec, fit_options)
     manifests.check_makeable(name, network, fit_options.network)
     loss_scale = (plan.LOSS_SCALE,) if plan.LOSS_SCALE in manifest["files"] else ()
-    files = store.stored(name, version, (plan.WEIGHTS, plan.OPTIMIZER, *loss_scale))
+    files = store.references(name, version, (plan.WEIGHTS, plan.OPTIMIZER, *loss_scale))
     optimizer_options: dict[str, Any] = {
         "learning_rate": fit_options.learning_rate,
         "warmup_epochs": fit_options.warmup_epochs,

@@ -113,7 +113,7 @@ def train(
                     raise
                 reason = str(error)
             # Outside of the except block, in which an interrupt would wait.
-            training = resumed(training, training.attempt + 1)
+            training = resume_plan(training, training.attempt + 1)
             epoch = training.resume.epoch if training.resume else training.first_epoch
             logger.debug("%s", reason)
             logger.warning(
@@ -147,7 +147,7 @@ def train_in_process(training: plan.TrainingPlan) -> Sequence[plan.RankSuccess]:
     return _successes(reports, failure_policy.error_of_reports(reports))
 
 
-def resumed(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
+def resume_plan(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
     """Return the plan for another start of the ranks, from the last checkpoint of this fit."""
     checkpoint = checkpoints.locate(training.work) if training.checkpoints else None
     resume = checkpoint and checkpoint[0]
@@ -175,7 +175,7 @@ def _attempt(
         if event["rank"] == 0 and "epoch" in event:
             bar.update(event)
 
-    with driver_port.inbox(spark, ports, receive, address_store.answer) as inbox:
+    with driver_port.listen(spark, ports, receive, address_store.answer) as inbox:
         agent_pool = registration.Agents(ranks, inbox.tell, _horovod_settings(inbox.address))
         spark_job = job.Job(spark, ranks, _instructions(spark, training, inbox.address))
         reason = None
@@ -196,7 +196,7 @@ def _attempt(
         loss=_exit_text(agent_pool, watch) or reason,
         job_error=spark_job.error,
         job_cancelled=spark_job.cancelled,
-        has_started=watch.begun(),
+        has_started=watch.has_started(),
         output=agent_pool.tail,  # complete only now, since ranks print when they end
     )
     error = failure_policy.error_of(outcome)

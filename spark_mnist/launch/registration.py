@@ -24,7 +24,7 @@ AGENT_RECONNECT_S = 12.0
 """Seconds in which an agent whose connection ended may come back."""
 EXIT_CODE_TEXTS = {
     137: ", as of a process that was killed, often for lack of memory",
-    channel.ORPHANED: ": it could not reach the driver",
+    channel.ORPHAN_EXIT_CODE: ": it could not reach the driver",
 }
 """Explanations of some exit codes, for messages."""
 

@@ -107,7 +107,7 @@ class Watchdog:
         rank = self._ranks[number]
         return f"rank {number} ({rank.name}) went away {rank.place}"
 
-    def begun(self) -> bool:
+    def has_started(self) -> bool:
         """Return whether any rank has sent an event."""
         with self._lock:
             return self._any_started()

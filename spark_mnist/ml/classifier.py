@@ -79,7 +79,7 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
         Raises:
             errors.ModelMismatch: Only the user's function can make the network.
         """
-        _, network, _ = manifests.described(self._manifest)
+        _, network, _ = manifests.parse(self._manifest)
         manifests.check_makeable(self._manifest["name"], network, None)
         return _ModelWriter(self)
 
@@ -90,11 +90,11 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         session.check_input(dataset, streams=True)
-        input_spec, network, _ = manifests.described(self._manifest)
+        input_spec, network, _ = manifests.parse(self._manifest)
         if len(input_spec.features) == 1:
             input_spec = dataclasses.replace(input_spec, features=(self.getFeaturesCol(),))
         weights = {plan.WEIGHTS: self._weights}
-        saved_version = manifests.Saved(input_spec, network, weights, self._model_fn)
+        saved_version = manifests.SavedModel(input_spec, network, weights, self._model_fn)
         mode = self.getOrDefault("mode")
         scores = score_columns.probabilities(dataset, saved_version, BATCH_ROWS, mode)
         return _add_columns(dataset, scores, self._output_columns(dataset, input_spec))
@@ -149,12 +149,12 @@ class MnistClassifier(
         store = location.open_store(option_values.get("store"), dataset.sparkSession)
         name = self.getModelName()
         with (
-            signals.unwound(),
+            signals.interruptible(),
             launcher.turn(),
         ):  # without the turn, a fit of another thread with keep=1 could delete the version
             result = api.fit(dataset, name, **option_values)
             network = option_values.get("network")
-            saved_version = manifests.saved(store, name, result.version, network)
+            saved_version = manifests.load(store, name, result.version, network)
             manifest = store.manifest(name, result.version)
         weights = saved_version.files[plan.WEIGHTS]
         model = MnistClassifierModel(manifest, weights, saved_version.model_fn)
@@ -234,7 +234,7 @@ def _vector(scores: Column) -> Column:
 
 def _prediction(scores: Column, input_spec: plan.InputSpec) -> Column:
     """Return the class as Spark's evaluators compare it: the label, where labels are numbers."""
-    class_index = score_columns.predicted(scores)
+    class_index = score_columns.predicted_class(scores)
     label = (
         score_columns.class_name(class_index, input_spec)
         if input_spec.has_integer_names

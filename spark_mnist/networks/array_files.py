@@ -65,7 +65,7 @@ def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
     custom.settle(model)
 
 
-def built(
+def build_model(
     network: plan.Network,
     files: Mapping[str, bytes],
     model_fn: plan.ModelFn | None,

@@ -35,11 +35,11 @@ class Loop:
         """Most steps of the next call, from the speed of the last call."""
         self.seconds = 0.0
         """Seconds in all blocks of ``timed``."""
-        self.waited = 0.0
+        self.wait_s = 0.0
         """Seconds that steps waited for rows."""
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
+    def timer(self) -> Iterator[None]:
         """Add the time of a block to ``seconds``."""
         start = time.perf_counter()
         yield
@@ -60,7 +60,7 @@ class Loop:
         while step < steps:
             count = min(self._max_steps, BLOCK - step % BLOCK, steps - step)
             start = time.perf_counter()
-            self.waited += float(self._call(batches, tf.constant(count)))
+            self.wait_s += float(self._call(batches, tf.constant(count)))
             seconds = time.perf_counter() - start
             self._max_steps = max(1, min(BLOCK, int(count * MAX_CALL_S / seconds)))
             step += count

@@ -87,11 +87,11 @@ class Trainer:
     def epoch(self, progress: plan.Progress) -> plan.Progress:
         """Train and validate for one epoch, and return the new progress."""
         epoch = progress.epoch
-        with self.train_loop.timed(), _reader_errors(self.training_shard):
+        with self.train_loop.timer(), _reader_errors(self.training_shard):
             self._train(epoch)
         means, training_rows, validation_rows = self.row_metrics.means(), self.row_metrics.rows(), 0
         if self.training.validation.rows:
-            with self.test_loop.timed(), _reader_errors(self.validation_shard):
+            with self.test_loop.timer(), _reader_errors(self.validation_shard):
                 self._validate()
             means |= self.row_metrics.means("val_")
             validation_rows = self.row_metrics.rows()
@@ -166,7 +166,7 @@ class Trainer:
     def times(self, epochs: int) -> plan.RankTimes:
         """Return how all ranks spent their time, on average, in a number of epochs."""
         train, test = self.train_loop, self.test_loop
-        seconds = [train.seconds, train.waited, float(self.allreduce_wait_s), test.seconds]
+        seconds = [train.seconds, train.wait_s, float(self.allreduce_wait_s), test.seconds]
         means = (value / hvd.size() for value in collectives.allreduce_sum(seconds))
         names = ("train", "input", "allreduce", "validate")
         kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -327,7 +327,7 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
         optimizer=collectives.distributed_optimizer(
-            optimizer, allreduce_wait_s, compressed=training.compressed
+            optimizer, allreduce_wait_s, compressed=training.compresses_gradients
         ),
         loss="sparse_categorical_crossentropy",
         weighted_metrics=[row_metrics.loss, row_metrics.accuracy],

@@ -68,7 +68,7 @@ def scores(
     read: Callable[[pd.Series], npt.NDArray[np.generic]],
     convert: Callable[[npt.NDArray[np.float32]], Any],
     batch_size: int,
-    dropping: bool,
+    drops_bad_rows: bool,
 ) -> Iterator[pd.Series]:
     """Score the batches of one partition.
 
@@ -78,11 +78,11 @@ def scores(
         read: Function that makes the features of a batch an array ``[B, W]``.
         convert: Function that makes class probabilities ``[B, C]`` a value for each row.
         batch_size: Rows of one call of the model.
-        dropping: Whether a row that is null gets null.
+        drops_bad_rows: Whether a row that is null gets null.
     """
     model = _model(spec)
     for rows in batches:
-        usable_rows = rows[rows.notna()] if dropping else rows
+        usable_rows = rows[rows.notna()] if drops_bad_rows else rows
         features = read(usable_rows)
         parts = [
             model(features[start : start + batch_size])
@@ -111,7 +111,7 @@ def _model(spec: ModelSpec) -> Model:
         tf.config.threading.set_intra_op_parallelism_threads(spec.threads)
         tf.config.threading.set_inter_op_parallelism_threads(spec.threads)
     files = {plan.WEIGHTS: spec.weights.unpack()}
-    model = array_files.built(spec.network, files, cloudpickle.loads(spec.model_fn))
+    model = array_files.build_model(spec.network, files, cloudpickle.loads(spec.model_fn))
     encoding = spec.encoding
 
     def call(batch: tf.Tensor) -> tf.Tensor:

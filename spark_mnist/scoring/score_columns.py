@@ -35,7 +35,7 @@ LEAST = 1e-37
 
 
 def probabilities(
-    df: DataFrame, saved: manifests.Saved, batch_size: int, mode: str = options.FAILFAST
+    df: DataFrame, saved: manifests.SavedModel, batch_size: int, mode: str = options.FAILFAST
 ) -> Column:
     """Return the class probabilities of each row, ``array<float>`` of C, computed lazily.
 
@@ -52,7 +52,7 @@ def probabilities(
 
 
 def classes(
-    df: DataFrame, saved: manifests.Saved, batch_size: int, mode: str = options.FAILFAST
+    df: DataFrame, saved: manifests.SavedModel, batch_size: int, mode: str = options.FAILFAST
 ) -> Column:
     """Return the class of highest probability, the first of equals, as an int.
 
@@ -63,7 +63,7 @@ def classes(
 
 def _score_column(
     df: DataFrame,
-    saved: manifests.Saved,
+    saved: manifests.SavedModel,
     batch_size: int,
     mode: str,
     return_type: str,
@@ -72,8 +72,8 @@ def _score_column(
     """Return a column of what ``convert`` makes of each row's class probabilities ``[B, C]``."""
     source = feature_columns.features(df, saved.input_spec, standardized=bool(saved.network.mean))
     read, encoding = feature_columns.reader(source), source.encoding
-    dropping = mode == options.DROPMALFORMED
-    if dropping:
+    drops_bad_rows = mode == options.DROPMALFORMED
+    if drops_bad_rows:
         source = feature_columns.usable(source)
     _limit_batches(df.sparkSession, source)
     context = df.sparkSession.sparkContext
@@ -93,7 +93,12 @@ def _score_column(
 
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         return executor.scores(
-            batches, spec, read=read, convert=convert, batch_size=batch_size, dropping=dropping
+            batches,
+            spec,
+            read=read,
+            convert=convert,
+            batch_size=batch_size,
+            drops_bad_rows=drops_bad_rows,
         )
 
     return feature_columns.by_batch(score, return_type)(source.column)
@@ -109,7 +114,7 @@ def _limit_batches(spark: SparkSession, source: feature_columns.Source) -> None:
         spark.conf.set(feature_columns.ARROW_ROWS, max_rows)
 
 
-def predicted(scores: Column) -> Column:
+def predicted_class(scores: Column) -> Column:
     """Return the class of highest probability, the first of equals, as an int."""
     first = F.call_function("array_position", scores, F.array_max(scores))
     return (first - 1).cast("int")
@@ -176,7 +181,7 @@ def evaluations(
     rows = df.select(scores.alias("scores"), label.alias("label"), group.alias("group")).select(
         "group",
         "label",
-        predicted(F.col("scores")).alias("predicted"),
+        predicted_class(F.col("scores")).alias("predicted"),
         cross_entropy(F.col("scores"), F.col("label")).alias("loss"),
     )
     cells = (

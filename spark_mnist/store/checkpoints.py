@@ -105,7 +105,7 @@ def read_unpublished(url: str) -> tuple[Mapping[str, Any], Mapping[str, model_st
     checkpoint = locate(url)
     if checkpoint is None or checkpoint[0].best.epoch != manifest["epochs"]:
         raise errors.DamagedModel(f"the last checkpoint of the fit is not in {url} any more")
-    return manifest, {**checkpoint[1], **store.stored(UNPUBLISHED, version)}
+    return manifest, {**checkpoint[1], **store.references(UNPUBLISHED, version)}
 
 
 def newest(url: str) -> plan.Progress | None:
@@ -153,7 +153,9 @@ def _read(store: model_store.Store, name: str, version: int) -> plan.Progress:
 def _locate(
     store: model_store.Store, name: str, version: int
 ) -> tuple[plan.Progress, Mapping[str, model_store.StoredFile]]:
-    return _parse_progress(store.manifest(name, version)), _best_files(store.stored(name, version))
+    return _parse_progress(store.manifest(name, version)), _best_files(
+        store.references(name, version)
+    )
 
 
 def _best_files(files: Mapping[str, Value]) -> dict[str, Value]:

@@ -49,7 +49,7 @@ class Files:
         self.url: str = f"file://{self._root}" if self._is_local else url.rstrip("/")
         """Root with its scheme, as executors can use it."""
 
-    @retries.retried
+    @retries.with_retries
     def entries(self, path: str = "") -> list[str]:
         """Return the names in a directory, sorted; none where there is no directory."""
         try:
@@ -58,12 +58,12 @@ class Files:
             return []
         return sorted(os.path.basename(entry.rstrip("/")) for entry in paths)
 
-    @retries.retried
+    @retries.with_retries
     def exist(self, path: str) -> bool:
         """Return whether there is a file or directory."""
         return bool(self._fs.exists(self._full_path(path)))
 
-    @retries.retried
+    @retries.with_retries
     def read(self, path: str) -> bytes:
         """Return the content of a file."""
         content: bytes = self._fs.cat_file(self._full_path(path))
@@ -85,7 +85,7 @@ class Files:
             except Exception as error:  # of any type, as stores' clients have their own
                 retries.wait(f"read {path}", error, delays)
 
-    @retries.retried
+    @retries.with_retries
     def write(self, path: str, content: bytes) -> None:
         """Write a file that readers see whole or not at all, as object stores do by themselves."""
         if self._is_local:
@@ -93,7 +93,7 @@ class Files:
         else:
             self._write_elsewhere(self._full_path(path), content)
 
-    @retries.retried
+    @retries.with_retries
     def write_blocks(self, path: str, blocks: Callable[[], Iterable[bytes]]) -> None:
         """Write a file as ``write`` does, from blocks that need not be in memory at once.
 
@@ -185,7 +185,7 @@ class Files:
                 retries.wait(f"write {marker}", error, delays)
                 is_retry = True
 
-    @retries.retried
+    @retries.with_retries
     def make_private(self, path: str) -> None:
         """Make a directory that, on local disks, only its owner can read."""
         if self._is_local:
@@ -231,7 +231,7 @@ class Files:
         except OSError as error:
             logger.warning("%s could not be removed: %s", self._full_path(path), error)
 
-    @retries.retried
+    @retries.with_retries
     def _remove(self, path: str) -> None:
         self._fs.rm(self._full_path(path), recursive=True)
 
@@ -253,7 +253,7 @@ class Files:
         age: float = (datetime.datetime.now(newest.tzinfo) - newest).total_seconds()
         return age
 
-    @retries.retried
+    @retries.with_retries
     def _last_modified(self, path: str) -> datetime.datetime:
         files = self._fs.find(self._full_path(path)) or [self._full_path(path)]
         newest: datetime.datetime = max(self._fs.modified(file) for file in files)

@@ -57,7 +57,7 @@ def is_stale(content: bytes, age: float) -> bool:
 
 
 @contextlib.contextmanager
-def renewed(write: Callable[[], None]) -> Iterator[None]:
+def renewal(write: Callable[[], None]) -> Iterator[None]:
     """Renew a lease from time to time, in a thread, until the block ends.
 
     Args:

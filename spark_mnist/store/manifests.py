@@ -22,7 +22,7 @@ LIBRARIES = ("spark-mnist", "keras", "horovod", "petastorm", "pyspark", "pyarrow
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedModel:
     """A saved version that is to be applied."""
 
     input_spec: plan.InputSpec
@@ -33,7 +33,9 @@ class Saved:
     """The user's function, if the network has custom objects."""
 
 
-def saved(store: model_store.Store, name: str, version: int | None, network_option: Any) -> Saved:
+def load(
+    store: model_store.Store, name: str, version: int | None, network_option: Any
+) -> SavedModel:
     """Read a version that is to be applied: its input, its network, its weights.
 
     Args:
@@ -48,12 +50,12 @@ def saved(store: model_store.Store, name: str, version: int | None, network_opti
         errors.DamagedModel: The files are not what was written.
     """
     manifest, files = store.read(name, store.resolve_version(name, version), (plan.WEIGHTS,))
-    input_spec, network, _ = described(manifest)
+    input_spec, network, _ = parse(manifest)
     check_makeable(name, network, network_option)
-    return Saved(input_spec, network, files, network_option if network.custom else None)
+    return SavedModel(input_spec, network, files, network_option if network.custom else None)
 
 
-def described(
+def parse(
     manifest: model_store.Manifest,
 ) -> tuple[plan.InputSpec, plan.Network, plan.Optimizer]:
     """Return the input, the network and the optimizer that a manifest describes.

@@ -217,7 +217,7 @@ class Store:
             files[file] = content
         return manifest, files
 
-    def stored(
+    def references(
         self, name: str, version: int, file_names: Collection[str] | None = None
     ) -> dict[str, StoredFile]:
         """Return the files of a version, none of them held in memory, each checked as by ``read``.
@@ -301,7 +301,7 @@ class Store:
 
     def _renew_lease(self, path: str, lease: bytes) -> contextlib.AbstractContextManager[None]:
         """Renew a lease until the block ends."""
-        return leases.renewed(lambda: self._files.write(path, lease))
+        return leases.renewal(lambda: self._files.write(path, lease))
 
     def remove(self, name: str, versions: Collection[int], *, forget: bool = False) -> None:
         """Delete versions, the manifest of each first, so that no reader sees a part of a version.

@@ -179,7 +179,7 @@ def test_a_mutated_manifest_is_read_or_refused(models, path, value, how):
 
     def read():
         manifest = store.manifest("m", 1)
-        input_spec, network, optimizer = manifests.described(manifest)
+        input_spec, network, optimizer = manifests.parse(manifest)
         assert network.inputs == input_spec.width >= 1
         assert optimizer.rate(3, 2) >= 0
         results.info(manifest)
@@ -196,7 +196,7 @@ def test_a_torn_manifest_is_refused(models, junk, at, byte):
     content = bytearray(json.dumps(EXAMPLE).encode())
     content[at % len(content)] = byte
     file.write_bytes(bytes(content[:at]) + junk)
-    tried(errors.DamagedModel, lambda: manifests.described(store.manifest("m", 1)))
+    tried(errors.DamagedModel, lambda: manifests.parse(store.manifest("m", 1)))
 
 
 @many(60, 1200)
