@@ -58,8 +58,7 @@ def test_a_message_of_another_fit_is_not_heard():
 
 def test_what_may_be_left_out_is_sent_seldom(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(channel.time, "monotonic", lambda: now[0])
-    box = channel.HeartbeatClient(None)
+    box = channel.HeartbeatClient(None, clock=lambda: now[0])
     sent = []
     monkeypatch.setattr(box, "send", lambda **event: sent.append(event["step"]))
     for step in range(6):

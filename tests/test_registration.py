@@ -36,8 +36,9 @@ class Driver:
     """Agents that hear made-up events, and what they are told."""
 
     def __init__(self, count):
-        self.told = []
-        self.agents = registration.Agents(count, self.tell, {"HOROVOD_CONTROLLER": "gloo"})
+        self.told, self.now = [], 100.0
+        settings = {"HOROVOD_CONTROLLER": "gloo"}
+        self.agents = registration.Agents(count, self.tell, settings, lambda: self.now)
 
     def tell(self, link, **message):
         self.told.append((link, message))
@@ -93,20 +94,18 @@ def test_what_the_driver_ends_is_no_loss():
     assert driver.agents.exit is None
 
 
-def test_an_agent_may_come_back_over_another_connection(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(registration.time, "monotonic", lambda: now[0])
+def test_an_agent_may_come_back_over_another_connection():
     driver = Driver(2)
     driver.ready(0)
     driver.ready(1)
     driver.agents.hear({"agent": 1, "hung_up": True, "link": 11})
     driver.agents.hear({"agent": 1, "host": "h", "link": 12})
     driver.agents.hear({"agent": 1, "hung_up": True, "link": 11})
-    now[0] += registration.AGENT_RECONNECT_S + 1
+    driver.now += registration.AGENT_RECONNECT_S + 1
     assert driver.agents.lost() is None
     driver.agents.hear({"agent": 1, "hung_up": True, "link": 12})
     assert driver.agents.lost() is None
-    now[0] += registration.AGENT_RECONNECT_S + 1
+    driver.now += registration.AGENT_RECONNECT_S + 1
     assert driver.agents.lost() == 1
 
 

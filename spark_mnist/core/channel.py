@@ -335,10 +335,17 @@ class HeartbeatClient:
         address: Address of the driver's ``HeartbeatServer``, or None to send nothing.
         rank: Number of the rank that sends.
         patience: Seconds without contact to the driver after which the process ends itself.
+        clock: Function that returns seconds since any moment.
     """
 
-    def __init__(self, address: Address | None, rank: int = 0, patience: float = 60.0) -> None:
-        self._address, self._patience = address, patience
+    def __init__(
+        self,
+        address: Address | None,
+        rank: int = 0,
+        patience: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._address, self._patience, self._clock = address, patience, clock
         self.rank = rank
         """Number of the rank that sends."""
         self._host = socket.gethostname()
@@ -379,8 +386,8 @@ class HeartbeatClient:
     def send_throttled(self, **event: Any) -> None:
         """Count one step of progress, and send the event unless the last one is too recent."""
         self.tick()
-        if time.monotonic() >= self._next_event_s:
-            self._next_event_s = time.monotonic() + EVENT_INTERVAL_S
+        if self._clock() >= self._next_event_s:
+            self._next_event_s = self._clock() + EVENT_INTERVAL_S
             self.send(**event)
 
     def send(self, **event: Any) -> bool:
@@ -406,11 +413,11 @@ class HeartbeatClient:
 
         End the process where the driver cannot be reached for longer than the patience.
         """
-        last_contact_s = time.monotonic()
+        last_contact_s = self._clock()
         while not self._stop.wait(min(5.0, self._patience / 5)):
             if self.send():
-                last_contact_s = time.monotonic()
-            elif time.monotonic() - last_contact_s > self._patience:
+                last_contact_s = self._clock()
+            elif self._clock() - last_contact_s > self._patience:
                 os._exit(ORPHAN_EXIT_CODE)
 
 

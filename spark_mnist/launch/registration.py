@@ -61,6 +61,7 @@ class Agents:
         count: Number of agents.
         tell: Function that sends a message over a connection.
         environment: Horovod's settings that are equal for all ranks.
+        clock: Function that returns seconds since any moment.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class Agents:
         count: int,
         tell: Callable[..., bool],
         environment: dict[str, str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tell, self._environment = tell, environment
+        self._tell, self._environment, self._clock = tell, environment, clock
         self._lock = threading.Lock()
         self._agents = [_Agent() for _ in range(count)]
         self._lines: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
@@ -89,7 +91,7 @@ class Agents:
             agent = self._agents[event["agent"]]
             if event.get("hung_up"):
                 if event["link"] == agent.link:
-                    agent.hangup_time = time.monotonic()
+                    agent.hangup_time = self._clock()
                 return
             agent.link, agent.hangup_time = event["link"], None
             if "host" in event:
@@ -117,7 +119,7 @@ class Agents:
             for index, agent in enumerate(self._agents):
                 is_away = (
                     agent.hangup_time is not None
-                    and time.monotonic() - agent.hangup_time > AGENT_RECONNECT_S
+                    and self._clock() - agent.hangup_time > AGENT_RECONNECT_S
                 )
                 if is_away and not agent.has_exited:
                     return agent.rank if agent.rank is not None else index

@@ -25,25 +25,28 @@ class Loop:
 
     Args:
         step: Keras's function of one batch: ``train_step`` or ``test_step`` of a compiled model.
+        clock: Function that returns seconds since any moment.
     """
 
-    def __init__(self, step: Callable[[Any], Any]) -> None:
-        self._step = step
+    def __init__(
+        self, step: Callable[[Any], Any], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._step, self._clock = step, clock
         # Without autograph, as Keras runs its steps: a user's layers are not rewritten.
         self._call = tf.function(self._take_steps, reduce_retracing=True, autograph=False)
         self._max_steps = 1
         """Most steps of the next call, from the speed of the last call."""
         self.seconds = 0.0
-        """Seconds in all blocks of ``timed``."""
+        """Seconds in all blocks of ``timer``."""
         self.wait_s = 0.0
         """Seconds that steps waited for rows."""
 
     @contextlib.contextmanager
     def timer(self) -> Iterator[None]:
         """Add the time of a block to ``seconds``."""
-        start = time.perf_counter()
+        start = self._clock()
         yield
-        self.seconds += time.perf_counter() - start
+        self.seconds += self._clock() - start
 
     def run(self, data: tf.data.Dataset, steps: int) -> Iterator[int]:
         """Take a number of steps.
@@ -59,9 +62,9 @@ class Loop:
         batches, step = iter(data), 0
         while step < steps:
             count = min(self._max_steps, BLOCK - step % BLOCK, steps - step)
-            start = time.perf_counter()
+            start = self._clock()
             self.wait_s += float(self._call(batches, tf.constant(count)))
-            seconds = time.perf_counter() - start
+            seconds = self._clock() - start
             self._max_steps = max(1, min(BLOCK, int(count * MAX_CALL_S / seconds)))
             step += count
             yield step

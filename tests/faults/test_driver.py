@@ -1,7 +1,5 @@
 """A driver that is interrupted, terminated or killed in each phase of a fit."""
 
-import concurrent.futures
-import itertools
 import json
 import os
 import signal
@@ -19,12 +17,19 @@ from tests.faults import harness
 pytestmark = pytest.mark.ranks
 
 PHASES = {
-    "looking at the rows": "looking at the cluster",
-    "writing shards": "writing shards",
-    "starting ranks": "starting 2 ranks",
-    "training": "val_accuracy",
-    "publishing": "half published",
+    "looking at the rows": lambda home: any(
+        "pyspark.daemon" in process.cmdline() for process in harness.processes_in(home)
+    ),
+    "writing shards": lambda home: [*home.glob("models/m/.work-*/.owner")],
+    "starting ranks": lambda home: len([*home.glob("models/m/.work-*/**/_SUCCESS")]) == 2,
+    "training": lambda home: harness.trained(str(home / "models"), "m", 1),
+    "publishing": lambda home: [
+        weights
+        for weights in home.glob("models/m/v*/weights.npz")
+        if not weights.with_name("manifest.json").exists()
+    ],
 }
+"""What is so once a fit is in a phase, by the files of its directory."""
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 QUICK = {("training", signal.SIGKILL)}
 
@@ -42,24 +47,27 @@ class Driver:
     def __init__(self, home):
         self.home, self.store = home, str(home / "models")
 
-    def start(self, epochs, slow=0.0, rounds=1):
+    def start(self, epochs, slow=0.0, rounds=1, output="output"):
+        """Start the process; its output goes to a file."""
         environment = {**os.environ, "SLOW": str(slow), "ROUNDS": str(rounds)}
-        return subprocess.Popen(
-            [sys.executable, PROGRAMS / "driver.py", str(epochs)],
-            cwd=self.home,
-            env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        with (self.home / output).open("w") as file:
+            return subprocess.Popen(
+                [sys.executable, PROGRAMS / "driver.py", str(epochs)],
+                cwd=self.home,
+                env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def said(self, output="output"):
+        """Return the output of a process."""
+        return (self.home / output).read_text()
 
     def fit(self, epochs=1):
         """Fit to the end; returns what was said."""
-        process = self.start(epochs)
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        return said
+        assert self.start(epochs).wait(300) == 0, self.said()
+        return self.said()
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +83,14 @@ def struck(driver, phase, number, *, alone=False):
     A terminal sends SIGINT to the driver and its children, a notebook to the driver alone.
     """
     process = driver.start(5000 if phase == "training" else 2, slow=20.0)
-    said = (line for line in process.stdout if PHASES[phase] in line)
-    assert len(list(itertools.islice(said, 3 if phase == "training" else 1)))
+    harness.wait(lambda: PHASES[phase](driver.home))
     if number == signal.SIGINT and not alone:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    said = process.stdout.read()
     process.wait(harness.PATIENCE)
     harness.wait(lambda: not harness.processes_in(driver.home))
-    return process, said
+    return process, driver.said()
 
 
 @pytest.mark.parametrize(("phase", "number"), cases(signal.SIGINT, signal.SIGTERM))
@@ -138,10 +144,11 @@ ROUNDS = 20
 def test_two_processes_that_fit_one_name_at_once_both_keep_their_work(tmp_path):
     driver = Driver(tmp_path)
     driver.fit()
-    processes = [driver.start(2, rounds=ROUNDS) for _ in range(2)]
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # else a full pipe would stop one
-        said = list(pool.map(lambda process: process.communicate(timeout=1800)[0], processes))
-    assert [process.returncode for process in processes] == [0, 0], said
+    outputs = ("first", "second")
+    processes = [driver.start(2, rounds=ROUNDS, output=output) for output in outputs]
+    codes = [process.wait(1800) for process in processes]
+    said = [driver.said(output) for output in outputs]
+    assert codes == [0, 0], said
     models = model_store.Store(driver.store)
     assert models.versions("m") == list(range(1, 2 * ROUNDS + 2))
     for first in range(2, 2 * ROUNDS + 2, 2):

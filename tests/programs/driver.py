@@ -19,7 +19,6 @@ write = Files.write_blocks
 def slowly(self, path, blocks):
     write(self, path, blocks)
     if path.startswith("m/v") and path.endswith("weights.npz"):
-        logging.getLogger("spark_mnist").info("half published")
         time.sleep(float(os.environ.get("SLOW", "0")))
 
 
