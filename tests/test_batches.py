@@ -32,13 +32,14 @@ class Streamed(batches.Streamed):
 
         class RowGroups:
             shards = SHARDS
-            rows: int
-            urls = tuple(range(0, rows, 3))
+            urls = tuple(range(0, len(labels), 3))
+
+            def __init__(self):
+                self.rows = rows
 
             def parts(self, urls):
                 return ((features[u : u + 3], labels[u : u + 3]) for u in urls)
 
-        RowGroups.rows = rows
         super().__init__(RowGroups(), 4 * part * 784)
 
 

@@ -122,6 +122,7 @@ def test_ranks_keep_an_allow_list_of_their_environment(monkeypatch, url, kept):
     assert set(os.environ) == set(names)
 
 
+@pytest.mark.ranks
 def test_a_users_function_does_not_see_what_is_nothing_to_do_with_training(digits, store):
     def tell():
         started_with = Path("/proc/self/environ").read_bytes().decode().split("\0")
@@ -142,13 +143,15 @@ def test_a_gpu_is_not_shared():
         session.check_settings(half, secure=False)
 
 
+@pytest.mark.usefixtures("on_spark")
 def test_options_are_spark_settings_too(spark, digits, tmp_path):
     store = str(tmp_path / "models")
     given = {"spark.mnist.store": store, "spark.mnist.num_proc": "7", "spark.mnist.epochs": "3"}
     for name, value in given.items():
         spark.conf.set(name, value)
     try:
-        assert session.settings(spark) == {"store": store, "num_proc": "7", "epochs": "3"}
+        expected = {"store": store, "num_proc": "7", "epochs": "3", "launcher": "spark"}
+        assert session.settings(spark) == expected
         with pytest.raises(errors.TooFewSlots, match="num_proc=7 ranks"):
             spark_mnist.fit(digits, "m")
         found = spark_mnist.preflight(digits, num_proc=1)  # what a call says comes first

@@ -145,6 +145,7 @@ def test_a_label_that_is_none(spark, store, case):
     refused(df, re.escape(f"1 of 3 rows cannot be used: 1 x {message}"), store=store)
 
 
+@pytest.mark.ranks
 def test_pixels_of_both_ranges(spark, store):
     df = rows(spark, [[1.0] * 784, [255.0] * 784, [0.5] * 784], [1, 2, 3], DOUBLES)
     said = refused(df, "1 of 3 rows cannot be used: 1 x image has a pixel outside", store=store)
