@@ -17,15 +17,35 @@ pytestmark = pytest.mark.ranks
 EXAMPLES = REPOSITORY / "examples"
 
 
-def run(name, *words, cwd):
+def start(name, *words, cwd):
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, str(EXAMPLES / name), *words],
         cwd=cwd, env={**os.environ, "PATH": path},
-        text=True, capture_output=True, timeout=400, check=False,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+
+
+def output_of(program):
+    out, err = program.communicate(timeout=400)
+    assert program.returncode == 0, err[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def programs(digits, tmp_path_factory):
+    """Two scripts with sessions of their own, which run at the same time; with their homes."""
+    homes = [tmp_path_factory.mktemp(name) for name in ("keras", "stream")]
+    rows = digits.select("image", digits["label"].cast("int"))
+    for count in (256, 200):
+        rows.limit(count).coalesce(1).write.mode("append").parquet(str(homes[1] / "incoming"))
+    words = [str(homes[1] / name) for name in ("incoming", "checkpoints", "models")]
+    running = [
+        start("keras_tutorial.py", "digits", cwd=homes[0]),
+        start("learn_from_stream.py", *words, cwd=homes[1]),
+    ]
+    outputs = [output_of(program) for program in running]
+    return dict(zip(("keras", "stream"), zip(outputs, homes, strict=True), strict=True))
 
 
 @pytest.fixture
@@ -46,7 +66,7 @@ def run_here(spark, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_mechanics_101_ends_in_the_tutorials_words(tmp_path):
-    out = run("mechanics_101.py", "digits", cwd=tmp_path)
+    out = output_of(start("mechanics_101.py", "digits", cwd=tmp_path))
     pattern = (
         r"(\w+) Data Eval:\n  Num examples: (\d+)  Num correct: (\d+)  Precision @ 1: (0\.\d{4})\n"
     )
@@ -61,14 +81,14 @@ def test_mechanics_101_ends_in_the_tutorials_words(tmp_path):
         assert float(precision) > 0.85
 
 
-def test_the_keras_tutorial_reads_one_picture_in_spark_and_in_keras(tmp_path):
-    out = run("keras_tutorial.py", "digits", cwd=tmp_path)
+def test_the_keras_tutorial_reads_one_picture_in_spark_and_in_keras(programs):
+    out, home = programs["keras"]
     assert float(re.search(r"accuracy: (0\.\d+)", out)[1]) > 0.85
     truth, spark, keras = re.search(
         r"the picture is a (\d): Spark reads (\d), Keras (\d)", out
     ).groups()
     assert spark == keras == truth
-    assert (tmp_path / "keras_tutorial.png").read_bytes().startswith(b"\x89PNG")
+    assert (home / "keras_tutorial.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -97,14 +117,9 @@ def test_every_example_is_run_here():
     assert all(f"{path.stem}.py" in demo for path in EXAMPLES.glob("*.py"))
 
 
-def test_learning_from_a_stream_continues_with_every_batch(digits, tmp_path):
-    incoming = tmp_path / "incoming"
-    rows = digits.select("image", digits["label"].cast("int"))
-    for count in (256, 200):
-        rows.limit(count).coalesce(1).write.mode("append").parquet(str(incoming))
-    words = [str(incoming), str(tmp_path / "checkpoints"), str(tmp_path / "models")]
-    out = run("learn_from_stream.py", *words, cwd=tmp_path)
+def test_learning_from_a_stream_continues_with_every_batch(programs):
+    out, home = programs["stream"]
     batches = re.findall(r"batch (\d): (\d+) rows, version (\d)", out)
     assert [(batch, version) for batch, _, version in batches] == [("0", "1"), ("1", "2")]
     assert sorted(count for _, count, _ in batches) == ["200", "256"]
-    assert spark_mnist.describe("stream", store=words[2]).num_epochs == 4
+    assert spark_mnist.describe("stream", store=str(home / "models")).num_epochs == 4

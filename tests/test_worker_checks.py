@@ -28,30 +28,42 @@ def bare_python(directory):
     return program
 
 
-def told(python, tmp_path, root):
-    environment = {**os.environ, "PYSPARK_PYTHON": str(python)}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, PROGRAMS / "wrong_workers.py", tmp_path / "models", root],
-        env=environment, cwd=tmp_path, text=True, capture_output=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, root):
+    """What fit and predict raise and doctor finds, in three sessions that start together."""
+    home = tmp_path_factory.mktemp("workers")
+    memory = "--conf spark.executor.pyspark.memory=2g pyspark-shell"
+    settings = {
+        "memory": {"PYSPARK_PYTHON": sys.executable, "PYSPARK_SUBMIT_ARGS": memory},
+        "bare": {"PYSPARK_PYTHON": str(bare_python(home))},
+        "absent": {"PYSPARK_PYTHON": "/no/such/python"},
+    }
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    programs = {
+        case: subprocess.Popen(
+            [sys.executable, PROGRAMS / "wrong_workers.py", home / "models", root],
+            env={**inherited, **added}, cwd=home, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for case, added in settings.items()
+    }  # fmt: skip
+    results = {case: program.communicate(timeout=300) for case, program in programs.items()}
+    for case, program in programs.items():
+        assert program.returncode == 0, results[case][1]
+    assert not (home / "models").exists()
+    return {case: json.loads(output.splitlines()[-1]) for case, (output, _) in results.items()}
 
 
-def test_too_little_memory_for_tensorflow_is_one_line(tmp_path, root, monkeypatch):
-    monkeypatch.setenv(
-        "PYSPARK_SUBMIT_ARGS", "--conf spark.executor.pyspark.memory=2g pyspark-shell"
-    )
-    (fit, predict), checks = told(sys.executable, tmp_path, root)
+def test_too_little_memory_for_tensorflow_is_one_line(told):
+    (fit, predict), checks = told["memory"]
     for kind, message in (fit, predict):
         assert kind == "ClusterError"
         assert "may use 2,048 MiB, by spark.executor.pyspark.memory" in message
     assert {name: ok for name, ok, _ in checks}["workers"] is False
 
 
-def test_a_python_without_the_library_is_one_line(tmp_path, root):
-    (fit, predict), checks = told(bare_python(tmp_path), tmp_path, root)
+def test_a_python_without_the_library_is_one_line(told):
+    (fit, predict), checks = told["bare"]
     assert fit[0] == predict[0] == "ClusterError"
     for message in (fit[1], predict[1]):
         assert "\n" not in message
@@ -63,11 +75,10 @@ def test_a_python_without_the_library_is_one_line(tmp_path, root):
     assert "horovod" not in predict[1]  # which does without
     assert [check[1] for check in checks] == [True, True, True, False, True, False, False]
     assert [checks[3][0], checks[3][2]] == ["workers", fit[1]]
-    assert not (tmp_path / "models").exists()
 
 
-def test_a_python_that_is_not_there_is_one_line(tmp_path, root):
-    (fit, predict), _ = told("/no/such/python", tmp_path, root)
+def test_a_python_that_is_not_there_is_one_line(told):
+    (fit, predict), _ = told["absent"]
     assert fit == predict
     assert fit[1] == (
         "Spark's workers cannot start '/no/such/python', which PYSPARK_PYTHON names: set it to a "

@@ -11,6 +11,7 @@ SCENARIOS = {
     "test_driver.py": "fault scenarios",
     "test_executors.py": "fault scenarios",
     "test_slow_imports.py": "fault scenarios",
+    "test_streams.py": "fault scenarios",
     "test_tuning.py": "fault scenarios",
     "test_bad_input.py": "bad inputs refused before a rank starts",
 }
