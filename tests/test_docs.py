@@ -130,14 +130,16 @@ def test_the_python_of_the_pages_runs(spark, tmp_path, monkeypatch, capsys):
     """That of the README on ranks; that of the site in this process, which is quicker."""
     monkeypatch.chdir(tmp_path)
     scope = {"spark": spark, "__name__": "__main__"}
-    for block in blocks("python", [README]):
+    done = blocks("python", [README])
+    for block in done:
         exec(block, scope)
     assert "val_accuracy" in capsys.readouterr().out
     spark.conf.set("spark.mnist.launcher", "in-process")
     try:
         for page in PAGES[1:]:
             for block in blocks("python", [page]):
-                exec(compile(block, page.name, "exec"), scope)
+                if block not in done:
+                    exec(compile(block, page.name, "exec"), scope)
     finally:
         spark.conf.unset("spark.mnist.launcher")
     for name in ("curves.png", "mistakes.png", "confusion.png", "test_model.keras"):

@@ -74,34 +74,39 @@ def _parser() -> argparse.ArgumentParser:
         usage="mymnist fit|predict|eval MODEL [key=value ...] --input DATA [--output PATH]\n"
         "       mymnist models|describe|delete|rollback [MODEL] [key=value ...]\n"
         "       mymnist doctor [MODEL] [key=value ...] [--input DATA]",
-        description="Train a Keras model on rows of a Spark DataFrame, apply it, or measure it.",
+        description="Train a Keras model on the rows of a Spark DataFrame, predict with it, or "
+        "evaluate it.",
         epilog=f"key=value:\n{_options_help()}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("words", nargs="*", metavar="WORD", help="operation, model name, then key=value")
     add("--input", metavar="DATA", help="digits|iris|mnist:train|test, or a path for Spark")
-    add("--format", choices=outputs.FORMATS, help="of the input, where its ending does not tell")
+    add(
+        "--format",
+        choices=outputs.FORMATS,
+        help="format of the input, if its name does not end with it",
+    )
     add(
         "--read",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of Spark's reader, say sep=; or header=false; may be given several times",
+        help="option of Spark's reader, like sep=; or header=false; may be given several times",
     )
-    add("--output", metavar="PATH", help="write the result there instead of showing it")
+    add("--output", metavar="PATH", help="write the result to this path instead of stdout")
     add(
         "--output-format",
         choices=outputs.FORMATS,
-        help="of the output, where its ending does not tell",
+        help="format of the output, if its name does not end with it",
     )
-    add("--overwrite", action="store_true", help="replace an output that is there")
-    add("--json", action="store_true", help="one JSON object a line on stdout")
+    add("--overwrite", action="store_true", help="replace the output if it exists")
+    add("--json", action="store_true", help="write one JSON object a line to stdout")
     add("--store", metavar="URL", help="the same as store=URL")
     add("--num-proc", metavar="N", help="the same as num_proc=N")
-    add("--master", help="Spark master, outside spark-submit only")
+    add("--master", help="Spark master; not with spark-submit")
     verbosity = parser.add_mutually_exclusive_group()
-    verbosity.add_argument("--verbose", action="store_true", help="log what the ranks say")
+    verbosity.add_argument("--verbose", action="store_true", help="log the output of the ranks")
     verbosity.add_argument("--quiet", action="store_true", help="the same as verbose=0")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"mymnist {__version__}")
