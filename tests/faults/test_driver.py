@@ -1,5 +1,6 @@
 """A driver that is interrupted, terminated or killed in each phase of a fit."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 import spark_mnist
@@ -17,11 +19,9 @@ from tests.faults import harness
 pytestmark = pytest.mark.ranks
 
 PHASES = {
-    "looking at the rows": lambda home: any(
-        "pyspark.daemon" in process.cmdline() for process in harness.processes_in(home)
-    ),
+    "looking at the rows": lambda home: python_workers(home),
     "writing shards": lambda home: [*home.glob("models/m/.work-*/.owner")],
-    "starting ranks": lambda home: len([*home.glob("models/m/.work-*/**/_SUCCESS")]) == 2,
+    "starting ranks": lambda home: len(shard_directories(home)) == 2,
     "training": lambda home: harness.trained(str(home / "models"), "m", 1),
     "publishing": lambda home: [
         weights
@@ -30,6 +30,23 @@ PHASES = {
     ],
 }
 """What is so once a fit is in a phase, by the files of its directory."""
+
+
+def python_workers(home):
+    """Spark's Python workers of drivers in this directory."""
+    workers = []
+    for process in harness.processes_in(home):
+        with contextlib.suppress(psutil.Error):
+            workers += [process] if "pyspark.daemon" in process.cmdline() else []
+    return workers
+
+
+def shard_directories(home):
+    """Directories in which all shards, to train or to validate, are written."""
+    files = home.glob("models/m/.work-*/**/*.parquet")
+    return {file.parent for file in files if "_temporary" not in file.parts}
+
+
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 QUICK = {("training", signal.SIGKILL)}
 
