@@ -105,7 +105,6 @@ test-session: setup ## Those on one Spark session, which train in this process
 test-ranks: setup ## Those with ranks, clusters and programs of their own
 	$(BIN)/pytest -m ranks $(ARGS)
 
-
 test-all: setup ## Run all tests, the slow ones and make faults too (two hours)
 	$(BIN)/pytest --all
 

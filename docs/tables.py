@@ -24,7 +24,7 @@ def option_rows() -> Iterator[str]:
     for name, field in options.FIELDS.items():
         users = options.users(name)
         of = "all" if len(users) == len(options.OPERATIONS) else ", ".join(users)
-        default = field.metadata["shown"] or field.default
+        default = options.default_text(name)
         kind = field.metadata["kind"]
         yield f"| `{name}` | {of} | {field.metadata['doc']} | {kind.words} | {default} |"
 

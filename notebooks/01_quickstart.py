@@ -15,7 +15,7 @@ test = spark_mnist.datasets.digits(spark, "test")
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC One rank for each slot that Spark has free. The rows that do not train validate after every epoch.
+# MAGIC One rank for each slot of the session, busy or free. The rows that do not train validate after every epoch.
 
 # COMMAND ----------
 

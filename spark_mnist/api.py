@@ -184,7 +184,9 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
         model.input_spec,
         score_columns.probabilities(df, model, evaluate_options.batch_size, evaluate_options.mode),
     )
-    row_profile = profile.profile_rows(df, input_spec, evaluate_options.mode)
+    row_profile = profile.profile_rows(
+        df, input_spec, evaluate_options.mode, standardized=bool(model.network.mean)
+    )
     cells = score_columns.evaluations(
         row_profile.usable,
         scores,

@@ -82,7 +82,7 @@ def confusion(predictions: DataFrame, label: str = "label") -> Figure:
     truth, guess = _classes(predictions, label)
     pairs = predictions.select(truth.alias("truth"), guess.alias("guess"))
     cells = pairs.groupBy("truth", "guess").count().dropna().collect()
-    names = sorted({name for row in cells for name in (row["truth"], row["guess"])})
+    names = sorted({name for row in cells for name in (row["truth"], row["guess"])}, key=_order)
     index = {name: number for number, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
     for cell in cells:
@@ -151,6 +151,13 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _order(name: Any) -> tuple[bool, int, str]:
+    """Return the key by which classes are sorted: whole numbers as numbers, then texts."""
+    text = str(name)
+    is_number = plan.INTEGER_PATTERN.fullmatch(text) is not None
+    return not is_number, int(text) if is_number else 0, text
 
 
 def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:

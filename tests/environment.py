@@ -3,7 +3,7 @@
     python tests/environment.py .venv-oldest --oldest
     python tests/environment.py .venv-spark-4.1 --with pyspark==4.1.*
 
-What setup.cfg allows is resolved anew each time, so that a bound that does not hold is seen. The
+What setup.cfg allows is resolved again each time, so that a bound that does not hold is seen. The
 packages that tests need are the newest that go with it. Horovod is compiled against the environment's
 TensorFlow, as pyproject.toml says.
 """

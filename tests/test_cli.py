@@ -197,6 +197,11 @@ def test_outputs_are_looked_at_before_work_starts(here, tmp_path):
     assert not (tmp_path / "models").exists()
 
 
+def test_csv_of_columns_with_backticks(spark):
+    table = outputs.as_text(spark.createDataFrame([([1, 2],)], "`a``b` array<int>"))
+    assert table.collect()[0].asDict() == {"a`b": "1,2"}
+
+
 def test_json_has_null_fields(spark):
     (line,) = outputs.json_lines(spark.createDataFrame([(None, 1)], "note string, `a.b` int"))
     assert json.loads(line) == {"note": None, "a.b": 1}

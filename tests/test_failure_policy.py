@@ -65,7 +65,7 @@ BOTH = [success(0), success(1)]
     [
         ({"reports": BOTH}, None, ""),
         ({"loss": "rank 1 went away", "output": "\nlast line"}, errors.RanksLost, "away\nlast"),
-        ({"loss": "rank 1 (signal 9)", "exit_code": -9}, errors.RanksLost, "signal 9"),
+        ({"loss": "rank 1 (signal 9)", "exit_code": 137}, errors.RanksLost, "signal 9"),
         ({"loss": "rank 1 (exit code 1)", "exit_code": 1}, errors.TrainingError, "code 1"),
         ({"loss": "rank 1", "job_cancelled": True}, errors.RanksLost, "rank 1"),
         ({"job_cancelled": True, "job_error": OSError("x")}, errors.FitCancelled, "cancelled"),

@@ -203,3 +203,9 @@ def test_large_numbers_that_are_one_float_have_places_of_their_own(spark):
     df = spark.createDataFrame([([1.7e9 + i], 1) for i in range(50)], "x array<double>, label int")
     source = feature_columns.features(df, input_spec, standardized=True)
     assert df.select(feature_columns.order_key(source, 7, F.col("label"))).distinct().count() == 50
+
+
+def test_only_a_star_is_a_pattern():
+    columns = ["x[0]a", "x0", "label"]
+    assert feature_columns.expand(columns, ["x[0]*"]) == ("x[0]a",)
+    assert feature_columns.expand(columns, ["x*"]) == ("x[0]a", "x0")

@@ -12,7 +12,7 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import functions as F
 
 import spark_mnist
-from spark_mnist import errors
+from spark_mnist import errors, schedules
 from spark_mnist.ml import MnistClassifier, MnistClassifierModel
 from spark_mnist.ml.params import OPTIONS
 
@@ -203,3 +203,17 @@ def test_two_ranks(estimator, digits, tmp_path):
     model = pair.fit(digits)
     assert model.info.ranks == 2
     assert model.transform(digits).where("prediction IS NOT NULL").count() == 256
+
+
+def test_options_of_python_and_of_the_session(model, digits, spark):
+    classifier = MnistClassifier(hidden=(20, 10), lrSchedule=schedules.Cosine(20), cache=1 << 20)
+    options = classifier.given()
+    assert (options["hidden"], options["lr_schedule"]) == ("20,10", "cosine:20")
+    assert options["cache"] == 1 << 20
+    bad = digits.limit(2).withColumn("image", F.expr("substring(image, 2)"))
+    spark.conf.set("spark.mnist.mode", "DROPMALFORMED")
+    try:
+        predicted = model.transform(bad)
+        assert predicted.where("prediction IS NULL").count() == 2
+    finally:
+        spark.conf.unset("spark.mnist.mode")

@@ -102,7 +102,7 @@ def test_without_mlflow_asking_for_it_is_an_error_before_any_work(digits, store,
         return real(name)
 
     monkeypatch.setattr(requirements.metadata, "version", version)
-    message = r"mlflow=true cannot be: mlflow-skinny is missing .* install spark-mnist\[mlflow\]"
+    message = r"mlflow=true needs MLflow: mlflow-skinny is missing .* install spark-mnist\[mlflow\]"
     with pytest.raises(errors.VersionError, match=message):
         spark_mnist.fit(digits, "m", mlflow=True, store=store, **OPTIONS)
     assert spark_mnist.models(store) == []

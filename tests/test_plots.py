@@ -168,3 +168,12 @@ def test_rows_that_have_no_prediction_are_in_no_picture(predictions):
     counts = [text.get_text() for text in plots.confusion(mixed).axes[0].texts]
     assert counts == [text.get_text() for text in plots.confusion(predictions).axes[0].texts]
     assert len(plots.mistakes(mixed).axes) == len(plots.mistakes(predictions).axes)
+
+
+def test_classes_that_are_numbers_are_in_their_order(spark):
+    rows = [(number, str(number)) for number in (10, 2, 1)]
+    predictions = spark.createDataFrame(rows, "label int, interpreted string")
+    one_hot = predictions.withColumn("prediction", F.array(F.lit(1)))
+    figure = plots.confusion(one_hot)
+    texts = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert texts == ["1", "2", "10"]

@@ -1,6 +1,6 @@
 """What users write in their jobs, against public.txt: a change there is one that users meet.
 
-`python -m tests.test_public` writes it anew.
+`python -m tests.test_public` writes it again.
 """
 
 import inspect

@@ -47,7 +47,7 @@ class Driver:
     def ready(self, index, host="h", boot="1"):
         event = {"agent": index, "link": 10 + index, "host": host}
         self.agents.hear(event)
-        self.agents.hear({**event, "ready": True, "pid": 100 + index, "boot": boot})
+        self.agents.hear({**event, "ready": True, "boot": boot})
 
 
 def test_nobody_gets_a_rank_before_all_are_there():
@@ -73,7 +73,7 @@ def test_the_first_rank_that_ends_without_a_report_is_kept_and_the_last_output()
     driver = Driver(2)
     driver.ready(0)
     driver.ready(1)
-    ended = {"agent": 1, "link": 11, "rank": 1, "reported": False, "tail": ""}
+    ended = {"agent": 1, "link": 11, "rank": 1, "reported": False}
     driver.agents.hear({"agent": 1, "link": 11, "output": "one\ntwo\n"})
     driver.agents.hear({**ended, "exited": 137})
     driver.agents.hear({**ended, "agent": 0, "link": 10, "rank": 0, "exited": 134})

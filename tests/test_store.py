@@ -240,7 +240,7 @@ def test_a_real_kill_at_any_file_operation_is_survived_and_swept(tmp_path):
         ),
         (
             lambda d: (d / "manifest.json").write_text('{"format": 99}'),
-            "format 99; this release reads 2",
+            "format 99; this release reads formats 1 and 2",
         ),
     ],
 )

@@ -352,3 +352,20 @@ def test_a_column_of_vectors_of_another_width(spark, iris, store):
     wrong = spark.createDataFrame([(Vectors.dense([1.0, 2.0]),)], ["x"])
     with pytest.raises(Exception, match="a row to predict has no x of 4 numbers"):
         spark_mnist.predict(wrong, "m", store=store).collect()
+
+
+def test_a_feature_that_only_doubles_hold_is_evaluated_as_it_was_trained(spark, store):
+    rows = spark.range(0, 40).selectExpr(
+        "id * 1e300 AS big", "-double(id) AS small", "IF(id < 20, 'low', 'high') AS kind"
+    )
+    options = {"features": ["big", "small"], "label": "kind", "store": store, "verbose": 0}
+    spark_mnist.fit(rows, "m", epochs=60, batch_size=8, learning_rate=0.02, **options)
+    (row,) = spark_mnist.evaluate(rows, "m", rate=1, store=store).collect()
+    assert row["metrics"]["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("kind", ["int", "string", "boolean"])
+def test_a_table_without_rows(spark, store, kind):
+    rows = spark.createDataFrame([], f"a double, b double, kind {kind}")
+    with pytest.raises(errors.TooFewRows, match="no rows"):
+        spark_mnist.fit(rows, "m", features=["a", "b"], label="kind", store=store)

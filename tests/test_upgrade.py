@@ -40,7 +40,7 @@ def test_anothers_model_predicts_and_goes_on(old, digits, held_out):
 def test_a_format_to_come_is_refused_with_what_to_do(old, held_out):
     path = old / "digits" / "v000001" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
-    message = "version 1 of model 'digits' cannot be used: it has format 3; this release reads 2: use a newer one"
+    message = "version 1 of model 'digits' cannot be used: it has format 3; this release reads formats 1 and 2: use a newer release of spark_mnist"
     with pytest.raises(errors.DamagedModel, match=message):
         spark_mnist.predict(held_out, "digits", store=str(old))
 

@@ -45,7 +45,7 @@ def is_enabled(option: bool | None) -> bool:
         requirements.check_extra("mlflow")
     except errors.VersionError as error:
         if option:
-            raise errors.VersionError(f"mlflow=true cannot be: {error}") from None
+            raise errors.VersionError(f"mlflow=true needs MLflow: {error}") from None
         logger.warning("the fit is not logged in the active run of MLflow: %s", error)
         return False
     return True
@@ -126,7 +126,7 @@ def _log(
 
 
 def _params(info: results.ModelInfo, fit_options: options.FitOptions) -> dict[str, Any]:
-    """Return a fit's parameters: the options that were set, and the values that training used."""
+    """Return a fit's parameters: all options that have a value, and the values that training used."""
     option_values = {
         field.name: value
         for field in dataclasses.fields(fit_options)

@@ -116,7 +116,8 @@ def rollback(model_name: str, version: int, store: str | None = None) -> int:
         raise errors.OptionError("rollback needs the version to go back to, version=1")
     store_handle = open_for_version(version, store)
     source = store_handle.resolve_version(model_name, version)
-    manifest, files = store_handle.read(model_name, source)
+    manifest = store_handle.manifest(model_name, source)
+    files = store_handle.references(model_name, source)
     fields = {k: v for k, v in manifest.items() if k not in ("format", "files", model_store.DIGEST)}
     now = datetime.datetime.now(datetime.UTC).isoformat()
 

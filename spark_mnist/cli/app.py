@@ -118,7 +118,7 @@ def _options_help() -> str:
     lines = []
     for name, field in options.FIELDS.items():
         users = options.users(name)
-        default = field.metadata["shown"] or field.default
+        default = options.default_text(name)
         scope = "" if len(users) == len(options.OPERATIONS) else f" ({', '.join(users)})"
         text = f"{field.metadata['doc']}{scope}; {field.metadata['kind'].words}; default {default}"
         lines += textwrap.wrap(text, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26)

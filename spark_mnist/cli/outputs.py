@@ -115,25 +115,30 @@ class Writer:
             self._files.delete(self._temporary_path, True)
 
 
+def _quote(name: str) -> str:
+    """Return a column's name as SQL quotes it."""
+    return f"`{name.replace('`', '``')}`"
+
+
 def json_lines(result: DataFrame) -> Iterator[str]:
     """Yield each row as a JSON object, null fields included."""
     from pyspark.sql import functions as F
 
-    columns = F.struct(*(result[f"`{name.replace('`', '``')}`"] for name in result.columns))
+    columns = F.struct(*(result[_quote(name)] for name in result.columns))
     row = F.to_json(columns, {"ignoreNullFields": "false"})
     for line in result.select(row.alias("json")).toLocalIterator():
         yield line["json"]
 
 
 def as_text(result: DataFrame) -> DataFrame:
-    """Return a result for CSV: arrays as the manual's text, maps and structs as JSON."""
+    """Return a result for CSV: arrays as comma-separated text, maps and structs as JSON."""
     from pyspark.ml.functions import vector_to_array
     from pyspark.ml.linalg import VectorUDT
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
     def text(field: T.StructField) -> Any:
-        name = f"`{field.name}`"
+        name = _quote(field.name)
         data_type = field.dataType
         is_array = isinstance(data_type, T.ArrayType)
         value_type = data_type.elementType if isinstance(data_type, T.ArrayType) else data_type

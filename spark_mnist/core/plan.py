@@ -224,7 +224,7 @@ class TrainingPlan:
     threads: int | None = 1
     """Number of cores that one rank may use; None keeps TensorFlow's default."""
     cache: int
-    """Bytes of features that one rank keeps in memory; the rest is read again in every epoch."""
+    """Bytes that a rank's rows may take in memory; a larger shard is read again in every epoch."""
     precision: str = "float32"
     """Keras's dtype policy in which ranks compute."""
     compresses_gradients: bool = False

@@ -14,7 +14,6 @@ Runs on: driver, Spark task.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import logging
 import re
@@ -154,7 +153,8 @@ def expand(
             feature_names.append(name)
             continue
         candidates = [other for other in columns if _canonical_name(other) not in non_feature_keys]
-        matches = [other for other in candidates if fnmatch.fnmatchcase(other, name)]
+        pattern = ".*".join(map(re.escape, name.split(PATTERN)))
+        matches = [other for other in candidates if re.fullmatch(pattern, other, re.DOTALL)]
         if not matches:
             raise errors.MissingColumn(f"no column matches {name!r} among {abbreviate(columns)}")
         feature_names += [

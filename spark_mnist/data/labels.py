@@ -124,7 +124,8 @@ def _classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     """
     label, data_type = feature_columns.column(df, name)
     if isinstance(data_type, T.BooleanType):
-        _check_not_empty(df.where(label.isNotNull()), name)
+        if df.where(label.isNotNull()).isEmpty():
+            raise _no_classes(df, name)
         return 2, ()
     if isinstance(data_type, T.StringType):
         words = df.select(F.trim(label).alias("word")).where("word != ''").distinct()
@@ -151,7 +152,7 @@ def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     whole_rows = sum(row["rows"] for row in rows if row["text"] is not None)
     fractional_rows = sum(row["rows"] for row in rows if row["text"] is None)
     if not rows:
-        raise errors.BadRows(f"no row has a class in column {name!r}")
+        raise _no_classes(df, name)
     is_quantity = fractional_rows > MAX_FRACTIONAL_SHARE * (whole_rows + fractional_rows) or (
         len(whole_numbers) > FEW_CLASSES and whole_rows < MIN_ROWS_PER_CLASS * len(whole_numbers)
     )
@@ -184,9 +185,11 @@ def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     return len(whole_numbers), tuple(map(str, whole_numbers))
 
 
-def _check_not_empty(rows: DataFrame, name: str) -> None:
-    if rows.isEmpty():
-        raise errors.BadRows(f"no row has a class in column {name!r}")
+def _no_classes(df: DataFrame, name: str) -> errors.SparkMnistError:
+    """Return the error of a table in which no row has a class."""
+    if df.isEmpty():
+        return errors.TooFewRows("the DataFrame has no rows")
+    return errors.BadRows(f"no row has a class in column {name!r}")
 
 
 def _number_column(df: DataFrame, name: str) -> Column:

@@ -96,7 +96,7 @@ def check_enough(row_profile: profile.RowProfile, ranks: int, ratio: float) -> N
         split = "the validation column" if by_column else f"train_validation_ratio={ratio}"
         raise errors.TooFewRows(
             f"{row_profile.rows} rows with {split} leave {train_rows} to train: fewer than the "
-            f"{ranks} ranks; use more rows, let fewer of them validate, or use fewer num_proc"
+            f"{ranks} ranks; use more rows, let fewer of them validate, or lower num_proc"
         )
 
 

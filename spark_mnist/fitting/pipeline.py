@@ -76,7 +76,7 @@ def _is_unpublished(store: model_store.Store, name: str, work: str) -> bool:
     except errors.ModelNotFound:  # the fit was killed before its model was trained
         return False
     except (errors.DamagedModel, OSError) as error:
-        logger.warning("%s is left: it is not known whether it can be published: %s", work, error)
+        logger.warning("%s is kept: whether it can be published is not known: %s", work, error)
         return True
     logger.warning(
         "%s holds a trained model that was not published: %s publishes it; or remove the directory",
@@ -93,9 +93,12 @@ def _publish_call(store: model_store.Store, name: str, work: str) -> str:
 def _warn_of_concurrent_versions(setup: preparation.Preparation, name: str, version: int) -> None:
     """Log a warning where other fits published versions of the model while this fit ran."""
     expected_versions = (*setup.before, setup.start.version, version)
-    concurrent_versions = [
-        number for number in setup.store.versions(name) if number not in expected_versions
-    ]
+    try:
+        versions = setup.store.versions(name)
+    except OSError as error:  # the version is published, so the fit has not failed
+        logger.warning("the versions of model %r could not be listed: %s", name, error)
+        return
+    concurrent_versions = [number for number in versions if number not in expected_versions]
     if concurrent_versions:
         logger.warning(
             "other fits published versions %s of model %r meanwhile; version %d does not go on "
@@ -225,7 +228,7 @@ def _publish(
     try:
         checkpoints.save_unpublished(training.work, manifest, report.logs)
     except OSError as error:
-        logger.warning("should publishing fail, it cannot be done later: %s", error)
+        logger.warning("the files for publishing later could not be written: %s", error)
     try:
         publish = functools.partial(store.publish, name, files, describe)
         return retries.call("publish", publish, retries.DELAYS_S[-2:])

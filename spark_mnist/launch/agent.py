@@ -8,7 +8,6 @@ server the rank, frozen or not.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import pickle
@@ -26,11 +25,9 @@ from spark_mnist.cluster import task
 from spark_mnist.core import channel, plan
 from spark_mnist.launch import rank_process
 
-TAIL_LINES = 30
-"""Last lines of a rank's output that an error shows."""
 OUTPUT_MESSAGE_BYTES = 4000
 """Most bytes of output that one message carries."""
-RANK_EXIT_GRACE_S = 5.0
+REPORTED_RANK_GRACE_S = 5.0
 """Seconds in which a rank that reported may end by itself."""
 RECONNECT_INTERVAL_S = 1.0
 """Seconds between two tries to reach the driver again."""
@@ -73,7 +70,6 @@ class _Agent:
         self._link: channel.Link | None = channel.Link(instructions.inbox)
         self._disconnect_time: float | None = None
         self._rank: int | None = None
-        self._lines: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._report: bytes | None = None
 
     def run(self) -> Iterator[bytes]:
@@ -81,9 +77,7 @@ class _Agent:
         # Returns once the server's imports are done.
         child = rank_process.start(self._instructions.environment, self._instructions.settings)
         try:
-            self._send(
-                ready=True, pid=child.process.pid, host=socket.gethostname(), boot=_boot_id()
-            )
+            self._send(ready=True, host=socket.gethostname(), boot=_boot_id())
             self._watch(child)
         finally:
             child.end()
@@ -93,7 +87,6 @@ class _Agent:
             rank=self._rank,
             exited=child.exit_code,
             reported=self._report is not None,
-            tail="\n".join(self._lines),
         )
         if self._link:
             self._link.close()
@@ -113,7 +106,7 @@ class _Agent:
                 sources.discard(child.connection)
                 with contextlib.suppress(EOFError, OSError):
                     self._report = child.connection.recv_bytes()
-                deadline = time.monotonic() + RANK_EXIT_GRACE_S
+                deadline = time.monotonic() + REPORTED_RANK_GRACE_S
             if child.process.sentinel in ready or (deadline and time.monotonic() > deadline):
                 return
             if link & {*ready} and not self._hear(child):
@@ -142,7 +135,6 @@ class _Agent:
         content = child.read_output(OUTPUT_MESSAGE_BYTES)
         if content:
             text = content.decode(errors="replace")
-            self._lines.extend(text.splitlines())
             self._send(output=text)
         return bool(content)
 

@@ -60,7 +60,8 @@ class Outcome:
     reports: Sequence[plan.RankReport] = ()
     """Reports in rank order, of the ranks that sent one."""
     exit_code: int | None = None
-    """Exit code of the first rank whose process ended without a report; negative for a signal."""
+    """Exit code of the first rank whose process ended without a report; after a signal, 128 and its
+    number."""
     loss: str | None = None
     """Text about a rank that was lost, or about ranks that stand still."""
     job_error: BaseException | None = None

@@ -36,7 +36,6 @@ class _Agent:
     link: int = 0
     host: str = ""
     boot: str = ""
-    pid: int = 0
     ready: bool = False
     rank: int | None = None
     has_exited: bool = False
@@ -99,7 +98,7 @@ class Agents:
             if "output" in event:
                 self._record_output(event["output"])
             if "ready" in event:
-                agent.ready, agent.pid, agent.boot = True, event["pid"], event["boot"]
+                agent.ready, agent.boot = True, event["boot"]
                 if all(other.ready for other in self._agents):
                     self._assign_ranks()
             if "exited" in event:

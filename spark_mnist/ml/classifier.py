@@ -27,7 +27,7 @@ from pyspark.ml.util import (
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from spark_mnist import api, errors
+from spark_mnist import api, errors, options
 from spark_mnist.cluster import session, signals
 from spark_mnist.core import plan
 from spark_mnist.fitting import results
@@ -95,7 +95,9 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
             input_spec = dataclasses.replace(input_spec, features=(self.getFeaturesCol(),))
         weights = {plan.WEIGHTS: self._weights}
         saved_version = manifests.SavedModel(input_spec, network, weights, self._model_fn)
-        mode = self.getOrDefault("mode")
+        option_values = {"mode": self.getOrDefault("mode")} if self.isSet("mode") else {}
+        settings = session.settings(dataset.sparkSession)
+        mode = options.make(options.PredictOptions, option_values, settings).mode
         scores = score_columns.probabilities(dataset, saved_version, BATCH_ROWS, mode)
         return _add_columns(dataset, scores, self._output_columns(dataset, input_spec))
 

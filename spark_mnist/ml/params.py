@@ -108,10 +108,11 @@ def _converter(field: dataclasses.Field[Any]) -> Callable[[Any], Any]:
     """Return a function that returns an allowed value of an option, and refuses any other."""
 
     def convert(value: Any) -> Any:
-        option_type, value = field.metadata["kind"], value_types.plain(value)
-        if not option_type.allows(value):
+        option_type = field.metadata["kind"]
+        allowed = option_type.to_text(value_types.plain(value))
+        if not option_type.allows(allowed):
             raise TypeError(f"{field.name} must be {option_type.words}, not {value!r}")
-        return value
+        return allowed
 
     return convert
 

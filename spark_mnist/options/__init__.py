@@ -69,13 +69,17 @@ class Options:
 class RowOptions(Options):
     """Options of every operation on rows."""
 
-    batch_size: int = option(32, value_types.POSITIVE_INT, "rows of one step on each rank")
+    batch_size: int = option(
+        32,
+        value_types.POSITIVE_INT,
+        "rows of one step on each rank; for predict and eval, of one call of the model",
+    )
     network: str | Callable[..., Any] | None = option(
         None,
         value_types.NETWORK,
         "network to train; for a saved model with layer classes of your own, the function that "
         "makes it",
-        "mlp; dnn with features; the saved model's",
+        "mlp, or dnn with features; for a saved model, its own",
     )
     verbose: int = option(1, value_types.NON_NEGATIVE_INT, "0 hides the progress bar")
     mode: str = option(
@@ -214,7 +218,8 @@ class FitOptions(RowOptions):
     port: str | int | None = option(
         None,
         value_types.PORT,
-        "port on which the driver listens for its ranks, or a range: the first free port of it",
+        "port on which the driver listens for its ranks, or a range, of which it takes the first "
+        "free port",
         "any free port",
     )
     secure: bool = option(
@@ -306,6 +311,16 @@ _ALL = {
 
 FIELDS: Mapping[str, dataclasses.Field[Any]] = {name: _ALL[name] for name in (*MANUAL, *_ALL)}
 """Every option of any operation, by name."""
+
+
+def default_text(name: str) -> str:
+    """Return the default of an option as the command writes it, or in words."""
+    field = FIELDS[name]
+    if field.metadata["shown"]:
+        return str(field.metadata["shown"])
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 
 def users(name: str) -> list[str]:

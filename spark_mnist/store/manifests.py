@@ -75,10 +75,10 @@ def parse(
         wrong_fields["optimizer"] = _wrong_optimizer(optimizer)
         for part, names in wrong_fields.items():
             if names:
-                raise ValueError(f"{part} has no sound {', '.join(names)}")
+                raise ValueError(f"{part} has an invalid {', '.join(names)}")
         for field, value_type in (("epochs", value_types.POSITIVE_INT), ("seed", value_types.SEED)):
             if not value_type.allows(manifest[field]):
-                raise ValueError(f"it has no sound {field}")
+                raise ValueError(f"it has an invalid {field}")
         if (network.inputs, network.classes) != (input_spec.width, input_spec.classes):
             raise ValueError("its network is not for its input")
         return input_spec, network, optimizer

@@ -182,7 +182,8 @@ class Store:
             raise self._damaged_model(name, version, reason) from None
         if format_number not in READABLE_FORMATS:
             reason = (
-                f"it has format {format_number!r}; this release reads {FORMAT}: use a newer one"
+                f"it has format {format_number!r}; this release reads formats 1 and {FORMAT}: use "
+                "a newer release of spark_mnist"
             )
             raise self._damaged_model(name, version, reason)
         return manifest
