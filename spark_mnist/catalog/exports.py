@@ -2,7 +2,8 @@
 
 The driver needs TensorFlow for an export. An exported model takes float32 ``[B, W]`` as the
 networks do (pixels in 0..1), or float64 where float32 cannot tell the values of a feature apart,
-and returns class probabilities ``[B, C]``; it standardizes its inputs itself. Shape letters: B = rows of a batch, W = numbers of a row, C = classes.
+and returns class probabilities ``[B, C]``; it standardizes its inputs itself. Shape letters:
+B = rows of a batch, W = numbers of a row, C = classes.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _log(
 
 
 def _params(info: results.ModelInfo, fit_options: options.FitOptions) -> dict[str, Any]:
-    """Return a fit's parameters: all options that have a value, and the values that training used."""
+    """Return a fit's parameters: all options with a value, and the values that training used."""
     option_values = {
         field.name: value
         for field in dataclasses.fields(fit_options)

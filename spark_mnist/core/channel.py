@@ -2,11 +2,12 @@
 
 Runs on: driver, rank, Spark task.
 
-A line is JSON behind its HMAC-SHA256. The key belongs to one start of the ranks and travels with the plan. The
-signature covers a random number of the driver for the connection, and the line's position on that
-connection: a captured line is rejected on another connection, and a second time on its own. A
-rank's line may get lost, with a warning at most, since later lines repeat the state. A rank that
-cannot reach its driver for long ends its process, since nobody waits for the rank any more.
+A line is JSON behind its HMAC-SHA256. The key belongs to one start of the ranks and travels with
+the plan. The signature covers a random number of the driver for the connection, and the line's
+position on that connection: a captured line is rejected on another connection, and a second time on
+its own. A rank's line may get lost, with a warning at most, since later lines repeat the state. A
+rank that cannot reach its driver for long ends its process, since nobody waits for the rank any
+more.
 
 The same port answers HTTP: there the ranks find each other (``rendezvous``).
 """
@@ -60,8 +61,8 @@ advances; ``busy``, whether the current operation may take long; ``cpu``, CPU se
 process. The driver adds ``link``, the number of the connection. Some events have ``device``;
 ``epoch``, ``step`` and ``means`` of the metrics, and ``done`` at the end of an epoch; ``warning``,
 a message; ``ended``: the rank leaves. ``hung_up`` comes from the driver alone. An event of an agent
-has ``agent``, its number, and ``host``; ``ready`` and ``boot`` once its rank waits; ``output`` of the
-rank; ``exited`` and ``reported`` at the rank's end.
+has ``agent``, its number, and ``host``; ``ready`` and ``boot`` once its rank waits; ``output`` of
+the rank; ``exited`` and ``reported`` at the rank's end.
 """
 
 
