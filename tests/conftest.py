@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,12 @@ PROGRAMS = REPOSITORY / "tests" / "programs"
 os.environ["PYTHONPATH"] = os.pathsep.join(  # Spark's workers, which run elsewhere, find the tests
     [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+COLUMNS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+FLOWERS = {
+    "features": COLUMNS, "label": "species", "network": "dnn", "hidden": "10,20,10",
+    "epochs": 60, "batch_size": 16, "learning_rate": 0.003, "verbose": 0,
+}  # fmt: skip
+"""Columns of the iris, and options that learn them."""
 CACHES = re.compile(
     r"^!! (build|dist)/|__pycache__|\.(pytest|mypy|ruff)_cache|\.hypothesis|\.coverage|\.venv|\.cache|egg-info"
 )
@@ -204,6 +211,28 @@ def arrays(store: str, name: str, version: int, file: str = "weights.npz") -> li
         return [saved[key] for key in sorted(saved.files, key=int)]
 
 
+def manifest(store: str, name: str, version: int = 1) -> dict[str, Any]:
+    """Read the manifest of a version."""
+    path = Path(store) / name / f"v{version:06d}" / "manifest.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def custom_model() -> Any:
+    """Return a model with a layer class of the user's own."""
+    import keras
+    from keras import layers
+
+    class Scale(layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.factor = self.add_weight(shape=(shape[-1],), initializer="ones", name="factor")
+
+        def call(self, x: Any) -> Any:
+            return x * self.factor
+
+    return keras.Sequential([keras.Input((784,)), Scale(), layers.Dense(10)])
+
+
 def read_shard(shards: plan.Shards, *, rank: int, ranks: int) -> Any:
     """Read the rows of a rank into memory."""
     from spark_mnist.ranks import batches
@@ -220,18 +249,3 @@ def rank_success(progress: plan.Progress, rank: int = 0) -> plan.RankSuccess:
     )
     network = plan.Network(name="mlp", inputs=784, classes=10, hidden=(128, 32))
     return plan.RankSuccess(rank=rank, progress=progress, network=network, times=times)
-
-
-def run_on_cluster(program: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program of ``PROGRAMS`` that makes a local cluster of its own, in a directory; it must succeed."""
-    environment = {
-        **os.environ,
-        "SPARK_HOME": str(spark_home(directory / "spark")),
-        "PYSPARK_PYTHON": sys.executable,
-    }
-    done = subprocess.run(
-        [sys.executable, PROGRAMS / program],
-        cwd=directory, env=environment, text=True, capture_output=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done

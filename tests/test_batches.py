@@ -13,7 +13,6 @@ from spark_mnist.data import profile, shard_writer
 from spark_mnist.ranks import batches
 from tests.conftest import PROGRAMS, read_shard
 
-PLENTY = 1 << 30
 SHARDS = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("uint8", 255.0, 784))
 
 

@@ -17,7 +17,7 @@ from spark_mnist import errors
 from spark_mnist.core import plan
 from spark_mnist.networks import custom, registry
 from spark_mnist.store import model_store
-from tests.conftest import arrays
+from tests.conftest import arrays, custom_model
 
 ROWS = {"batch_size": 16, "verbose": 0}
 BARE = plan.Network(name=plan.CUSTOM, inputs=784, classes=10)
@@ -71,19 +71,6 @@ def renamed_model():
 
     inputs = keras.Input((784,))
     return keras.Model(inputs, layers.Dense(10)(layers.Dense(16, activation=relu)(inputs)))
-
-
-def custom_model():
-    """Has a layer of the user's own."""
-
-    class Scale(layers.Layer):
-        def build(self, shape):
-            self.factor = self.add_weight(shape=(shape[-1],), initializer="ones", name="factor")
-
-        def call(self, x):
-            return x * self.factor
-
-    return keras.Sequential([keras.Input((784,)), Scale(), layers.Dense(10)])
 
 
 def accuracy(df, name, **options):

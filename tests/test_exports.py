@@ -12,8 +12,7 @@ import spark_mnist
 from spark_mnist import datasets, errors
 from spark_mnist.scoring import score_columns
 from spark_mnist.store import manifests, model_store
-from tests.test_custom import custom_model
-from tests.test_tables import FLOWERS
+from tests.conftest import FLOWERS, custom_model
 
 
 @pytest.fixture

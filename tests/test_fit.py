@@ -1,6 +1,5 @@
 """Training for real: Spark tasks, Petastorm shards, Horovod ranks."""
 
-import json
 import logging
 import os
 import shutil
@@ -16,16 +15,12 @@ import spark_mnist
 from spark_mnist import errors
 from spark_mnist.data import shard_writer
 from spark_mnist.launch import job, launcher
-from tests.conftest import arrays
+from tests.conftest import arrays, manifest
 from tests.faults import harness
 
 pytestmark = pytest.mark.ranks
 
 QUIET = {"verbose": 0, "num_proc": 2, "batch_size": 16}
-
-
-def manifest(store, name, version=1):
-    return json.loads((Path(store) / name / f"v{version:06d}" / "manifest.json").read_text())
 
 
 def assert_close(found, expected, atol):

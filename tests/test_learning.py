@@ -14,8 +14,7 @@ import spark_mnist
 from spark_mnist import errors
 from spark_mnist.core import plan
 from spark_mnist.ranks import metrics
-from tests.conftest import arrays
-from tests.test_fit import manifest
+from tests.conftest import arrays, manifest
 
 QUIET = {"verbose": 0, "batch_size": 16}
 

@@ -11,14 +11,7 @@ from pyspark.sql import functions as F
 import spark_mnist
 from spark_mnist import datasets, errors
 from spark_mnist.data import feature_columns, labels, profile
-from tests.conftest import arrays
-from tests.test_fit import manifest
-
-COLUMNS = list(datasets.MEASURES)
-FLOWERS = {
-    "features": COLUMNS, "label": "species", "network": "dnn", "hidden": "10,20,10",
-    "epochs": 60, "batch_size": 16, "learning_rate": 0.003, "verbose": 0,
-}  # fmt: skip
+from tests.conftest import COLUMNS, FLOWERS, arrays, manifest
 
 
 @pytest.fixture(scope="module")
