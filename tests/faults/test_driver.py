@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ranks
 PHASES = {
     "looking at the rows": lambda home: python_workers(home),
     "writing shards": lambda home: [*home.glob("models/m/.work-*/.owner")],
-    "starting ranks": lambda home: len(shard_directories(home)) == 2,
+    "starting ranks": lambda home: written_shards(home),
     "training": lambda home: harness.trained(str(home / "models"), "m", 1),
     "publishing": lambda home: [
         weights
@@ -41,10 +41,10 @@ def python_workers(home):
     return workers
 
 
-def shard_directories(home):
-    """Directories in which all shards, to train or to validate, are written."""
+def written_shards(home):
+    """Files of shards that Spark has put in their place."""
     files = home.glob("models/m/.work-*/**/*.parquet")
-    return {file.parent for file in files if "_temporary" not in file.parts}
+    return [file for file in files if "_temporary" not in file.parts]
 
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
