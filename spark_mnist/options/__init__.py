@@ -58,11 +58,11 @@ class Options:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             kind: value_types.OptionType = field.metadata["kind"]
-            given = value_types.plain(getattr(self, field.name))
-            value = kind.to_text(given)
+            original = value_types.plain(getattr(self, field.name))
+            value = kind.to_text(original)
             object.__setattr__(self, field.name, value)
             if not (kind.allows(value) or (value is None and field.default is None)):
-                raise errors.OptionError(f"{field.name} must be {kind.words}, not {given!r}")
+                raise errors.OptionError(f"{field.name} must be {kind.words}, not {original!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +371,7 @@ def hint(name: str, known: Iterable[str]) -> str:
     return errors.did_you_mean(name, names)
 
 
-def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> T:
+def make(kind: type[T], call: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> T:
     """Build the options of one operation.
 
     Three sources, the first that has a value wins: the call, the saved model for the options that
@@ -379,7 +379,7 @@ def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | 
 
     Args:
         kind: Class of the operation's options.
-        given: Values of the call, by name.
+        call: Values of the call, by name.
         settings: Text of the session's settings, by name.
 
     Raises:
@@ -387,8 +387,8 @@ def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | 
         errors.OptionError: A value is not allowed.
     """
     names = [field.name for field in dataclasses.fields(kind)]
-    _check_names(given, names)
-    of_call = {name: value for name, value in given.items() if value is not None}
+    _check_names(call, names)
+    of_call = {name: value for name, value in call.items() if value is not None}
     of_session = {
         name: _setting(name, text)
         for name, text in (settings or {}).items()
@@ -396,11 +396,11 @@ def make(kind: type[T], given: Mapping[str, Any], settings: Mapping[str, str] | 
     }
     for name in _of_saved_model(kind, {**of_session, **of_call}):
         of_session.pop(name, None)
-    return kind(**{**given, **of_session})
+    return kind(**{**call, **of_session})
 
 
-def _check_names(given: Iterable[str], names: Sequence[str]) -> None:
-    for name in given:
+def _check_names(used: Iterable[str], names: Sequence[str]) -> None:
+    for name in used:
         if name not in names:
             listed = ", ".join(sorted(names))
             raise errors.UnknownOption(
