@@ -117,7 +117,6 @@ def test_an_interrupt_in_any_phase_leaves_the_version_before_and_nothing_else(
     check_interrupt(driver, phase, number)
 
 
-@pytest.mark.slow
 def test_a_notebooks_interrupt_in_the_middle_of_training(driver):
     check_interrupt(driver, "training", signal.SIGINT, alone=True)
 
