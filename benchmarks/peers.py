@@ -1,4 +1,4 @@
-"""What needs older packages, in its own environment: one figure on stdout.
+"""Peers that need older packages, in their own environment: one figure on stdout.
 
     PYTHONPATH=benchmarks .venv-peers/bin/python benchmarks/peers.py ARRAYS fit|transform|databricks
 

@@ -30,13 +30,13 @@ WORKLOADS = {
     "cnn, batch 64": {"network": "cnn", "batch_size": 64},
     "cnn, batch 512": {"network": "cnn", "batch_size": 512},
 }
-"""What the model is asked about."""
+"""Models that the prediction covers."""
 PARAMETERS = {"mlp": 104_938, "cnn": 3_274_634}
 
 
 @dataclass(frozen=True)
 class Allreduce:
-    """What averaging gradients adds to a step: the parts of a ring, and what comes with it."""
+    """Seconds that averaging gradients adds to a step: the parts of a ring, and its overhead."""
 
     fixed: float
     """Seconds whatever the number of ranks: agreeing on what is ready, threads that wake up."""

@@ -1,4 +1,4 @@
-"""What is measured: each function does its work once and returns one figure."""
+"""Sides of the comparisons: each function does its work once and returns one figure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHAPES = {
     "cnn-64": {"network": "cnn", "batch_size": 64, "epochs": CNN_EPOCHS},
     "cnn-512": {"network": "cnn", "batch_size": 512, "epochs": CNN_EPOCHS},
 }
-"""What is compared with TorchDistributor; the cnn trains on a tenth of the rows."""
+"""Workloads that are compared with TorchDistributor; the cnn trains on a tenth of the rows."""
 
 
 class Sides:

@@ -22,11 +22,11 @@ def option_rows() -> Iterator[str]:
     yield "| option | of | meaning | allowed | default |"
     yield "|---|---|---|---|---|"
     for name, field in options.FIELDS.items():
-        users = options.users(name)
-        of = "all" if len(users) == len(options.OPERATIONS) else ", ".join(users)
+        operations = options.operations_with(name)
+        of = "all" if len(operations) == len(options.OPERATIONS) else ", ".join(operations)
         default = options.default_text(name)
-        kind = field.metadata["kind"]
-        yield f"| `{name}` | {of} | {field.metadata['doc']} | {kind.words} | {default} |"
+        option_type = field.metadata["type"]
+        yield f"| `{name}` | {of} | {field.metadata['doc']} | {option_type.words} | {default} |"
 
 
 def bench_rows() -> Iterator[str]:

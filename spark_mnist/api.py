@@ -67,7 +67,9 @@ def fit(df: DataFrame, model_name: str, **option_values: Any) -> results.FitResu
             the options, the rows, the store or the cluster.
     """
     session.check_input(df)
-    fit_options = options.make(options.FitOptions, option_values, session.settings(df.sparkSession))
+    fit_options = options.build(
+        options.FitOptions, option_values, session.settings(df.sparkSession)
+    )
     name = model_store.validate_name(model_name)
     logs_to_mlflow = mlflow_runs.is_enabled(fit_options.mlflow)
     with signals.interruptible(), launcher.turn():
@@ -108,7 +110,7 @@ def preflight(
     if df is not None:
         session.check_input(df)
     spark = _session(df)
-    fit_options = options.make(options.FitOptions, option_values, session.settings(spark))
+    fit_options = options.build(options.FitOptions, option_values, session.settings(spark))
     return preparation.preflight(spark, df, model_name, fit_options)
 
 
@@ -133,7 +135,7 @@ def predict(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     """
     session.check_input(df, streams=True)
     requirements.check()
-    predict_options = options.make(
+    predict_options = options.build(
         options.PredictOptions, option_values, session.settings(df.sparkSession)
     )
     new_columns = ["prediction", "interpreted"] if predict_options.interpret else ["prediction"]
@@ -171,7 +173,7 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     """
     session.check_input(df)
     requirements.check()
-    evaluate_options = options.make(
+    evaluate_options = options.build(
         options.EvaluateOptions, option_values, session.settings(df.sparkSession)
     )
     group = (

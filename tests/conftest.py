@@ -28,7 +28,7 @@ from spark_mnist.core import plan
 REPOSITORY = Path(__file__).parent.parent
 LAUNCHER = "spark.mnist.launcher"
 PROGRAMS = REPOSITORY / "tests" / "programs"
-"""What tests run in a process of its own."""
+"""Folder of the programs that tests run in a process of their own."""
 os.environ["PYTHONPATH"] = os.pathsep.join(  # Spark's workers, which run elsewhere, find the tests
     [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
@@ -44,18 +44,18 @@ CACHES = re.compile(
 """Ignored paths that tools write, not tests."""
 
 
-class Counted:
-    """Counts cases that are more, or other, than tests."""
+class CaseCounter:
+    """Counter of cases, where one test runs many of them."""
 
     full = False
-    """Whether all cases are wanted and not the quick ones alone."""
+    """Whether to run all cases, not only the quick ones."""
     counts: ClassVar[dict[str, tuple[int, int]]] = {}
-    """How many were tried and how many passed, by what they are."""
+    """Numbers of cases that ran and that passed, by description."""
 
     def __init__(self, what: str) -> None:
         self._what = what
 
-    def one(self, passed: bool = True) -> None:
+    def add(self, passed: bool = True) -> None:
         tried, good = self.counts.get(self._what, (0, 0))
         self.counts[self._what] = (tried + 1, good + passed)
 
@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    Counted.full = config.getoption("--all")
+    CaseCounter.full = config.getoption("--all")
     for marker in (
         "slow: run with --all only, as make faults does",
         "ranks: starts ranks, or programs with sessions of their own",
@@ -79,14 +79,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not item.get_closest_marker("ranks"):
             item.add_marker("spark" if "spark" in getattr(item, "fixturenames", ()) else "unit")
-    if not Counted.full:
+    if not CaseCounter.full:
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
 
 
 def checkout_status() -> str:
-    """What git says of the checkout, ignored files included; empty outside of a repository."""
+    """Return git's status of the checkout with ignored files; empty outside of a repository."""
     status = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all"]
     done = subprocess.run(status, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()

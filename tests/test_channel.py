@@ -91,7 +91,7 @@ def test_a_rank_shows_that_it_lives_and_connects_again(monkeypatch):
     found = []
     with (
         channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox,
-        channel.HeartbeatClient(inbox.address, patience=0.5) as box,
+        channel.HeartbeatClient(inbox.address, disconnect_timeout=0.5) as box,
     ):
         received(found, 4)
         box._link.socket.shutdown(socket.SHUT_RDWR)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ranks
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What each rank computed, of two ranks and of one."""
+    """Return the results of each rank, of two ranks and of one."""
     home = tmp_path_factory.mktemp("averaging")
     stores = [rendezvous.Rendezvous() for _ in range(2)]
     servers = [

@@ -127,7 +127,7 @@ def test_the_commands_run(spark, tmp_path, monkeypatch, capfd):
 
 @pytest.mark.ranks
 def test_the_python_of_the_pages_runs(spark, tmp_path, monkeypatch, capsys):
-    """That of the README on ranks; that of the site in this process, which is quicker."""
+    """Run the README's example on ranks, and the site's in this process, which is quicker."""
     monkeypatch.chdir(tmp_path)
     scope = {"spark": spark, "__name__": "__main__"}
     done = blocks("python", [README])

@@ -1,4 +1,4 @@
-"""What GPUs are for, where there are none: TensorFlow's list of them is made up."""
+"""Assignment of GPUs to ranks, without GPUs: TensorFlow's list of them is made up."""
 
 import pytest
 

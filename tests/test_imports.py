@@ -40,7 +40,7 @@ OF_DRIVER = {
     "ml",
     "cli",
 }
-"""What no module of ``ranks`` imports, but for the two that say what they need of it."""
+"""Packages that no module of ``ranks`` may import, apart from the two modules named below."""
 SEAMS = {
     "horovod": {"ranks.collectives", "ranks.trainer"},
     "petastorm": set(),  # it needs what compat gives it

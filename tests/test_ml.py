@@ -188,13 +188,13 @@ def test_what_is_not_set_has_fits_default():
     stage = MnistClassifier()
     assert (stage.getBatchSize(), stage.getMode(), stage.getSeed()) == (32, "FAILFAST", 0)
     assert "default: 32" in stage.explainParam("batchSize")
-    assert stage.given() == {}
+    assert stage.option_values() == {}
 
 
 def test_a_table_whose_column_is_called_image():
-    given = MnistClassifier(featuresCol="image", network="dnn").given()
+    given = MnistClassifier(featuresCol="image", network="dnn").option_values()
     assert given == {"features": "image", "network": "dnn"}
-    assert "features" not in MnistClassifier(featuresCol="image").given()
+    assert "features" not in MnistClassifier(featuresCol="image").option_values()
 
 
 @pytest.mark.ranks
@@ -207,7 +207,7 @@ def test_two_ranks(estimator, digits, tmp_path):
 
 def test_options_of_python_and_of_the_session(model, digits, spark):
     classifier = MnistClassifier(hidden=(20, 10), lrSchedule=schedules.Cosine(20), cache=1 << 20)
-    options = classifier.given()
+    options = classifier.option_values()
     assert (options["hidden"], options["lr_schedule"]) == ("20,10", "cosine:20")
     assert options["cache"] == 1 << 20
     bad = digits.limit(2).withColumn("image", F.expr("substring(image, 2)"))

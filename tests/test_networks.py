@@ -90,7 +90,7 @@ def test_a_cnn_with_dropout_continues_as_if_it_had_never_stopped(digits, tmp_pat
 @pytest.fixture
 def one_rank(monkeypatch):
     monkeypatch.setattr(collectives, "allreduce_sum", list)
-    monkeypatch.setattr(collectives, "extreme", lambda values, op: values)
+    monkeypatch.setattr(collectives, "_extreme", lambda values, op: values)
 
 
 def test_bytes_that_never_vary_have_no_deviation(one_rank):

@@ -41,7 +41,7 @@ def test_what_is_kept_of_it_is_its_source_with_outputs(source):
 
 
 class Widgets:
-    """What notebooks use of Databricks' ``dbutils.widgets``."""
+    """The part of Databricks' ``dbutils.widgets`` that notebooks use."""
 
     def __init__(self):
         self._values = {}
@@ -54,7 +54,7 @@ class Widgets:
 
 
 class Utilities:
-    """What notebooks use of Databricks' ``dbutils``."""
+    """The part of Databricks' ``dbutils`` that notebooks use."""
 
     def __init__(self):
         self.widgets = Widgets()

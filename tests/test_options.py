@@ -37,9 +37,9 @@ def test_the_manuals_defaults():
 )  # fmt: skip
 def test_bad_values_name_the_option_what_is_allowed_and_the_value(name, value):
     with pytest.raises(errors.OptionError) as caught:
-        options.make(options.FitOptions, {name: value})
-    kind = options.FIELDS[name].metadata["kind"]
-    assert str(caught.value) == f"{name} must be {kind.words}, not {value!r}"
+        options.build(options.FitOptions, {name: value})
+    option_type = options.FIELDS[name].metadata["type"]
+    assert str(caught.value) == f"{name} must be {option_type.words}, not {value!r}"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_forms_of_python_become_those_of_the_command(name, value, text):
 
 def test_an_unknown_option_is_a_type_error_with_the_nearest_name():
     with pytest.raises(TypeError, match="did you mean 'batch_size'"):
-        options.make(options.PredictOptions, {"batchsize": 3})
+        options.build(options.PredictOptions, {"batchsize": 3})
 
 
 def test_options_are_frozen():
@@ -80,13 +80,13 @@ def test_every_network_and_optimizer_of_the_registries_can_be_named_and_built():
 
 def test_settings_are_not_for_what_a_saved_model_has():
     settings = {"network": "cnn", "optimizer": "sgd", "seed": "3", "batch_size": "64"}
-    afresh = options.make(options.FitOptions, {}, settings)
+    afresh = options.build(options.FitOptions, {}, settings)
     assert (afresh.network, afresh.optimizer, afresh.seed) == ("cnn", "sgd", 3)
     for given, more in (({"continuous": True}, {}), ({}, {"continuous": "true"})):
-        goes_on = options.make(options.FitOptions, given, {**settings, **more})
+        goes_on = options.build(options.FitOptions, given, {**settings, **more})
         found = (goes_on.network, goes_on.optimizer, goes_on.seed, goes_on.batch_size)
         assert found == (None, None, None, 64)
-    applied = options.make(options.EvaluateOptions, {}, settings)
+    applied = options.build(options.EvaluateOptions, {}, settings)
     assert (applied.network, applied.seed, applied.batch_size) == (None, 3, 64)
 
 

@@ -1,4 +1,4 @@
-"""What Petastorm asks of pyarrow, numpy and Python, and what it gets where they lack it."""
+"""Names that Petastorm needs of pyarrow, numpy and Python, and their replacements."""
 
 import ast
 import importlib
@@ -62,7 +62,7 @@ def names_asked_for(module):
 
 
 def lacks(name):
-    """Whether the libraries that are installed lack a name or one of those before it."""
+    """Return whether the installed libraries lack a name or one of its parents."""
     words = name.split(".")
     found = importlib.import_module(words[0]) if words[0] != "distutils" else None
     for number, word in enumerate(words[1:], start=1):

@@ -1,4 +1,4 @@
-"""What is found out before a rank starts, told check by check."""
+"""Results of the checks before a rank starts."""
 
 import pytest
 from pyspark.sql import functions as F

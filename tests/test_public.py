@@ -1,4 +1,4 @@
-"""What users write in their jobs, against public.txt: a change there is one that users meet.
+"""The public names and signatures, against public.txt: users notice each change there.
 
 `python -m tests.test_public` writes it again.
 """

@@ -1,4 +1,4 @@
-"""Who gets which rank, and what is said of ranks that end."""
+"""Assignment of ranks to agents, and messages about ranks that end."""
 
 import urllib.error
 import urllib.request

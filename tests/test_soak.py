@@ -30,7 +30,7 @@ def megabytes(process):
 
 
 def state(spark):
-    """What there is after a round: memory in MiB, and counts."""
+    """Return memory in MiB, and counts of threads, files and blocks, after a round."""
     gc.collect()
     jvm = spark.sparkContext._jvm
     jvm.System.gc()

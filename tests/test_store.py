@@ -35,7 +35,7 @@ FILES = {"weights.npz": b"weights", "optimizer.npz": b"slots"}
 
 
 class Hadoop(ArrowFSWrapper):
-    """What fsspec opens HDFS with, on local files: it removes directories with all in them."""
+    """fsspec's file system for HDFS, on local files: it removes directories with their content."""
 
     protocol = "hadoop"
 
@@ -570,12 +570,12 @@ def test_what_a_store_refuses_for_a_moment_is_tried_again(flaky, monkeypatch, er
 
 
 def answered(status):
-    """What S3's client raises for an answer."""
+    """Return the exception that S3's client raises for an answer."""
     return ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
 
 
 def translated(status):
-    """What s3fs makes of it where it knows no better number."""
+    """Return the OSError that s3fs raises for an answer without an errno of its own."""
     error = OSError(errno.EIO, "an answer")
     error.__cause__ = answered(status)
     return error

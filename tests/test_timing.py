@@ -59,7 +59,7 @@ def test_after_a_restart_there_is_no_hint():
 def test_a_clock_adds_up_what_is_done_twice():
     clock = timing.Clock()
     for _ in range(2):
-        with clock.of("prepare"):
+        with clock.add_time("prepare"):
             pass
     assert list(clock.seconds) == ["prepare"]
     assert clock.seconds["prepare"] > 0

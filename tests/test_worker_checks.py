@@ -1,4 +1,4 @@
-"""What is said of workers' Pythons that cannot do what ranks need, each in a session of its own."""
+"""Errors about workers' Pythons that cannot run ranks, each in a session of its own."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def bare_python(directory):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory, root):
-    """What fit and predict raise and doctor finds, in three sessions that start together."""
+    """Return the errors of fit, predict and doctor, of three sessions that start together."""
     home = tmp_path_factory.mktemp("workers")
     memory = "--conf spark.executor.pyspark.memory=2g pyspark-shell"
     settings = {

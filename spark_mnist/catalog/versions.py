@@ -32,7 +32,7 @@ def open_for_version(version: int | None, store: str | None) -> model_store.Stor
     Raises:
         errors.OptionError: A value is not allowed.
     """
-    version_options = options.make(options.VersionOptions, {"version": version, "store": store})
+    version_options = options.build(options.VersionOptions, {"version": version, "store": store})
     return location.open_store(version_options.store)
 
 
@@ -42,7 +42,7 @@ def models(store: str | None = None) -> list[results.ModelInfo]:
     Args:
         store: URL or path; else ``spark.mnist.store`` of the active session, else ``./models``.
     """
-    store_options = options.make(options.Options, {"store": store})
+    store_options = options.build(options.Options, {"store": store})
     store_handle = location.open_store(store_options.store)
     infos = []
     for name in store_handle.names():

@@ -117,9 +117,9 @@ def _options_help() -> str:
     """Return the options of all operations as lines of ``--help``."""
     lines = []
     for name, field in options.FIELDS.items():
-        users = options.users(name)
+        operations = options.operations_with(name)
         default = options.default_text(name)
-        scope = "" if len(users) == len(options.OPERATIONS) else f" ({', '.join(users)})"
+        scope = "" if len(operations) == len(options.OPERATIONS) else f" ({', '.join(operations)})"
         text = f"{field.metadata['doc']}{scope}; {field.metadata['kind'].words}; default {default}"
         lines += textwrap.wrap(text, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26)
     return "\n".join(lines)
@@ -127,7 +127,7 @@ def _options_help() -> str:
 
 def _flag_words(arguments: argparse.Namespace) -> list[str]:
     """Return ``key=value`` for each flag that is another way to write an option."""
-    shows_progress = arguments.words[:1] in [[name] for name in options.users("verbose")]
+    shows_progress = arguments.words[:1] in [[name] for name in options.operations_with("verbose")]
     flags = {
         "store": arguments.store,
         "num_proc": arguments.num_proc,

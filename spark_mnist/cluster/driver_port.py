@@ -11,7 +11,7 @@ from spark_mnist import errors
 from spark_mnist.core import channel
 
 
-def driver_address(spark: SparkSession) -> tuple[str, str]:
+def _driver_address(spark: SparkSession) -> tuple[str, str]:
     """Return the host by which executors reach the driver, and the address on which it listens."""
     conf = spark.sparkContext.getConf()
     host = str(conf.get("spark.driver.host"))
@@ -29,7 +29,7 @@ def listen(
     Raises:
         errors.ClusterError: No port is free.
     """
-    host, bind = driver_address(spark)
+    host, bind = _driver_address(spark)
     try:
         return channel.HeartbeatServer(host, bind, receive, answer, ports)
     except OSError as error:
@@ -42,7 +42,7 @@ def check_port(spark: SparkSession, ports: Sequence[int]) -> None:
     Raises:
         errors.ClusterError: The driver has no IPv4 address, or none of the ports is free.
     """
-    host, bind = driver_address(spark)
+    host, bind = _driver_address(spark)
     for setting, address in (("spark.driver.host", host), ("spark.driver.bindAddress", bind)):
         try:
             socket.getaddrinfo(address, None, socket.AF_INET)

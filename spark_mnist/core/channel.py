@@ -337,7 +337,7 @@ class HeartbeatClient:
     Args:
         address: Address of the driver's ``HeartbeatServer``, or None to send nothing.
         rank: Number of the rank that sends.
-        patience: Seconds without contact to the driver after which the process ends itself.
+        disconnect_timeout: Seconds without the driver after which the process ends itself.
         clock: Function that returns seconds since any moment.
     """
 
@@ -345,10 +345,10 @@ class HeartbeatClient:
         self,
         address: Address | None,
         rank: int = 0,
-        patience: float = 60.0,
+        disconnect_timeout: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._address, self._patience, self._clock = address, patience, clock
+        self._address, self._disconnect_timeout, self._clock = address, disconnect_timeout, clock
         self.rank = rank
         """Number of the rank that sends."""
         self._host = socket.gethostname()
@@ -412,15 +412,15 @@ class HeartbeatClient:
         return True
 
     def _beat(self) -> None:
-        """Send a sign of life several times within the patience, at least every five seconds.
+        """Send a sign of life several times within the timeout, at least every five seconds.
 
-        End the process where the driver cannot be reached for longer than the patience.
+        End the process where the driver cannot be reached for longer than the timeout.
         """
         last_contact_s = self._clock()
-        while not self._stop.wait(min(5.0, self._patience / 5)):
+        while not self._stop.wait(min(5.0, self._disconnect_timeout / 5)):
             if self.send():
                 last_contact_s = self._clock()
-            elif self._clock() - last_contact_s > self._patience:
+            elif self._clock() - last_contact_s > self._disconnect_timeout:
                 os._exit(ORPHAN_EXIT_CODE)
 
 

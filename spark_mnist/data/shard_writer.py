@@ -36,7 +36,7 @@ from spark_mnist.data import feature_columns, profile
 
 GROUP_BYTES = 16 << 20
 """Most bytes of features in one row group; a rank that streams holds a few row groups in memory."""
-ROW_OVERHEAD_BYTES = 8
+PARQUET_OVERHEAD_BYTES = 8
 """Bytes of a row in Parquet besides its features: their length, and the label."""
 BLOCK_BYTES = 128 << 20
 """Parquet's own limit of a row group: well above ours, so that a file never has two."""
@@ -148,7 +148,7 @@ def write_shards(
 
 def _num_files(rows: int, encoding: plan.Encoding, ranks: int) -> int:
     """Return the number of files, of one row group each, for a number of rows."""
-    row_bytes = encoding.row_bytes + ROW_OVERHEAD_BYTES
+    row_bytes = encoding.row_bytes + PARQUET_OVERHEAD_BYTES
     return min(rows, ranks * math.ceil(rows * row_bytes / ranks / GROUP_BYTES))
 
 

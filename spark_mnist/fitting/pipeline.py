@@ -33,7 +33,7 @@ def fit(df: DataFrame, name: str, fit_options: options.FitOptions) -> results.Fi
     clock = timing.Clock()
     setup = preparation.Preparation(spark, df, name, fit_options)
     logger.debug("looking at the cluster, the store and the rows")
-    with clock.of("prepare"):
+    with clock.add_time("prepare"):
         setup.check()
     row_profile = setup.row_profile
     _remove_abandoned(setup, name)
@@ -44,7 +44,7 @@ def fit(df: DataFrame, name: str, fit_options: options.FitOptions) -> results.Fi
             training, report.progress, row_profile.num_input_rows, row_profile.dropped
         )
         signals.check()
-        with clock.of("publish"):
+        with clock.add_time("publish"):
             version = _publish(setup.store, name, setup.start, training, report, rows)
     _warn_of_concurrent_versions(setup, name, version)
     if fit_options.keep is not None:
@@ -92,7 +92,7 @@ def _publish_call(store: model_store.Store, name: str, work: str) -> str:
 
 def _warn_of_concurrent_versions(setup: preparation.Preparation, name: str, version: int) -> None:
     """Log a warning where other fits published versions of the model while this fit ran."""
-    expected_versions = (*setup.before, setup.start.version, version)
+    expected_versions = (*setup.earlier_versions, setup.start.version, version)
     try:
         versions = setup.store.versions(name)
     except OSError as error:  # the version is published, so the fit has not failed
@@ -147,7 +147,7 @@ def _train(
     for rewrites in itertools.count():
         logger.debug("writing shards")
         with contextlib.ExitStack() as stack:
-            with clock.of("prepare"):
+            with clock.add_time("prepare"):
                 shards = stack.enter_context(write_shards())
             checkpoints.save_start(work, setup.start.files)
             logger.debug("starting %d ranks", setup.ranks)
@@ -155,7 +155,7 @@ def _train(
             if rewrites:
                 training = launcher.resume_plan(training, rewrites * (fit_options.max_restarts + 1))
             try:
-                with clock.of("ranks"):
+                with clock.add_time("ranks"):
                     reports = _run_ranks(spark, fit_options, name, training, rewrites)
                 return training, reports[0]
             except errors.ShardsLost as error:

@@ -89,7 +89,7 @@ class Preparation:
         self._warm_workers = self._wait_for_slots = False
         self.ranks = 0
         """Number of ranks that will train."""
-        self.before: list[int] = []
+        self.earlier_versions: list[int] = []
         """Versions of the model that were published before this fit."""
 
     @property
@@ -163,7 +163,7 @@ class Preparation:
 
     def _check_model(self) -> str:
         with _explain_os_errors(self.store):
-            self.before = self.store.versions(self._name)
+            self.earlier_versions = self.store.versions(self._name)
         self._start = training_start.load(self.store, self._name, self._fit_options)
         _check_picklable(self._start.model_fn)
         origin = f"version {self.start.version}" if self.start.version else "nothing"

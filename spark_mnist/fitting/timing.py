@@ -70,7 +70,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def of(self, name: str) -> Iterator[None]:
+    def add_time(self, name: str) -> Iterator[None]:
         """Add the seconds of a block to those of its name."""
         start = time.perf_counter()
         try:

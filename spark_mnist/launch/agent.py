@@ -44,7 +44,7 @@ class Instructions:
     """Pattern for the variables that ranks keep of their executor's environment."""
     settings: dict[str, str]
     """Further variables that ranks get."""
-    patience: float
+    disconnect_timeout: float
     """Seconds without the driver after which an agent ends its rank."""
 
 
@@ -158,7 +158,10 @@ class _Agent:
             self._link, self._disconnect_time = channel.Link(self._instructions.inbox), None
             self._send(host=socket.gethostname())
             return False
-        return time.monotonic() - (self._disconnect_time or 0.0) > self._instructions.patience
+        return (
+            time.monotonic() - (self._disconnect_time or 0.0)
+            > self._instructions.disconnect_timeout
+        )
 
 
 def _interface(address: str) -> str:

@@ -25,7 +25,7 @@ PYTHON_ERROR_EXIT_CODE = 1
 
 
 class Action(enum.Enum):
-    """What follows an error of the ranks."""
+    """Reaction to an error of the ranks."""
 
     RESTART_RANKS = enum.auto()
     """Start all ranks again, from the last checkpoint."""
@@ -53,7 +53,7 @@ def action(error: Exception, *, restarts: int, rewrites: int, max_restarts: int)
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one start of the ranks ended."""
+    """Outcome of one start of the ranks."""
 
     ranks: int
     """Number of ranks."""

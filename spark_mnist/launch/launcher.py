@@ -235,7 +235,7 @@ def _instructions(
         training=cloudpickle.dumps(rank_plan),
         environment=environment.pattern(spark, training.train.urls[0]),
         settings=environment.settings(),
-        patience=training.heartbeat_timeout,
+        disconnect_timeout=training.heartbeat_timeout,
     )
 
 

@@ -97,7 +97,7 @@ class MnistClassifierModel(Model, FitParams, MLWritable, MLReadable["MnistClassi
         saved_version = manifests.SavedModel(input_spec, network, weights, self._model_fn)
         option_values = {"mode": self.getOrDefault("mode")} if self.isSet("mode") else {}
         settings = session.settings(dataset.sparkSession)
-        mode = options.make(options.PredictOptions, option_values, settings).mode
+        mode = options.build(options.PredictOptions, option_values, settings).mode
         scores = score_columns.probabilities(dataset, saved_version, BATCH_ROWS, mode)
         return _add_columns(dataset, scores, self._output_columns(dataset, input_spec))
 
@@ -146,7 +146,7 @@ class MnistClassifier(
         self.setParams(**params)
 
     def _fit(self, dataset: DataFrame) -> MnistClassifierModel:
-        option_values = self.given()
+        option_values = self.option_values()
         session.check_input(dataset)
         store = location.open_store(option_values.get("store"), dataset.sparkSession)
         name = self.getModelName()

@@ -91,7 +91,7 @@ class FitParams(
         """Return the name that the model is saved under."""
         return self.getOrDefault("modelName") if self.isSet("modelName") else self.uid
 
-    def given(self) -> dict[str, Any]:
+    def option_values(self) -> dict[str, Any]:
         """Return the options that were set, by their names in ``fit``."""
         values = {
             field.name: self.getOrDefault(param)
@@ -108,7 +108,7 @@ def _converter(field: dataclasses.Field[Any]) -> Callable[[Any], Any]:
     """Return a function that returns an allowed value of an option, and refuses any other."""
 
     def convert(value: Any) -> Any:
-        option_type = field.metadata["kind"]
+        option_type = field.metadata["type"]
         allowed = option_type.to_text(value_types.plain(value))
         if not option_type.allows(allowed):
             raise TypeError(f"{field.name} must be {option_type.words}, not {value!r}")

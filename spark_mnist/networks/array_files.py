@@ -47,7 +47,7 @@ def restore(model: keras.Model, files: Mapping[str, bytes]) -> None:
         errors.ModelMismatch: The arrays do not fit the model or its optimizer.
     """
     if plan.WEIGHTS in files:
-        restore_weights(model, files)
+        _restore_weights(model, files)
     if plan.OPTIMIZER in files:
         _unpack(files[plan.OPTIMIZER], _optimizer_variables(model.optimizer))
     scale = _loss_scale(model.optimizer)
@@ -55,7 +55,7 @@ def restore(model: keras.Model, files: Mapping[str, bytes]) -> None:
         _unpack(files[plan.LOSS_SCALE], scale)
 
 
-def restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
+def _restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
     """Assign saved weights to a model.
 
     Raises:
@@ -83,7 +83,7 @@ def build_model(
         errors.ModelMismatch: The function is missing, or makes another network.
     """
     model = registry.build(network, model_fn() if model_fn else None, dtype)
-    restore_weights(model, files)
+    _restore_weights(model, files)
     return model
 
 

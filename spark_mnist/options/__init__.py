@@ -16,16 +16,18 @@ from spark_mnist.networks import registry
 from spark_mnist.options import value_types
 
 
-def option(default: Any, kind: value_types.OptionType, doc: str, shown: str = "") -> Any:
+def option(default: Any, option_type: value_types.OptionType, doc: str, shown: str = "") -> Any:
     """Declare one option.
 
     Args:
         default: Its value where neither the call nor a setting gives one.
-        kind: The values that it takes.
+        option_type: The values that it takes.
         doc: Its description.
         shown: The default in words, where the value alone does not explain it.
     """
-    return dataclasses.field(default=default, metadata={"kind": kind, "doc": doc, "shown": shown})
+    return dataclasses.field(
+        default=default, metadata={"type": option_type, "doc": doc, "shown": shown}
+    )
 
 
 SETTING = "spark.mnist."
@@ -57,12 +59,14 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            kind: value_types.OptionType = field.metadata["kind"]
+            option_type: value_types.OptionType = field.metadata["type"]
             original = value_types.plain(getattr(self, field.name))
-            value = kind.to_text(original)
+            value = option_type.to_text(original)
             object.__setattr__(self, field.name, value)
-            if not (kind.allows(value) or (value is None and field.default is None)):
-                raise errors.OptionError(f"{field.name} must be {kind.words}, not {original!r}")
+            if not (option_type.allows(value) or (value is None and field.default is None)):
+                raise errors.OptionError(
+                    f"{field.name} must be {option_type.words}, not {original!r}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,12 +327,12 @@ def default_text(name: str) -> str:
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 
-def users(name: str) -> list[str]:
+def operations_with(name: str) -> list[str]:
     """Return the operations that use an option."""
     return [
         operation
-        for operation, kind in OPERATIONS.items()
-        if name in {field.name for field in dataclasses.fields(kind)}
+        for operation, options_class in OPERATIONS.items()
+        if name in {field.name for field in dataclasses.fields(options_class)}
     ]
 
 
@@ -360,7 +364,7 @@ SYNONYMS = {
 }
 """Names that other libraries have for an option."""
 
-T = TypeVar("T", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -371,14 +375,18 @@ def hint(name: str, known: Iterable[str]) -> str:
     return errors.did_you_mean(name, names)
 
 
-def make(kind: type[T], call: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> T:
+def build(
+    options_class: type[OptionsT],
+    call: Mapping[str, Any],
+    settings: Mapping[str, str] | None = None,
+) -> OptionsT:
     """Build the options of one operation.
 
     Three sources, the first that has a value wins: the call, the saved model for the options that
     it fixes, and the settings of the session. What remains has its default.
 
     Args:
-        kind: Class of the operation's options.
+        options_class: Class of the operation's options.
         call: Values of the call, by name.
         settings: Text of the session's settings, by name.
 
@@ -386,7 +394,7 @@ def make(kind: type[T], call: Mapping[str, Any], settings: Mapping[str, str] | N
         errors.UnknownOption: A name is not among the operation's options.
         errors.OptionError: A value is not allowed.
     """
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = [field.name for field in dataclasses.fields(options_class)]
     _check_names(call, names)
     of_call = {name: value for name, value in call.items() if value is not None}
     of_session = {
@@ -394,9 +402,9 @@ def make(kind: type[T], call: Mapping[str, Any], settings: Mapping[str, str] | N
         for name, text in (settings or {}).items()
         if name in names and name not in of_call
     }
-    for name in _of_saved_model(kind, {**of_session, **of_call}):
+    for name in _of_saved_model(options_class, {**of_session, **of_call}):
         of_session.pop(name, None)
-    return kind(**{**call, **of_session})
+    return options_class(**{**call, **of_session})
 
 
 def _check_names(used: Iterable[str], names: Sequence[str]) -> None:
@@ -408,9 +416,9 @@ def _check_names(used: Iterable[str], names: Sequence[str]) -> None:
             )
 
 
-def _of_saved_model(kind: type[Options], values: Mapping[str, Any]) -> Sequence[str]:
+def _of_saved_model(options_class: type[Options], values: Mapping[str, Any]) -> Sequence[str]:
     """Return the options that a saved model fixes for this operation."""
-    if kind is FitOptions:
+    if options_class is FitOptions:
         return SAVED if values.get("continuous") else ()
     return ("network",)
 
@@ -429,11 +437,11 @@ def read(name: str, text: str) -> Any:
     Raises:
         errors.OptionError: The text is not a value of the option's type.
     """
-    kind: value_types.OptionType = FIELDS[name].metadata["kind"]
+    option_type: value_types.OptionType = FIELDS[name].metadata["type"]
     try:
-        value = kind.read(text)
+        value = option_type.read(text)
     except ValueError:
         value = None
-    if not kind.allows(value):
-        raise errors.OptionError(f"{name} must be {kind.words}, not {text!r}")
+    if not option_type.allows(value):
+        raise errors.OptionError(f"{name} must be {option_type.words}, not {text!r}")
     return value

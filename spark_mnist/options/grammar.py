@@ -168,7 +168,7 @@ def _options(text: str, operation: str, items: Sequence[Word | Assignment]) -> d
             value = options.read(name, item.value.text)
         except errors.OptionError as error:
             raise _error(text, item.value.column, str(error)) from None
-        if operation in options.users(name):
+        if operation in options.operations_with(name):
             values[name] = value
         else:
             logger.warning("%s does not use %s; it is ignored", operation, name)

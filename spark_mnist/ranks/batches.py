@@ -213,7 +213,7 @@ def read(
     rank: int,
     ranks: int,
     memory: int,
-    moved: Callable[[], None] = lambda: None,
+    on_row_group: Callable[[], None] = lambda: None,
     dtype: str = registry.FLOAT32,
 ) -> Shard:
     """Find the rows of one rank, and read them where they fit into memory.
@@ -223,14 +223,14 @@ def read(
         rank: Rank whose rows are read.
         ranks: Number of ranks.
         memory: Bytes that the rank's rows may take.
-        moved: Called after each row group that is read, as a sign of life.
+        on_row_group: Called after each row group that is read, as a sign of life.
         dtype: Type of the batches' features.
 
     Raises:
         errors.ShardsLost: A file is not there, or not as it was written.
         errors.RowsLost: Petastorm gave other rows than the files' footers say.
     """
-    files = shard_reader.RowGroups(shards, shards.urls[rank::ranks], rank, moved)
+    files = shard_reader.RowGroups(shards, shards.urls[rank::ranks], rank, on_row_group)
     if files.rows * _row_bytes(shards) > memory:
         return Streamed(files, memory, dtype)
     features = _aligned_array((files.rows, shards.encoding.width), shards.encoding.dtype)

@@ -198,7 +198,7 @@ def _global_moments(self: Any, inputs: Any, mask: Any) -> tuple[Any, Any]:
     return tf.cast(mean, inputs.dtype), tf.cast(variance, inputs.dtype)
 
 
-def state(model: keras.Model) -> list[keras.Variable]:
+def _state(model: keras.Model) -> list[keras.Variable]:
     """Return the weights and optimizer variables that all ranks share, in a fixed order.
 
     The states of seed generators are excluded: they are not learned, and Horovod cannot broadcast
@@ -209,7 +209,7 @@ def state(model: keras.Model) -> list[keras.Variable]:
 
 def broadcast(model: keras.Model) -> None:
     """Give every rank rank 0's weights and optimizer variables."""
-    hvd.broadcast_variables([variable.value for variable in state(model)], root_rank=0)
+    hvd.broadcast_variables([variable.value for variable in _state(model)], root_rank=0)
 
 
 def seed_random_layers(model: keras.Model, key: Sequence[int]) -> None:
@@ -266,7 +266,7 @@ def moments(
         lows.append(part.min(axis=0).astype(np.float64))
         highs.append(part.max(axis=0).astype(np.float64))
         rows += len(part)
-    low, high = extreme(np.min(lows, axis=0), hvd.Min), extreme(np.max(highs, axis=0), hvd.Max)
+    low, high = _extreme(np.min(lows, axis=0), hvd.Min), _extreme(np.max(highs, axis=0), hvd.Max)
     count = allreduce_sum([rows])[0]
     # Numbers are in units of a power of two, so that no sum or square overflows and nothing is
     # rounded; and count from the least value, so that small differences of large numbers stay.
@@ -292,7 +292,7 @@ def moments(
     return tuple(means.tolist()), tuple(np.where(varies, deviations, 0.0).tolist())
 
 
-def extreme(values: npt.NDArray[np.float64], op: Any) -> npt.NDArray[np.float64]:
+def _extreme(values: npt.NDArray[np.float64], op: Any) -> npt.NDArray[np.float64]:
     """Return the least or largest of each value over the ranks, as ``op`` says."""
     extremes: npt.NDArray[np.float64] = np.asarray(hvd.allreduce(tf.constant(values), op=op))
     return extremes
@@ -320,6 +320,6 @@ def finite(model: keras.Model) -> bool:
 def digest(model: keras.Model) -> str:
     """Return the sha256 of the variables that must be equal on all ranks."""
     sha = hashlib.sha256()
-    for variable in state(model):
+    for variable in _state(model):
         sha.update(keras.ops.convert_to_numpy(variable).tobytes())
     return sha.hexdigest()

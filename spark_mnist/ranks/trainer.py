@@ -297,7 +297,7 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
     rank, ranks = hvd.rank(), hvd.size()
     with outbox.long_operation():
         dtype = "float64" if training.standardize else registry.FLOAT32
-        read_options = {"rank": rank, "ranks": ranks, "moved": outbox.tick, "dtype": dtype}
+        read_options = {"rank": rank, "ranks": ranks, "on_row_group": outbox.tick, "dtype": dtype}
         training_shard = batches.read(training.train, memory=training.cache, **read_options)
         validation_shard = batches.read(
             training.validation,

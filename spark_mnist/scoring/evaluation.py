@@ -64,13 +64,13 @@ def group_field(df: DataFrame, by: str, *, details: bool) -> T.StructField:
             f"by={by}: column {by!r} is {data_type.simpleString()}; use numbers, text, dates or "
             "booleans"
         )
-    result = table_schema(None, details=details)
+    result = _table_schema(None, details=details)
     if by.lower() in result.names:
         raise errors.ColumnTaken(f"by={by}: the result has a column {by!r} already; rename it")
     return T.StructField(by, data_type)
 
 
-def table_schema(group: T.StructField | None, *, details: bool) -> T.StructType:
+def _table_schema(group: T.StructField | None, *, details: bool) -> T.StructType:
     """Return the schema of an evaluation table."""
     number = T.StructField("no", T.IntegerType())
     group_fields = [group] if group else []
@@ -108,7 +108,7 @@ def table(
         share = Share(input_spec, share_cells)
         group_values = (value,) if group else ()
         rows.append((number, *group_values, *share.means(), *(share.details() if details else ())))
-    return spark.createDataFrame(rows, table_schema(group, details=details))
+    return spark.createDataFrame(rows, _table_schema(group, details=details))
 
 
 def _sort_key(item: tuple[tuple[int, Any], Any]) -> tuple[Any, ...]:

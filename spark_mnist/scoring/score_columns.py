@@ -157,7 +157,7 @@ def class_name(label: Column, input_spec: plan.InputSpec) -> Column:
     return name.cast("int" if fits_int else "bigint")
 
 
-def cross_entropy(scores: Column, label: Column) -> Column:
+def _cross_entropy(scores: Column, label: Column) -> Column:
     """Return the cross-entropy of one row."""
     return -F.log(F.greatest(F.get(scores, label).cast("double"), F.lit(LEAST)))
 
@@ -182,7 +182,7 @@ def evaluations(
         "group",
         "label",
         predicted_class(F.col("scores")).alias("predicted"),
-        cross_entropy(F.col("scores"), F.col("label")).alias("loss"),
+        _cross_entropy(F.col("scores"), F.col("label")).alias("loss"),
     )
     cells = (
         rows.withColumn("no", F.explode(F.sequence(F.lit(1), F.lit(repeat))))

@@ -208,6 +208,6 @@ class Hosts:
         psutil.wait_procs(killed, timeout=harness.PATIENCE)
 
     def bytes_to(self, host: str) -> int:
-        """How many bytes went over the bridge to a host so far."""
+        """Return how many bytes the bridge has sent to a host so far."""
         found = _ip(f"ip -n {self._switch} -json -statistics link show {host}")
         return int(json.loads(found.stdout)[0]["stats64"]["tx"]["bytes"])

@@ -50,7 +50,7 @@ def start(cluster, epochs=EPOCHS, ranks=2):
 
 
 def result(cluster, job):
-    """What a job printed last, and all that it said: spark-submit joins its stdout and stderr."""
+    """Return a job's last line, and all its output: spark-submit joins stdout and stderr."""
     said = job.communicate(timeout=LIMIT)[0]
     assert job.returncode == 0, said + (cluster.home / "host-c.log").read_text()
     return json.loads(said.splitlines()[-1]), said
@@ -92,7 +92,7 @@ def test_two_ranks_on_each_of_two_hosts(cluster):
 
 @pytest.fixture(scope="module")
 def undisturbed(allowed, tmp_path_factory):
-    """What a fit comes to with which nothing interferes."""
+    """Return the result of a fit without any fault."""
     home = tmp_path_factory.mktemp("undisturbed")
     (home / "ranks").mkdir()
     with hosts.Hosts(home) as running:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Counted
+from tests.conftest import CaseCounter
 
 SCENARIOS = {
     "test_ranks.py": "fault scenarios",
@@ -21,15 +21,15 @@ SCENARIOS = {
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     report = yield
     if report.when == "call" and (what := SCENARIOS.get(item.path.name)):
-        Counted(what).one(passed=report.passed)
+        CaseCounter(what).add(passed=report.passed)
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not Counted.full:
+    if not CaseCounter.full:
         return
     terminalreporter.section("what was tried")
     terminalreporter.line("| what | tried | as it should be |")
     terminalreporter.line("|---|---|---|")
-    for what, (tried, passed) in sorted(Counted.counts.items()):
+    for what, (tried, passed) in sorted(CaseCounter.counts.items()):
         terminalreporter.line(f"| {what} | {tried:,} | {passed:,} |")

@@ -45,7 +45,7 @@ def all_ranks(count: int = 2) -> list[psutil.Process]:
 
 
 def trained(store: str, name: str, epochs: int) -> bool:
-    """Whether a fit under way has a checkpoint of so many epochs, or more."""
+    """Return whether a running fit has a checkpoint of at least so many epochs."""
     if not epochs:
         return True
     paths = Path(store).glob(f"{name}/.work-*/attempt-*-epoch-*/v000001/manifest.json")
@@ -111,7 +111,7 @@ def nothing_left(store: str) -> Iterator[None]:
 
 
 def leftovers(store: str) -> list[str]:
-    """What lies in a store beside published versions."""
+    """Return the files of a store that belong to no published version."""
     kept = {
         Path(store, model.name, f"v{version:06d}")
         for model in spark_mnist.models(store)

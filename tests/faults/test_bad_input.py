@@ -1,4 +1,4 @@
-"""What cannot be learned from, applied or understood: refused before a rank starts."""
+"""Input that cannot be used: refused before a rank starts."""
 
 import json
 import re

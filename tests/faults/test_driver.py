@@ -29,7 +29,7 @@ PHASES = {
         if not weights.with_name("manifest.json").exists()
     ],
 }
-"""What is so once a fit is in a phase, by the files of its directory."""
+"""Conditions on the files of a fit's directory that hold once it is in a phase."""
 
 
 def python_workers(home):

@@ -16,20 +16,20 @@ from spark_mnist.fitting import results
 from spark_mnist.options import grammar
 from spark_mnist.ranks import batches
 from spark_mnist.store import manifests, model_store
-from tests.conftest import Counted, rank_success
+from tests.conftest import CaseCounter, rank_success
 
-counted = Counted("fuzz cases")
+counted = CaseCounter("fuzz cases")
 
 
 def many(quick, full):
     """Run a property on so many cases: in the quick tests, and in all."""
-    examples = full if Counted.full else quick
+    examples = full if CaseCounter.full else quick
     return settings(max_examples=examples, deadline=None, database=None)
 
 
 def tried(expected, function, *args):
-    """What a function gives, or the words of the one kind of error that it may raise."""
-    counted.one()
+    """Return a function's result, or the message of the one type of error that it may raise."""
+    counted.add()
     try:
         return function(*args), ""
     except expected as error:
@@ -62,7 +62,7 @@ def test_the_text_of_a_command(words, blank):
 @given(LINES)
 def test_the_words_of_a_command(words):
     command, refused = tried(errors.CommandError, grammar.parse_words, words)
-    assert "^" in refused or options.make(options.OPERATIONS[command.operation], command.options)
+    assert "^" in refused or options.build(options.OPERATIONS[command.operation], command.options)
 
 
 NAME_PARTS = st.sampled_from(
@@ -140,7 +140,7 @@ JSON = st.recursive(
 
 
 def paths(value, path=()):
-    """Where each value of a manifest is."""
+    """Yield the path of each value of a manifest."""
     yield path
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
@@ -208,7 +208,7 @@ def test_a_torn_manifest_is_refused(models, junk, at, byte):
     epoch=st.integers(0, 3),
 )
 def test_any_layout_of_shards_gives_equal_steps_and_every_row_once(size, rows, files, batch, epoch):
-    counted.one()
+    counted.add()
     rows = max(rows, size)
     files = size * files
     division = worlds.RowSharding(size=size, rows=rows, batch_size=batch)

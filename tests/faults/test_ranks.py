@@ -36,7 +36,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def undisturbed(digits, tmp_path_factory):
-    """What the fit of these tests comes to when nothing happens."""
+    """Return the result of these tests' fit without any fault."""
     root = str(tmp_path_factory.mktemp("undisturbed"))
     result = spark_mnist.fit(digits, "m", store=root, **OPTIONS)
     return result.records, arrays(root, "m", 1)

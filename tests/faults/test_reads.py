@@ -9,11 +9,11 @@ import pytest
 
 from spark_mnist.core import plan
 from spark_mnist.data import profile, shard_writer
-from tests.conftest import Counted, read_shard
+from tests.conftest import CaseCounter, read_shard
 
 pytestmark = pytest.mark.ranks
 
-counted = Counted("reads")
+counted = CaseCounter("reads")
 
 
 @pytest.fixture
@@ -38,4 +38,4 @@ def test_every_read_has_every_row(digits, tmp_path, load):
             shard = read_shard(train, rank=rank, ranks=2)
             np.testing.assert_array_equal(shard.labels, first[rank].labels)
             np.testing.assert_array_equal(shard.features, first[rank].features)
-            counted.one()
+            counted.add()

@@ -6,5 +6,5 @@ import time
 from spark_mnist.core import channel
 
 address = channel.Address("127.0.0.1", int(sys.argv[1]), bytes.fromhex(sys.argv[2]))
-with channel.HeartbeatClient(address, patience=1.0):
+with channel.HeartbeatClient(address, disconnect_timeout=1.0):
     time.sleep(60)
