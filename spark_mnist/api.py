@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from py4j.protocol import Py4JJavaError
@@ -19,12 +19,13 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_mnist import errors, options
 from spark_mnist.catalog import mlflow_runs, versions
 from spark_mnist.cluster import session, signals, worker_checks
-from spark_mnist.core import requirements
+from spark_mnist.core import plan, requirements
 from spark_mnist.data import profile
-from spark_mnist.fitting import pipeline, preparation, results
+from spark_mnist.fitting import pipeline, preparation, results, training_start
 from spark_mnist.launch import job, launcher
+from spark_mnist.networks import objectives
 from spark_mnist.options import grammar
-from spark_mnist.scoring import evaluation, score_columns
+from spark_mnist.scoring import evaluation, measures, score_columns
 from spark_mnist.store import location, manifests, model_store
 
 logger = logging.getLogger(__name__)
@@ -124,10 +125,15 @@ def predict(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
         **option_values: The fields of ``options.PredictOptions``.
 
     Returns:
-        The input's columns, then ``prediction`` (one-hot ``array<int>``), with
-        ``interpret=True`` then ``interpreted``: the class as an int, or its name as a string where
-        classes have names; null for a row that ``mode="DROPMALFORMED"`` leaves out. Training the
-        model again later does not change the returned DataFrame.
+        The input's columns, then ``prediction``: of classes one-hot ``array<int>``; of two classes
+        learned with ``task="binary"`` 0 or 1, an int; of labels ``array<int>`` of 0 and 1; of
+        numbers a double, or ``array<double>`` where a row has several. With ``interpret=True`` then
+        ``interpreted``: the class as an int, or its name as a string where classes have names, and
+        of labels an array of these; with ``probabilities=True`` then ``probability``,
+        ``array<float>``, one for each class or label. A model with several outputs has such columns
+        for each, ``prediction_price`` of an output ``price``. All are null for a row that
+        ``mode="DROPMALFORMED"`` leaves out. Training the model again later does not change the
+        returned DataFrame.
 
     Raises:
         errors.SparkMnistError: One of its subclasses. A row whose features are missing or out of
@@ -138,17 +144,21 @@ def predict(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     predict_options = options.build(
         options.PredictOptions, option_values, session.settings(df.sparkSession)
     )
-    new_columns = ["prediction", "interpreted"] if predict_options.interpret else ["prediction"]
-    conflicts = [name for name in df.columns if name.lower() in new_columns]
-    if conflicts:
-        raise errors.ColumnTaken(
-            f"the input has a column {conflicts[0]!r} already; rename or drop it"
-        )
+    _check_free(df, ["prediction", "interpreted"][: 1 + predict_options.interpret])
     model = _load_model(df, model_name, predict_options)
-    classes = score_columns.classes(df, model, predict_options.batch_size, predict_options.mode)
-    return score_columns.predictions(
-        df, classes, model.input_spec, interpret=predict_options.interpret
-    )
+    outputs, batch_size = model.network.heads, predict_options.batch_size
+    if not predict_options.probabilities and _learns_classes(outputs):
+        classes = score_columns.classes(df, model, batch_size, predict_options.mode)
+        return score_columns.predictions(
+            df, classes, model.input_spec, interpret=predict_options.interpret
+        )
+    added = {
+        "interpret": predict_options.interpret,
+        "probabilities": predict_options.probabilities,
+    }
+    _check_free(df, score_columns.output_columns(outputs, **added))
+    scores = score_columns.outputs(df, model, batch_size, predict_options.mode)
+    return score_columns.output_predictions(df, scores, outputs, **added)
 
 
 @_with_options(options.EvaluateOptions)
@@ -162,7 +172,10 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
 
     Returns:
         One row for each of ``repeat`` evaluations: ``no`` int, ``losses`` and ``metrics``
-        map<string,double>. A share that drew no row has null in place of numbers. With ``by``, one
+        map<string,double>. Classes have ``accuracy``; two classes also ``precision``, ``recall``
+        and ``auc``; labels ``accuracy``, ``f1_micro`` and ``f1_macro``; numbers ``mse``, ``rmse``,
+        ``mae`` and ``r2``; those of one of several outputs have its name before theirs, as
+        ``price_mae``. A share that drew no row has null in place of numbers. With ``by``, one
         row for each evaluation and value of that column, which follows ``no``. With ``details``,
         then ``num_examples`` and ``num_correct`` bigint, ``precision_at_1`` double, ``confusion``
         array<array<bigint>> (rows by label and predicted class) and ``classes``, an array of
@@ -182,29 +195,46 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
         else None
     )
     model = _load_model(df, model_name, evaluate_options)
-    input_spec, scores = (
-        model.input_spec,
-        score_columns.probabilities(df, model, evaluate_options.batch_size, evaluate_options.mode),
-    )
+    outputs, batch_size = model.network.heads, evaluate_options.batch_size
+    if evaluate_options.details and (len(outputs) > 1 or outputs[0].task not in plan.CLASS_TASKS):
+        raise errors.OptionError("details=true is for a model with one output that learns classes")
     row_profile = profile.profile_rows(
-        df, input_spec, evaluate_options.mode, standardized=bool(model.network.mean)
+        df,
+        model.input_spec,
+        evaluate_options.mode,
+        standardized=bool(model.network.mean),
+        outputs=outputs,
     )
-    cells = score_columns.evaluations(
-        row_profile.usable,
-        scores,
-        row_profile.label,
-        by=evaluate_options.by,
-        rate=evaluate_options.rate,
-        repeat=evaluate_options.repeat,
-        seed=evaluate_options.seed or 0,
+    share: dict[str, Any] = {
+        "rate": evaluate_options.rate,
+        "repeat": evaluate_options.repeat,
+        "seed": evaluate_options.seed or 0,
+    }
+    shape: dict[str, Any] = {
+        "repeat": evaluate_options.repeat,
+        "group": group,
+        "details": evaluate_options.details,
+    }
+    if _learns_classes(outputs) and outputs[0].loss in ("", objectives.CLASS_LOSS):
+        scores = score_columns.probabilities(df, model, batch_size, evaluate_options.mode)
+        cells = score_columns.evaluations(
+            row_profile.usable, scores, row_profile.label, by=evaluate_options.by, **share
+        )
+        return evaluation.table(df.sparkSession, cells, model.input_spec, **shape)
+    losses = training_start.own_losses(evaluate_options.loss, outputs)
+    drawn = score_columns.draw(
+        score_columns.measurable(
+            row_profile, model, batch_size, losses=losses, by=evaluate_options.by
+        ),
+        **share,
     )
     return evaluation.table(
         df.sparkSession,
-        cells,
-        input_spec,
-        repeat=evaluate_options.repeat,
-        group=group,
-        details=evaluate_options.details,
+        measures.cells(drawn, outputs[0]) if evaluate_options.details else [],
+        model.input_spec,
+        **shape,
+        measured=measures.measure(drawn, outputs),
+        names=measures.metric_names(outputs),
     )
 
 
@@ -242,6 +272,25 @@ def run(parsed_command: grammar.Command, df: DataFrame | None) -> DataFrame:
         return fit(df, parsed_command.model_name, **parsed_command.options).history
     function = {"predict": predict, "eval": evaluate}[parsed_command.operation]
     return function(df, parsed_command.model_name, **parsed_command.options)
+
+
+def _learns_classes(outputs: Sequence[plan.Output]) -> bool:
+    """Return whether a model has one output, without a name, that learns classes."""
+    return len(outputs) == 1 and not outputs[0].name and outputs[0].task == plan.CLASSIFICATION
+
+
+def _check_free(df: DataFrame, new_columns: Sequence[str]) -> None:
+    """Refuse an input that has a column of a name that the result needs.
+
+    Raises:
+        errors.ColumnTaken: The input has such a column.
+    """
+    names = {name.lower() for name in new_columns}
+    conflicts = [name for name in df.columns if name.lower() in names]
+    if conflicts:
+        raise errors.ColumnTaken(
+            f"the input has a column {conflicts[0]!r} already; rename or drop it"
+        )
 
 
 def _session(df: DataFrame | None) -> SparkSession:

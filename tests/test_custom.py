@@ -90,7 +90,7 @@ def accuracy(df, name, **options):
 def test_a_model_is_made_again_from_its_description(make, logits, shape):
     model = make()
     described = custom.describe(model, BARE)
-    assert (described.logits, described.custom) == (logits, ())
+    assert (described.heads[0].logits, described.custom) == (logits, ())
     saved = json.loads(json.dumps(described.config))
     network = plan.Network(**{**vars(described), "config": saved})
     registry.build(network)

@@ -8,13 +8,13 @@ from sklearn import metrics
 import spark_mnist
 from spark_mnist import errors
 from spark_mnist.core import plan
-from spark_mnist.scoring import evaluation
+from spark_mnist.scoring import evaluation, measures
 
 READS = plan.InputSpec(classes=3, names=("a", "b", "c"))
 
 
 def cell(label, predicted, rows, loss=0.0, no=1, group=None):
-    return evaluation.Cell(no, group, label, predicted, rows, loss)
+    return measures.Cell(no, group, label, predicted, rows, loss)
 
 
 def test_figures_of_classes_by_hand():

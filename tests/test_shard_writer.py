@@ -207,9 +207,9 @@ def test_files_keep_the_order_of_partitions_above_a_hundred_thousand():
 
 
 def test_narrow_rows_fit_into_one_row_group():
-    encoding = plan.Encoding("uint8", 255.0, 1)
+    layout = plan.Shards(urls=(), rows=0, encoding=plan.Encoding("uint8", 255.0, 1))
     for rows in (10**7, 10**8):
-        files = shard_writer._num_files(rows, encoding, ranks=2)
+        files = shard_writer._num_files(rows, layout, ranks=2)
         assert files % 2 == 0
         # A row has a byte of features, and four each of its length and its label.
         assert rows / files * 9 < shard_writer.BLOCK_BYTES / 2

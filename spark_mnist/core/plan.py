@@ -24,14 +24,36 @@ LOSS_SCALE = "loss_scale.npz"
 LOGS = "logs/"
 """Folder of a version's TensorBoard files."""
 CUSTOM = "own"
-"""Name of a network that the user made."""
+"""Name of a network, loss or optimizer that the user made."""
+CLASSIFICATION, BINARY = "classification", "binary"
+MULTILABEL, REGRESSION = "multilabel", "regression"
+"""Tasks: one of several classes, one of two, any of several labels, or numbers."""
+TASKS = (CLASSIFICATION, BINARY, MULTILABEL, REGRESSION)
+CLASS_TASKS = (CLASSIFICATION, BINARY)
+"""Tasks whose label is one class of a row."""
+BALANCED = "balanced"
+"""Class weights that give every class the same weight in the loss."""
 
 INTEGER_PATTERN = re.compile(r"0|-?[1-9][0-9]*")
 """Pattern of an integer as text, without leading zeros or a plus sign."""
 ModelFn = Callable[[], Any]
-"""The user's function that makes a Keras model."""
+"""The user's function that makes a Keras model, an optimizer, metrics or callbacks."""
 RowsByRank = tuple[tuple[int, int], ...]
 """Numbers of rows that each rank trained and validated on in one epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One of several inputs of a network, and the columns that it reads."""
+
+    name: str
+    """Name of the model's input."""
+    features: tuple[str, ...]
+    """One column that holds all numbers of a row, or one column for each number."""
+    pixels: bool = False
+    """Whether the column holds bytes, which are divided by 255."""
+    width: int
+    """Numbers of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +72,8 @@ class InputSpec:
     """Names of the classes, by number; empty where the numbers are the names."""
     text_in_bytes: bool = False
     """Whether brightnesses that are text, one in each column, lie in 0..255."""
+    inputs: tuple[Input, ...] = ()
+    """Inputs of a network that has several; ``features`` and ``width`` are then those of all."""
 
     @property
     def has_integer_names(self) -> bool:
@@ -61,6 +85,60 @@ class InputSpec:
         """Names of the classes; their numbers as text where they have no names."""
         return self.names or tuple(str(number) for number in range(self.classes))
 
+    @property
+    def output(self) -> Output:
+        """The one output that learns the classes, for networks without ``outputs``."""
+        return Output(size=self.classes, label=self.label, names=self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Output of a network: what it learns, from which column, and with which loss."""
+
+    task: str = CLASSIFICATION
+    size: int
+    """Number of classes, of labels, or of numbers; 2 for a binary output."""
+    name: str = ""
+    """Name of the model's output; empty for a model with one output."""
+    label: str = "label"
+    """Column that the output learns."""
+    names: tuple[str, ...] = ()
+    """Names of the classes or labels, by number; empty where the numbers are the names."""
+    loss: str = ""
+    """Keras's name of the loss, or ``CUSTOM``; empty for the default of the task."""
+    weight: float = 1.0
+    """Factor of the loss in the sum over all outputs."""
+    logits: bool = False
+    """Whether the user's own model ends without the activation that makes probabilities."""
+    mean: tuple[float, ...] = ()
+    """Mean of each number over the training rows; empty where labels are not standardized."""
+    deviation: tuple[float, ...] = ()
+    """Standard deviation of each number over the training rows; empty as ``mean`` is."""
+
+    @property
+    def units(self) -> int:
+        """Numbers that the network gives for a row: one for a binary output."""
+        return 1 if self.task == BINARY else self.size
+
+    @property
+    def target_size(self) -> int:
+        """Numbers of a row's target: a class is one number."""
+        return 1 if self.task in CLASS_TASKS else self.size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes or labels; their numbers as text where they have no names."""
+        return self.names or tuple(str(number) for number in range(self.size))
+
+    @property
+    def has_integer_names(self) -> bool:
+        """Return whether the classes have names that are integers, for example 1, 2, 3."""
+        return bool(self.names) and all(INTEGER_PATTERN.fullmatch(name) for name in self.names)
+
+    def prefixed(self, name: str) -> str:
+        """Return a name of this output's: ``loss``, or ``price_loss`` of an output ``price``."""
+        return f"{self.name}_{name}" if self.name else name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -71,6 +149,7 @@ class Network:
     inputs: int
     """Numbers of one row."""
     classes: int
+    """Number of classes; for other tasks and several outputs, the sum of the outputs' sizes."""
     hidden: tuple[int, ...] = ()
     """Units of the dense hidden layers, first to last."""
     dropout: float = 0.0
@@ -83,8 +162,15 @@ class Network:
     """Keras configuration of the user's own model."""
     custom: tuple[str, ...] = ()
     """Objects in ``config`` that are not Keras's own: only the user's function makes them."""
-    logits: bool = False
-    """Whether the user's own model ends without a softmax."""
+    outputs: tuple[Output, ...] = ()
+    """Outputs, in order; empty for one output that learns classes by their cross-entropy."""
+    parts: tuple[tuple[str, int], ...] = ()
+    """Name and numbers of a row of each input; empty for a network with one input."""
+
+    @property
+    def heads(self) -> tuple[Output, ...]:
+        """Outputs of the network, also where ``outputs`` is empty."""
+        return self.outputs or (Output(size=self.classes),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +178,17 @@ class Optimizer:
     """An optimizer and its learning rate over the epochs."""
 
     name: str
-    """Key of ``registry.OPTIMIZERS``."""
+    """Key of ``registry.OPTIMIZERS``, or ``CUSTOM``."""
     learning_rate: float
     """Learning rate for one rank: never scaled here, nor in the store."""
     warmup_epochs: int = 0
     """Epochs in which the rate climbs from that of one rank to that of all ranks."""
     schedule: str = "constant"
     """Course of the rate over the epochs: a value of the option ``lr_schedule``."""
+    clipnorm: float | None = None
+    """Largest norm of each variable's gradient; None leaves gradients as they are."""
+    accumulate_steps: int = 1
+    """Number of steps whose mean gradient updates the weights once."""
 
     def rate(self, epoch: float, ranks: int) -> float:
         """Return the learning rate at a point of the model's life.
@@ -127,11 +217,13 @@ class Encoding:
     """Layout of the numbers of one row in bytes, and their scale."""
 
     dtype: str
-    """``uint8``, or ``float32`` or ``float64`` in little-endian order."""
+    """``uint8``, or ``float32``, ``float64`` or ``int64`` in little-endian order."""
     scale: float
     """Divisor that turns a stored number into the network's."""
     width: int
-    """Numbers of a row."""
+    """Numbers of a row; bytes of a row where there are ``parts``."""
+    parts: tuple[tuple[str, Encoding], ...] = ()
+    """Name and encoding of each of several inputs, whose bytes follow each other."""
 
     @property
     def row_bytes(self) -> int:
@@ -153,6 +245,15 @@ class Shards:
     """Number of rows of all files, as their footers say."""
     encoding: Encoding
     """Encoding of the features of a row."""
+    target_size: int = 0
+    """Numbers of a row's target, as doubles; 0 where it is one class, an integer."""
+    weighted: bool = False
+    """Whether each row has a weight in the loss."""
+
+    @property
+    def label_bytes(self) -> int:
+        """Bytes of a row beside its features: its target and its weight."""
+        return 8 * self.target_size + 8 * self.weighted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +354,18 @@ class TrainingPlan:
     """Whether ``work`` has a saved model's checkpoint to start from."""
     model_fn: ModelFn | None = None
     """The user's function that makes the network, if any."""
+    standardize_label: bool = False
+    """Whether to compute mean and deviation of numbers to predict before training."""
+    class_weight: str | Mapping[int, float] = field(default_factory=dict)
+    """``BALANCED``, or factors of the training rows' losses by class."""
+    losses: Mapping[str, Any] = field(default_factory=dict)
+    """The user's own losses, or functions that make them, by name of the output."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Further metrics, names or functions that make them, by name of the output."""
+    optimizer_fn: ModelFn | None = None
+    """The user's function that makes the optimizer, if any."""
+    callbacks_fn: ModelFn | None = None
+    """The user's function that makes Keras callbacks, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)

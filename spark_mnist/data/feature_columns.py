@@ -78,6 +78,8 @@ class Source:
     encoding: plan.Encoding
     input_spec: plan.InputSpec
     binary: bool = False
+    parts: tuple[Source, ...] = ()
+    """The features of each of several inputs, in order."""
 
     @property
     def top(self) -> float | None:
@@ -103,6 +105,8 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
         errors.MissingColumn: A column does not exist.
         errors.UnreadableColumn: The type of a column has no tensor form.
     """
+    if input_spec.inputs:
+        return _join_inputs(df, input_spec.inputs)
     uses_doubles = standardized and not input_spec.pixels
     number_type = "double" if uses_doubles else "float"
     float_encoding = plan.Encoding("float64" if uses_doubles else "float32", 1.0, input_spec.width)
@@ -131,6 +135,54 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
             f"column {name!r} is {data_type.simpleString()}; it may be {allowed_types}"
         )
     return Source(array, float_encoding, input_spec)
+
+
+def _join_inputs(df: DataFrame, inputs: Sequence[plan.Input]) -> Source:
+    """Return the features of several inputs as one binary column, their bytes in order."""
+    specs = [
+        plan.InputSpec(features=each.features, pixels=each.pixels, width=each.width)
+        for each in inputs
+    ]
+    parts = tuple(_integers(df, spec) or features(df, spec) for spec in specs)
+    encodings = tuple((each.name, part.encoding) for each, part in zip(inputs, parts, strict=True))
+    width = sum(encoding.row_bytes for _, encoding in encodings)
+    encoding = plan.Encoding("uint8", 1.0, width, encodings)
+    names = tuple(name for spec in specs for name in spec.features)
+    spec = plan.InputSpec(features=names, pixels=False, width=width)
+    dtypes = [None if part.binary else part.encoding.dtype for part in parts]
+
+    def pack_rows(*columns: pd.Series) -> pd.Series:
+        packed = [
+            b"".join(
+                bytes(value) if dtype is None else np.asarray(value, dtype).tobytes()
+                for value, dtype in zip(row, dtypes, strict=True)
+            )
+            if all(value is not None for value in row)
+            else None
+            for row in zip(*columns, strict=True)
+        ]
+        return pd.Series(packed, dtype=object)
+
+    joined = by_batch(pack_rows, "binary")(*(part.column for part in parts))
+    return Source(joined, encoding, spec, binary=True, parts=parts)
+
+
+def _integers(df: DataFrame, input_spec: plan.InputSpec) -> Source | None:
+    """Return features that are integers without rounding; None where they are other numbers."""
+    encoding = plan.Encoding("int64", 1.0, input_spec.width)
+    data_types = [_field(df, name)[1] for name in input_spec.features]
+    if all(isinstance(data_type, T.IntegralType) for data_type in data_types):
+        names = [quote(resolve(df, name)) for name in input_spec.features]
+        return Source(_array(f"CAST({name} AS bigint)" for name in names), encoding, input_spec)
+    (data_type, *others) = data_types
+    if (
+        not others
+        and isinstance(data_type, T.ArrayType)
+        and isinstance(data_type.elementType, T.IntegralType)
+    ):
+        values = column(df, input_spec.features[0])[0].cast("array<bigint>")
+        return Source(values, encoding, input_spec)
+    return None
 
 
 def expand(
@@ -211,6 +263,8 @@ def with_text(df: DataFrame, input_spec: plan.InputSpec) -> plan.InputSpec:
 
 def fault(source: Source) -> Column:
     """Return a column that states why a row's features cannot be used, or null where they can."""
+    if source.parts:
+        return F.coalesce(*map(fault, source.parts))
     array, names = source.column, source.input_spec.features
     outside = F.lit(False)
     if not source.binary and source.top is not None:
@@ -267,9 +321,11 @@ def order_key(source: Source, seed: int, label: Column) -> Column:
     out of large doubles is hashed, too: seconds since 1970 of the same minute are one float.
     """
 
-    def key(content: Column) -> Column:
-        return F.xxhash64(F.lit(seed), content, label)
+    def key(*content: Column) -> Column:
+        return F.xxhash64(F.lit(seed), *content, label)
 
+    if source.parts:
+        return key(*(order_key(part, seed, label) for part in source.parts))
     array = source.column
     if source.binary:
         return key(array)
@@ -301,7 +357,7 @@ def arrow_rows(spark: SparkSession, source: Source) -> int | None:
     Spark counts rows, ten thousand by default, and not bytes: that many pictures of 150,000 numbers
     are more than Arrow can hold, let alone an executor.
     """
-    number_bytes = 1 if source.binary else 8
+    number_bytes = 1 if source.binary and not source.parts else 8
     max_rows = max(1, ARROW_BATCH_BYTES // (source.encoding.width * number_bytes))
     current_rows = int(str(spark.conf.get(ARROW_ROWS)))  # 0 or less means all
     return max_rows if current_rows > max_rows or current_rows <= 0 else None
@@ -327,11 +383,12 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
     """
     encoding, binary, top, size_text = source.encoding, source.binary, source.top, source.size_text
     name = ", ".join(source.input_spec.features[:5])
+    holds_pixels = binary and not source.parts
 
     def read(rows: pd.Series) -> npt.NDArray[np.generic]:
         if any(row is None or len(row) != encoding.width for row in rows):
             raise errors.BadRows(f"a row to predict has no {name} of {size_text}")
-        if binary and any(FILE_SIGNATURES.match(row) for row in rows):
+        if holds_pixels and any(FILE_SIGNATURES.match(row) for row in rows):
             raise errors.BadRows(f"a row to predict has a file in {name}, not pixels: decode it")
         if binary or rows.empty:  # every byte is a pixel
             return encoding.unpack(rows)
@@ -347,8 +404,8 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
     return read
 
 
-def by_batch(function: Callable[..., Any], return_type: str) -> Callable[[Column], Column]:
-    """Turn a function on batches into a function on columns.
+def by_batch(function: Callable[..., Any], return_type: str) -> Callable[..., Column]:
+    """Turn a function on batches into a function on as many columns as it takes.
 
     Args:
         function: Takes and returns a pandas Series, or iterators of them, as its annotations say.
@@ -357,7 +414,7 @@ def by_batch(function: Callable[..., Any], return_type: str) -> Callable[[Column
     # The stubs demand functionType=, with which Spark would warn that annotations replace it.
     with warnings.catch_warnings():
         requirements.ignore_new_pandas()
-        udf: Callable[[Column], Column] = pandas_udf(function, return_type)  # type: ignore[call-overload]
+        udf: Callable[..., Column] = pandas_udf(function, return_type)  # type: ignore[call-overload]
     return udf
 
 

@@ -5,6 +5,7 @@ A class is an int, whether the column has numbers, names or one-hot vectors. Run
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 
@@ -56,16 +57,25 @@ def discover(df: DataFrame, features: tuple[str, ...], label: str) -> plan.Input
             looks like a quantity.
         errors.TooFewRows: There is no row.
     """
-    classes, names = _classes(df, label)
+    num_classes, names = classes(df, label)
+    input_spec = dataclasses.replace(discover_features(df, features), label=label)
+    return dataclasses.replace(input_spec, classes=num_classes, names=names)
+
+
+def discover_features(df: DataFrame, features: tuple[str, ...]) -> plan.InputSpec:
+    """Determine how wide a table's features are; the result says nothing of labels.
+
+    Raises:
+        errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
+        errors.TooFewRows: There is no row.
+    """
     feature, data_type = feature_columns.column(df, features[0])
     pixels = isinstance(data_type, T.BinaryType)
     width = len(features)
     if width == 1:
         array = feature if pixels else feature_columns.numbers(df, features[0])
-        width = 1 if array is None else _row_size(df, F.length(array) if pixels else F.size(array))
-    return plan.InputSpec(
-        features=features, label=label, pixels=pixels, width=width, classes=classes, names=names
-    )
+        width = 1 if array is None else row_size(df, F.length(array) if pixels else F.size(array))
+    return plan.InputSpec(features=features, pixels=pixels, width=width)
 
 
 def column(df: DataFrame, input_spec: plan.InputSpec) -> Column:
@@ -117,10 +127,14 @@ def _label_array(df: DataFrame, name: str) -> Column:
     return array
 
 
-def _classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
+def classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     """Return the number of classes in a label column, and their names where they have any.
 
     Names are what text says, or whole numbers where these are not 0, 1, ... without a gap.
+
+    Raises:
+        errors.MissingColumn, errors.UnreadableColumn: The column cannot be a label.
+        errors.BadRows, errors.TooFewRows: As for ``discover``.
     """
     label, data_type = feature_columns.column(df, name)
     if isinstance(data_type, T.BooleanType):
@@ -131,11 +145,11 @@ def _classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
         words = df.select(F.trim(label).alias("word")).where("word != ''").distinct()
         texts = sorted(row["word"] for row in words.limit(MAX_CLASSES + 1).collect())
         if texts and all(ONE_HOT_TEXT.fullmatch(word) for word in texts):
-            return _check_class_count(_row_size(df, F.size(_label_array(df, name))), name), ()
+            return check_class_count(row_size(df, F.size(_label_array(df, name))), name), ()
         if texts and not all(NUMBER_TEXT.fullmatch(word) for word in texts):
-            return _check_class_count(len(texts), name), tuple(texts)
+            return check_class_count(len(texts), name), tuple(texts)
     elif not isinstance(data_type, T.NumericType):
-        return _check_class_count(_row_size(df, F.size(_label_array(df, name))), name), ()
+        return check_class_count(row_size(df, F.size(_label_array(df, name))), name), ()
     return _numbered_classes(df, name)
 
 
@@ -164,16 +178,16 @@ def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
         )
         raise errors.BadRows(
             f"column {name!r} looks like a quantity to predict ({description} in "
-            f"{whole_rows + fractional_rows} rows), and only classes can be learned: is it the "
-            f"label? Divide it into classes, or, if these are classes, name them: "
+            f"{whole_rows + fractional_rows} rows): is it the label? Learn it with "
+            f"task={plan.REGRESSION}, or, if these are classes, name them: "
             f"concat('class ', {name})"
         )
-    _check_class_count(len(whole_numbers), name)
+    check_class_count(len(whole_numbers), name)
     if len(whole_numbers) > FEW_CLASSES:
         logger.warning(
             "column %r has %d whole numbers, which are taken for as many classes; if it is a "
-            "quantity, divide it into classes",
-            *(name, len(whole_numbers)),
+            "quantity, learn it with task=%s",
+            *(name, len(whole_numbers), plan.REGRESSION),
         )
     if whole_numbers == list(range(len(whole_numbers))):
         return len(whole_numbers), ()
@@ -212,7 +226,12 @@ def whole_as_text(df: DataFrame, name: str) -> Column:
     return F.when(is_whole, number.cast("bigint").cast("string"))
 
 
-def _check_class_count(classes: int, name: str) -> int:
+def check_class_count(classes: int, name: str) -> int:
+    """Return a number of classes, unless it is more than a label has.
+
+    Raises:
+        errors.BadRows: There are more than ``MAX_CLASSES``.
+    """
     if classes > MAX_CLASSES:
         raise errors.BadRows(
             f"column {name!r} has {classes} classes or more, at most {MAX_CLASSES} can be told "
@@ -221,7 +240,7 @@ def _check_class_count(classes: int, name: str) -> int:
     return classes
 
 
-def _row_size(df: DataFrame, size: Column) -> int:
+def row_size(df: DataFrame, size: Column) -> int:
     """Return the count of numbers that most rows have."""
     sizes = df.select(size.alias("size")).where("size > 0").groupBy("size").count()
     first = sizes.orderBy(F.desc("count"), "size").first()

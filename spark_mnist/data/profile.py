@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import reprlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pyspark.sql import Column, DataFrame
@@ -17,7 +17,7 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors, options
 from spark_mnist.core import plan, sharding
-from spark_mnist.data import feature_columns, labels
+from spark_mnist.data import feature_columns, targets
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class RowProfile:
     """Number of rows that can be used."""
     source: feature_columns.Source
     label: Column
-    """Class of each row as an int."""
+    """Target of each row: its class as an int, or an array of ``target_size`` doubles."""
     usable: DataFrame
     """Rows of the input that can be used."""
     dropped: Mapping[str, int]
@@ -52,6 +52,10 @@ class RowProfile:
     """Part of that order in which a row is; rows that validate by a column come last."""
     buckets: Mapping[int, int] = field(default_factory=dict)
     """Number of rows by ``bucket``."""
+    target_size: int = 0
+    """Numbers of a target; 0 where it is a class."""
+    weight: Column | None = None
+    """Weight of each row in the loss; None where rows have none."""
 
     @property
     def num_input_rows(self) -> int:
@@ -73,6 +77,8 @@ def profile_rows(
     seed: int | None = None,
     *,
     standardized: bool = False,
+    outputs: Sequence[plan.Output] = (),
+    sample_weight: str | None = None,
 ) -> RowProfile:
     """Count the rows and check every one, in one pass of Spark SQL.
 
@@ -83,6 +89,8 @@ def profile_rows(
         validation_indicator: The column that says which rows validate, if there is one.
         seed: Seed of an order of the rows, in which they are counted, too; None for no order.
         standardized: Whether the network standardizes the features.
+        outputs: What the labels are; without them one output learns the classes of ``input_spec``.
+        sample_weight: The column with the weight of each row, if there is one.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
@@ -90,9 +98,14 @@ def profile_rows(
         errors.TooFewRows: There is no row to use.
     """
     source = feature_columns.features(df, input_spec, standardized=standardized)
-    target = labels.column(df, input_spec)
-    faults = [feature_columns.fault(source), labels.fault(df, input_spec, target)]
-    is_validation = None
+    outputs = outputs or (input_spec.output,)
+    labels = targets.target(df, outputs)
+    target, has_classes = labels.column, not labels.size
+    faults = [feature_columns.fault(source), labels.fault]
+    weight = is_validation = None
+    if sample_weight:
+        weight, weight_fault = targets.weight(df, sample_weight)
+        faults.append(weight_fault)
     if validation_indicator:
         is_validation = _indicator_column(df, validation_indicator)
         missing = F.concat(F.lit(validation_indicator), F.lit(" is null"))
@@ -103,13 +116,16 @@ def profile_rows(
     in_validation = F.lit(False) if is_validation is None else is_validation
     bucket = part.cast("int") + in_validation.cast("int") * BUCKETS
     usable_bucket = F.when(fault.isNull(), bucket)  # else reasons times buckets would be collected
+    class_number = target if has_classes else F.lit(0)
     fault_counts, class_counts, bucket_counts = _count_rows(
-        df.select(fault.alias("fault"), target.alias("class"), usable_bucket.alias("bucket"))
+        df.select(fault.alias("fault"), class_number.alias("class"), usable_bucket.alias("bucket"))
     )
     num_rows, reasons = fault_counts.total() + class_counts.total(), _summarize(fault_counts)
     if fault_counts and mode == options.FAILFAST:
         message = f"{fault_counts.total()} of {num_rows} rows cannot be used: {reasons}"
-        samples = _samples(df.where(fault.isNotNull()), input_spec)
+        label_columns = [output.label for output in outputs]
+        label_columns += [sample_weight] if sample_weight else []
+        samples = _samples(df.where(fault.isNotNull()), input_spec.features, label_columns)
         raise errors.BadRows(
             f"{message}; for instance {samples}. {_remedy(source, fault_counts)}", fault_counts
         )
@@ -119,9 +135,9 @@ def profile_rows(
         raise errors.TooFewRows("the DataFrame has no rows")
     if fault_counts:
         logger.warning("%d of %d rows are left out: %s", fault_counts.total(), num_rows, reasons)
-    if len(class_counts) == 1:
-        (class_number,) = class_counts
-        name = input_spec.names[class_number] if input_spec.names else class_number
+    if has_classes and len(class_counts) == 1:
+        (number,) = class_counts
+        name = outputs[0].class_names[number]
         logger.warning("all rows have the label %s: there is nothing to tell apart", name)
     usable = df.where(fault.isNull()) if fault_counts else df
     return RowProfile(
@@ -137,6 +153,8 @@ def profile_rows(
         key=key,
         bucket=bucket,
         buckets=bucket_counts,
+        target_size=labels.size,
+        weight=weight,
     )
 
 
@@ -177,9 +195,9 @@ def _summarize(counts: Mapping[str, int]) -> str:
     return text if len(reasons) <= MAX_SHOWN_REASONS else f"{text}; and more"
 
 
-def _samples(rows: DataFrame, input_spec: plan.InputSpec) -> str:
+def _samples(rows: DataFrame, features: Sequence[str], others: Sequence[str]) -> str:
     """Return a few of the rows that cannot be used as shortened text."""
-    columns = (*input_spec.features[:MAX_SHOWN_FEATURES], input_spec.label)
+    columns = dict.fromkeys((*features[:MAX_SHOWN_FEATURES], *others))
     names = [feature_columns.quote(feature_columns.resolve(rows, name)) for name in columns]
     shortener = reprlib.Repr()
     shortener.maxlist, shortener.maxdict = 3, MAX_SHOWN_FEATURES + 1

@@ -13,6 +13,7 @@ Runs on: driver.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -37,7 +38,7 @@ from spark_mnist.data import feature_columns, profile
 GROUP_BYTES = 16 << 20
 """Most bytes of features in one row group; a rank that streams holds a few row groups in memory."""
 PARQUET_OVERHEAD_BYTES = 8
-"""Bytes of a row in Parquet besides its features: their length, and the label."""
+"""Bytes of a row in Parquet besides features, targets and weight: lengths, and the class."""
 BLOCK_BYTES = 128 << 20
 """Parquet's own limit of a row group: well above ours, so that a file never has two."""
 SORT_TASK_BYTES = 64 << 20
@@ -120,8 +121,14 @@ def write_shards(
     """
     train_rows = row_profile.training(ratio)
     split_rows = (train_rows, row_profile.rows - train_rows)
-    encoding = row_profile.source.encoding
-    split_files = [_num_files(row_count, encoding, ranks) for row_count in split_rows]
+    layout = plan.Shards(
+        urls=(),
+        rows=0,
+        encoding=row_profile.source.encoding,
+        target_size=row_profile.target_size,
+        weighted=row_profile.weight is not None,
+    )
+    split_files = [_num_files(row_count, layout, ranks) for row_count in split_rows]
     position = F.col("position")
     validation_file = split_files[0] + (position - train_rows) % max(1, split_files[1])
     file_index = F.when(position < train_rows, position % split_files[0]).otherwise(validation_file)
@@ -130,7 +137,7 @@ def write_shards(
         _order_rows(row_profile)
         .repartition(sum(split_files), F.get(keys, file_index.cast("int")))
         .sortWithinPartitions("position")
-        .select("features", "label")
+        .select("features", "label", *["weight"] * layout.weighted)
     )
     rows_at_once = feature_columns.arrow_rows(shards.sparkSession, row_profile.source)
     with _parquet_files(shards, url, rows_at_once) as urls:
@@ -141,14 +148,14 @@ def write_shards(
         ]
         _check_footers(urls, sizes)
         yield (
-            _shards(urls[: split_files[0]], split_rows[0], encoding),
-            _shards(urls[split_files[0] :], split_rows[1], encoding),
+            dataclasses.replace(layout, urls=urls[: split_files[0]], rows=split_rows[0]),
+            dataclasses.replace(layout, urls=urls[split_files[0] :], rows=split_rows[1]),
         )
 
 
-def _num_files(rows: int, encoding: plan.Encoding, ranks: int) -> int:
+def _num_files(rows: int, layout: plan.Shards, ranks: int) -> int:
     """Return the number of files, of one row group each, for a number of rows."""
-    row_bytes = encoding.row_bytes + PARQUET_OVERHEAD_BYTES
+    row_bytes = layout.encoding.row_bytes + layout.label_bytes + PARQUET_OVERHEAD_BYTES
     return min(rows, ranks * math.ceil(rows * row_bytes / ranks / GROUP_BYTES))
 
 
@@ -162,7 +169,8 @@ def _order_rows(row_profile: profile.RowProfile) -> DataFrame:
     bucket_sizes = (row_profile.buckets.get(bucket, 0) for bucket in range(2 * profile.BUCKETS))
     starts = _bigint_array([0, *itertools.accumulate(bucket_sizes)])
     # Rows that are not equal may share a key: doubles that are nearly the same.
-    sort_columns = ("key", F.xxhash64("features"), "features", "label")
+    sort_columns: list[Column | str] = ["key", F.xxhash64("features"), "features", "label"]
+    sort_columns += ["weight"] if row_profile.weight is not None else []
     window = Window.partitionBy("bucket").orderBy(*sort_columns)
     return (
         row_profile.usable.select(
@@ -170,6 +178,7 @@ def _order_rows(row_profile: profile.RowProfile) -> DataFrame:
             row_profile.label.alias("label"),
             row_profile.key.alias("key"),
             row_profile.bucket.alias("bucket"),
+            *([] if row_profile.weight is None else [row_profile.weight.alias("weight")]),
         )
         .repartition(tasks, "bucket")
         .withColumn("position", F.get(starts, F.col("bucket")) + F.row_number().over(window) - 1)
@@ -208,7 +217,7 @@ def _parquet_files(
 
         petastorm_spark = petastorm.module("petastorm.spark")
         converter = petastorm_spark.make_spark_converter(
-            shards, parquet_row_group_size_bytes=BLOCK_BYTES
+            shards, parquet_row_group_size_bytes=BLOCK_BYTES, dtype=None
         )
     try:
         yield tuple(sorted(converter.file_urls, key=_part_number))
@@ -223,10 +232,6 @@ def _part_number(url: str) -> tuple[int, str]:
     """
     match = re.match(r"part-(\d+)", url.rpartition("/")[2])
     return (int(match[1]) if match else -1), url
-
-
-def _shards(urls: tuple[str, ...], rows: int, encoding: plan.Encoding) -> plan.Shards:
-    return plan.Shards(urls=urls, rows=rows, encoding=encoding)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from spark_mnist import errors, options
 from spark_mnist.cluster import signals
 from spark_mnist.core import plan, retries, sharding
 from spark_mnist.data import feature_columns, row_counts, shard_writer
-from spark_mnist.fitting import preparation, results, timing, training_start
+from spark_mnist.fitting import preparation, results, timing
 from spark_mnist.launch import failure_policy, launcher
 from spark_mnist.options import value_types
 from spark_mnist.store import checkpoints, manifests, model_store
@@ -45,7 +45,7 @@ def fit(df: DataFrame, name: str, fit_options: options.FitOptions) -> results.Fi
         )
         signals.check()
         with clock.add_time("publish"):
-            version = _publish(setup.store, name, setup.start, training, report, rows)
+            version = _publish(setup, name, training, report, rows)
     _warn_of_concurrent_versions(setup, name, version)
     if fit_options.keep is not None:
         _delete_older(setup.store, name, version, fit_options.keep)
@@ -151,7 +151,7 @@ def _train(
                 shards = stack.enter_context(write_shards())
             checkpoints.save_start(work, setup.start.files)
             logger.debug("starting %d ranks", setup.ranks)
-            training = _training_plan(setup.start, fit_options, setup.ranks, *shards, work)
+            training = _training_plan(setup, fit_options, *shards, work)
             if rewrites:
                 training = launcher.resume_plan(training, rewrites * (fit_options.max_restarts + 1))
             try:
@@ -190,9 +190,8 @@ def _run_ranks(
 
 
 def _publish(
-    store: model_store.Store,
+    setup: preparation.Preparation,
     name: str,
-    start: training_start.TrainingStart,
     training: plan.TrainingPlan,
     report: plan.RankSuccess,
     rows: row_counts.RowCounts,
@@ -211,12 +210,11 @@ def _publish(
     logger.debug("publishing")
     files: dict[str, bytes | model_store.StoredFile] = {**checkpoint[1], **report.logs}
 
-    assert start.input_spec is not None
     manifest = manifests.compose(
         name,
         0,
-        parent=start.version,
-        input_spec=start.input_spec,
+        parent=setup.start.version,
+        input_spec=setup.input_spec,
         training=training,
         report=report,
         rows=rows,
@@ -230,12 +228,12 @@ def _publish(
     except OSError as error:
         logger.warning("the files for publishing later could not be written: %s", error)
     try:
-        publish = functools.partial(store.publish, name, files, describe)
+        publish = functools.partial(setup.store.publish, name, files, describe)
         return retries.call("publish", publish, retries.DELAYS_S[-2:])
     except errors.DamagedModel:
         raise
     except Exception as error:  # of any type: each store's client has its own exceptions
-        call = _publish_call(store, name, training.work)
+        call = _publish_call(setup.store, name, training.work)
         raise errors.NotPublished(
             f"the model is trained, and the store did not take it ({type(error).__name__}: "
             f"{error}): when the store can be written again, {call} publishes it",
@@ -244,14 +242,13 @@ def _publish(
 
 
 def _training_plan(
-    start: training_start.TrainingStart,
+    setup: preparation.Preparation,
     fit_options: options.FitOptions,
-    ranks: int,
     train: plan.Shards,
     validation: plan.Shards,
     work: str,
 ) -> plan.TrainingPlan:
-    assert start.input_spec is not None
+    start, ranks = setup.start, setup.ranks
     return plan.TrainingPlan(
         network=start.network,
         optimizer=start.optimizer,
@@ -267,7 +264,7 @@ def _training_plan(
         precision=fit_options.precision,
         compresses_gradients=fit_options.compression == options.FP16,
         standardize=start.standardize,
-        features=start.input_spec.features,
+        features=setup.input_spec.features,
         sync_batch_norm=fit_options.sync_batch_norm,
         patience=fit_options.patience,
         model_fn=start.model_fn,
@@ -275,6 +272,12 @@ def _training_plan(
         work=work,
         checkpoints=fit_options.max_restarts > 0,
         starts_from_files=bool(start.files),
+        standardize_label=start.standardize_label,
+        class_weight=setup.class_weight,
+        losses=start.losses,
+        metrics=start.metrics,
+        optimizer_fn=start.optimizer_fn,
+        callbacks_fn=fit_options.callbacks,
     )
 
 

@@ -13,7 +13,7 @@ import html
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_mnist import errors, options
 from spark_mnist.cluster import driver_port, environment, session, slots, task, worker_checks
 from spark_mnist.core import plan, requirements
-from spark_mnist.data import feature_columns, labels, profile, shard_writer
+from spark_mnist.data import feature_columns, labels, profile, shard_writer, targets
 from spark_mnist.fitting import training_start
 from spark_mnist.launch import rank_process
 from spark_mnist.options import value_types
@@ -86,11 +86,14 @@ class Preparation:
         self._spark, self._df, self._name, self._fit_options = spark, df, name, fit_options
         self._start: training_start.TrainingStart | None = None
         self._row_profile: profile.RowProfile | None = None
+        self._input_spec: plan.InputSpec | None = None
         self._warm_workers = self._wait_for_slots = False
         self.ranks = 0
         """Number of ranks that will train."""
         self.earlier_versions: list[int] = []
         """Versions of the model that were published before this fit."""
+        self.class_weight: str | dict[int, float] = {}
+        """Factors of the training rows' losses by class; {} where all are 1."""
 
     @property
     def checks(self) -> tuple[tuple[str, Callable[[], str]], ...]:
@@ -122,6 +125,12 @@ class Preparation:
         """Return the state from which training starts; the checks ``model`` and ``rows`` set it."""
         assert self._start is not None
         return self._start
+
+    @property
+    def input_spec(self) -> plan.InputSpec:
+        """Return what the network reads of a row; the check ``rows`` sets it."""
+        assert self._input_spec is not None
+        return self._input_spec
 
     @property
     def row_profile(self) -> profile.RowProfile:
@@ -165,7 +174,7 @@ class Preparation:
         with _explain_os_errors(self.store):
             self.earlier_versions = self.store.versions(self._name)
         self._start = training_start.load(self.store, self._name, self._fit_options)
-        _check_picklable(self._start.model_fn)
+        _check_functions(self._start, self._fit_options)
         origin = f"version {self.start.version}" if self.start.version else "nothing"
         return f"{self.start.network.name}, starting from {origin}"
 
@@ -181,9 +190,13 @@ class Preparation:
     def _check_rows(self) -> str:
         assert self._df is not None
         df, fit_options = self._df, self._fit_options
-        input_spec = self._resolve_input_spec(df)
-        self._start = self.start.for_rows(input_spec)
-        row_profile = self._row_profile = self._profile_rows(df, input_spec)
+        input_spec, outputs = self._resolve_input_spec(df), self._resolve_outputs(df)
+        if not self.start.version:
+            input_spec = _with_labels(input_spec, outputs)
+        self._input_spec = input_spec
+        self._start = self.start.for_rows(input_spec, outputs)
+        row_profile = self._row_profile = self._profile_rows(df, input_spec, outputs)
+        self.class_weight = _class_weight(fit_options.class_weight, outputs)
         training_rows = row_profile.training(fit_options.train_validation_ratio)
         if fit_options.num_proc is None:  # a rank that cannot fill a batch only adds cost
             self.ranks = max(1, min(self.ranks, training_rows // fit_options.batch_size))
@@ -207,21 +220,52 @@ class Preparation:
         fit_options, input_spec = self._fit_options, self.start.input_spec
         if self.start.version and input_spec:
             return input_spec
+        other_columns = (
+            *(output.label for output in self.start.network.outputs),
+            *(fit_options.validation_indicator, fit_options.sample_weight),
+        )
+        if isinstance(fit_options.features, Mapping):
+            inputs = []
+            for name, columns in fit_options.features.items():
+                features = feature_columns.expand(
+                    df.columns, value_types.columns(columns), other_columns
+                )
+                spec = labels.discover_features(df, features)
+                inputs.append(
+                    plan.Input(name=name, features=features, pixels=spec.pixels, width=spec.width)
+                )
+            return plan.InputSpec(
+                features=tuple(column for each in inputs for column in each.features),
+                pixels=False,
+                width=sum(each.width for each in inputs),
+                inputs=tuple(inputs),
+            )
         if input_spec is None:
-            label = fit_options.label or plan.InputSpec.label
-            other_columns = (label, fit_options.validation_indicator)
             features = feature_columns.expand(
                 df.columns, value_types.columns(fit_options.features), other_columns
             )
-            return labels.discover(df, features, label)
-        other_columns = (input_spec.label, fit_options.validation_indicator)
+            return labels.discover_features(df, features)
         features = feature_columns.expand(df.columns, input_spec.features, other_columns)
         if not fit_options.features:
             features = feature_columns.pixel_columns(df, input_spec, other_columns) or features
         training_start.check_pixels(self.start.network.name, features)
         return feature_columns.with_text(df, dataclasses.replace(input_spec, features=features))
 
-    def _profile_rows(self, df: DataFrame, input_spec: plan.InputSpec) -> profile.RowProfile:
+    def _resolve_outputs(self, df: DataFrame) -> tuple[plan.Output, ...]:
+        """Return the outputs: the saved model's, or those asked for, as the rows have them."""
+        outputs, input_spec = self.start.network.outputs, self.start.input_spec
+        if self.start.version:
+            return outputs
+        return tuple(
+            dataclasses.replace(output, size=input_spec.classes)
+            if input_spec and output.task == plan.CLASSIFICATION  # digits
+            else targets.discover(df, output)
+            for output in outputs
+        )
+
+    def _profile_rows(
+        self, df: DataFrame, input_spec: plan.InputSpec, outputs: Sequence[plan.Output]
+    ) -> profile.RowProfile:
         """Check and count the rows.
 
         Raises:
@@ -236,16 +280,62 @@ class Preparation:
                 validation_indicator=self._fit_options.validation_indicator,
                 seed=self.start.seed,
                 standardized=self.start.standardize,
+                outputs=outputs,
+                sample_weight=self._fit_options.sample_weight,
             )
         except errors.BadRows as error:
             if self.start.version is None or sum(error.counts.values()) < df.count():
                 raise
             raise errors.ModelMismatch(
                 f"version {self.start.version} was trained on rows of {input_spec.width} numbers "
-                f"in {', '.join(input_spec.features)}, with the classes "
-                f"{', '.join(input_spec.class_names)} in {input_spec.label}, and these are "
-                f"others: {error}"
+                f"in {', '.join(input_spec.features)}, with "
+                f"{'; '.join(map(_labels_text, outputs))}, and these are others: {error}"
             ) from None
+
+
+def _labels_text(output: plan.Output) -> str:
+    """Return what an output has learned, as text."""
+    if output.task == plan.REGRESSION:
+        return f"{output.size} numbers in {output.label}"
+    noun = "labels" if output.task == plan.MULTILABEL else "classes"
+    return f"the {noun} {', '.join(output.class_names)} in {output.label}"
+
+
+def _with_labels(input_spec: plan.InputSpec, outputs: Sequence[plan.Output]) -> plan.InputSpec:
+    """Return the specification with label, classes and names, as all outputs have them."""
+    first = outputs[0]
+    return dataclasses.replace(
+        input_spec,
+        label=first.label,
+        classes=sum(output.size for output in outputs),
+        names=first.names if len(outputs) == 1 else (),
+    )
+
+
+def _class_weight(option: Any, outputs: Sequence[plan.Output]) -> str | dict[int, float]:
+    """Return the option with the classes by number; {} where it is not given.
+
+    Raises:
+        errors.OptionError: There is no one output that learns classes, or no such class.
+    """
+    if not option:
+        return {}
+    if len(outputs) != 1 or outputs[0].task not in plan.CLASS_TASKS:
+        raise errors.OptionError(
+            "class_weight is for one output that learns classes; weigh rows by a column, "
+            "sample_weight="
+        )
+    if option == plan.BALANCED:
+        return plan.BALANCED
+    names = outputs[0].class_names
+    weights = {}
+    for key, weight in option.items():
+        if str(key) not in names:
+            raise errors.OptionError(
+                f"class_weight names a class {key!r}; there are {', '.join(names)}"
+            )
+        weights[names.index(str(key))] = float(weight)
+    return weights
 
 
 def preflight(
@@ -268,17 +358,29 @@ def preflight(
     return Preflight(tuple(checks))
 
 
-def _check_picklable(model_fn: plan.ModelFn | None) -> None:
-    """Refuse a function that cannot be sent to the ranks.
+def _check_functions(start: training_start.TrainingStart, fit_options: options.FitOptions) -> None:
+    """Refuse functions that cannot be sent to the ranks.
 
     Raises:
-        errors.OptionError: The function holds an object that only the driver can have.
+        errors.OptionError: A function holds an object that only the driver can have.
     """
+    functions = {
+        "network": start.model_fn,
+        "loss": start.losses,
+        "metrics": start.metrics,
+        "optimizer": start.optimizer_fn,
+        "callbacks": fit_options.callbacks,
+    }
+    for option, function in functions.items():
+        _check_picklable(option, function)
+
+
+def _check_picklable(option: str, function: Any) -> None:
     try:
-        cloudpickle.dumps(model_fn)
+        cloudpickle.dumps(function)
     except Exception as error:  # of any type: the objects that the function holds raise it
         raise errors.OptionError(
-            f"network= cannot be sent to the ranks ({type(error).__name__}: "
+            f"{option}= cannot be sent to the ranks ({type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}): the function must not hold a session, a "
             "DataFrame, a lock or an open file"
         ) from error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from spark_mnist import errors, options
 from spark_mnist.core import plan
 from spark_mnist.data import feature_columns
-from spark_mnist.networks import registry
+from spark_mnist.networks import objectives, registry
 from spark_mnist.options import value_types
 from spark_mnist.store import manifests, model_store
 
@@ -26,6 +26,7 @@ class TrainingStart:
     input_spec: plan.InputSpec | None
     """Specification of the input; None for a table whose rows were not profiled yet."""
     standardize: bool
+    standardize_label: bool = False
     version: int | None = None
     """Number of the saved version; None when training starts from scratch."""
     epochs: int = 0
@@ -34,6 +35,12 @@ class TrainingStart:
     """Checkpoint of the saved version, or the weights of the user's model."""
     user_model: Any = None
     """The user's Keras model, or the user's function that makes it."""
+    losses: Mapping[str, Any] = field(default_factory=dict)
+    """The user's own losses, or functions that make them, by name of the output."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Further metrics, by name of the output."""
+    optimizer_fn: plan.ModelFn | None = None
+    """The user's function that makes the optimizer."""
 
     @property
     def model_fn(self) -> plan.ModelFn | None:
@@ -44,15 +51,27 @@ class TrainingStart:
             else self.user_model
         )
 
-    def for_rows(self, input_spec: plan.InputSpec) -> TrainingStart:
+    def for_rows(
+        self, input_spec: plan.InputSpec, outputs: Sequence[plan.Output] = ()
+    ) -> TrainingStart:
         """Return the same start, with a network that fits the rows.
+
+        Args:
+            input_spec: The columns of the rows.
+            outputs: Outputs with the sizes and names that the rows have; without them one output
+                learns the classes of ``input_spec``.
 
         Raises:
             errors.ModelMismatch: The user's model does not fit the rows, or is not the saved one.
         """
         if not self.version:
+            outputs = tuple(outputs) or (input_spec.output,)
             network = dataclasses.replace(
-                self.network, inputs=input_spec.width, classes=input_spec.classes
+                self.network,
+                inputs=input_spec.width,
+                classes=sum(output.size for output in outputs),
+                outputs=outputs,
+                parts=tuple((each.name, each.width) for each in input_spec.inputs),
             )
             start = dataclasses.replace(self, input_spec=input_spec, network=network)
         else:
@@ -72,7 +91,14 @@ class TrainingStart:
             custom.check_same(self.network, network)
             return self
         weights = array_files.pack_weights(registry.build(network, self.user_model))
-        return dataclasses.replace(self, network=network, files={plan.WEIGHTS: weights})
+        losses, metrics = objectives.compiled(self.user_model, network.heads)
+        return dataclasses.replace(
+            self,
+            network=network,
+            files={plan.WEIGHTS: weights},
+            losses={**losses, **self.losses},
+            metrics=self.metrics or metrics,
+        )
 
 
 def load(store: model_store.Store, name: str, fit_options: options.FitOptions) -> TrainingStart:
@@ -107,22 +133,137 @@ def _from_options(fit_options: options.FitOptions) -> TrainingStart:
     """Return the start of a new model, which has only the options."""
     network = _describe_network(fit_options)
     optimizer_name = fit_options.optimizer or next(iter(registry.OPTIMIZERS))
+    if isinstance(optimizer_name, str):
+        learning_rate = registry.OPTIMIZERS[optimizer_name].learning_rate
+    else:
+        learning_rate = registry.made_learning_rate(optimizer_name)
+        optimizer_name = plan.CUSTOM
+        if fit_options.clipnorm or fit_options.accumulate_steps:
+            raise errors.OptionError(
+                "clipnorm and accumulate_steps are for optimizers by name: give them to the Keras "
+                "optimizer that optimizer= makes (clipnorm=, gradient_accumulation_steps=)"
+            )
     is_table = registry.is_table(network.name)
     standardize = is_table if fit_options.standardize is None else fit_options.standardize
+    if standardize and isinstance(fit_options.features, Mapping):
+        raise errors.OptionError(
+            "standardize is for one input: put a Normalization layer, adapted, into the network"
+        )
     return TrainingStart(
         network=network,
         optimizer=plan.Optimizer(
             name=optimizer_name,
-            learning_rate=fit_options.learning_rate
-            or registry.OPTIMIZERS[optimizer_name].learning_rate,
+            learning_rate=fit_options.learning_rate or learning_rate,
             warmup_epochs=fit_options.warmup_epochs or 0,
             schedule=str(fit_options.lr_schedule or "constant"),
+            clipnorm=fit_options.clipnorm,
+            accumulate_steps=fit_options.accumulate_steps or 1,
         ),
         seed=fit_options.seed or 0,
         input_spec=_picture_input_spec(network.name, fit_options),
         standardize=standardize,
+        standardize_label=_standardizes_label(fit_options, network),
         user_model=None if isinstance(fit_options.network, str) else fit_options.network,
+        **_functions(fit_options, network.outputs),
     )
+
+
+def _functions(fit_options: options.FitOptions, outputs: Sequence[plan.Output]) -> dict[str, Any]:
+    """Return the user's losses, metrics and optimizer, as fields of ``TrainingStart``."""
+    metrics = _by_output("metrics", fit_options.metrics, outputs)
+    for output in outputs:
+        for metric in value_types.metrics(metrics.get(output.name)):
+            if isinstance(metric, str):
+                objectives.check_metric(output.task, metric)
+    return {
+        "losses": own_losses(fit_options.loss, outputs),
+        "metrics": metrics,
+        "optimizer_fn": None if isinstance(fit_options.optimizer, str) else fit_options.optimizer,
+    }
+
+
+def own_losses(option: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
+    """Return the losses of the option ``loss`` that are no names, by name of the output.
+
+    Raises:
+        errors.OptionError: The option names an output that there is not.
+    """
+    losses = _by_output("loss", option, outputs)
+    return {name: loss for name, loss in losses.items() if not isinstance(loss, str)}
+
+
+def _by_output(option: str, value: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
+    """Return the value of an option for each output that has one.
+
+    Raises:
+        errors.OptionError: The option names an output that ``label`` does not name.
+    """
+    if value is None:
+        return {}
+    names = [output.name for output in outputs]
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(names, value)
+    unknown = [name for name in value if name not in names]
+    if unknown:
+        hint = (
+            f"label= names the outputs {', '.join(names)}"
+            if names != [""]
+            else "a dictionary is for several outputs, which label= names: label={'output': "
+            "'column', ...}"
+        )
+        raise errors.OptionError(f"{option}= names an output {unknown[0]!r}: {hint}")
+    return dict(value)
+
+
+def _outputs(fit_options: options.FitOptions) -> tuple[plan.Output, ...]:
+    """Return the outputs that the options ask for; rows tell their sizes and names.
+
+    Raises:
+        errors.OptionError: A loss does not fit its task.
+    """
+    label = fit_options.label or plan.InputSpec.label
+    columns = label if isinstance(label, Mapping) else {"": label}
+    named = [plan.Output(name=name, label=column, size=0) for name, column in columns.items()]
+    tasks = _by_output("task", fit_options.task, named)
+    losses = _by_output("loss", fit_options.loss, named)
+    weights = _by_output("loss_weights", fit_options.loss_weights, named)
+    outputs = []
+    for output in named:
+        task = tasks.get(output.name, plan.CLASSIFICATION)
+        loss = losses.get(output.name, "")
+        outputs.append(
+            dataclasses.replace(
+                output,
+                task=task,
+                loss=objectives.loss_name(task, loss)
+                if isinstance(loss, str) and loss
+                else plan.CUSTOM
+                if loss
+                else "",
+                weight=float(weights.get(output.name, 1.0)),
+            )
+        )
+    return tuple(outputs)
+
+
+def _standardizes_label(fit_options: options.FitOptions, network: plan.Network) -> bool:
+    """Return whether numbers are learned in units of their deviation over the training rows.
+
+    Raises:
+        errors.OptionError: There are no numbers to learn, or the loss compares them with 0.
+    """
+    numbers = [output for output in network.outputs if output.task == plan.REGRESSION]
+    absolute = [output.loss for output in numbers if output.loss in objectives.UNSCALED_LOSSES]
+    if not fit_options.standardize_label:
+        is_default = fit_options.standardize_label is None
+        return is_default and registry.is_table(network.name) and not absolute and bool(numbers)
+    if not numbers:
+        raise errors.OptionError(f"standardize_label is for task={plan.REGRESSION}")
+    if absolute:
+        raise errors.OptionError(
+            f"loss={absolute[0]} compares with 0, which standardize_label=true moves: leave one out"
+        )
+    return True
 
 
 def _from_saved_version(
@@ -140,6 +281,8 @@ def _from_saved_version(
         "learning_rate": fit_options.learning_rate,
         "warmup_epochs": fit_options.warmup_epochs,
         "schedule": fit_options.lr_schedule,
+        "clipnorm": fit_options.clipnorm,
+        "accumulate_steps": fit_options.accumulate_steps,
     }
     overrides = {name: value for name, value in optimizer_options.items() if value is not None}
     return TrainingStart(
@@ -148,10 +291,12 @@ def _from_saved_version(
         seed=manifest["seed"] if fit_options.seed is None else fit_options.seed,
         input_spec=input_spec,
         standardize=bool(network.mean),
+        standardize_label=any(output.mean for output in network.outputs),
         version=version,
         epochs=manifest["epochs"],
         files=files,
         user_model=None if isinstance(fit_options.network, str) else fit_options.network,
+        **_functions(fit_options, network.outputs),
     )
 
 
@@ -161,20 +306,30 @@ def _describe_network(fit_options: options.FitOptions) -> plan.Network:
     Its ``inputs`` and ``classes`` are 0, since only the rows tell them; see ``for_rows``.
     """
     name = fit_options.network or (registry.TABLE if fit_options.features else registry.PICTURES)
+    outputs = _outputs(fit_options)
     if not isinstance(name, str):
         if fit_options.hidden or fit_options.dropout is not None:
             raise errors.OptionError("hidden and dropout are not for a model of your own")
-        return plan.Network(name=plan.CUSTOM, inputs=0, classes=0)
+        return plan.Network(name=plan.CUSTOM, inputs=0, classes=0, outputs=outputs)
+    if isinstance(fit_options.features, Mapping):
+        raise errors.OptionError(
+            f"{name} has one input, and features= names several: give a network of your own that "
+            f"has the inputs {', '.join(fit_options.features)}"
+        )
     architecture = registry.REGISTRY[name]
     hidden = _parse_units(str(fit_options.hidden)) if fit_options.hidden else architecture.hidden
     dropout = architecture.dropout if fit_options.dropout is None else fit_options.dropout
     if not architecture.hidden and (hidden or dropout):
         raise errors.OptionError(f"{name} has no hidden layers: leave out hidden and dropout")
-    return plan.Network(name=name, inputs=0, classes=0, hidden=hidden, dropout=dropout)
+    return plan.Network(
+        name=name, inputs=0, classes=0, hidden=hidden, dropout=dropout, outputs=outputs
+    )
 
 
 def _picture_input_spec(network: str, fit_options: options.FitOptions) -> plan.InputSpec | None:
     """Return the specification of the input of a network for pictures, or None for a table."""
+    if isinstance(fit_options.features, Mapping):
+        return None
     columns = value_types.columns(fit_options.features) or ("image",)
     is_table = registry.is_table(network)
     if is_table and not fit_options.features:
@@ -183,7 +338,10 @@ def _picture_input_spec(network: str, fit_options: options.FitOptions) -> plan.I
         return None
     if not any(feature_columns.PATTERN in name for name in columns):
         check_pixels(network, columns)
-    return plan.InputSpec(features=columns, label=fit_options.label or "label")
+    label = fit_options.label or plan.InputSpec.label
+    return plan.InputSpec(
+        features=columns, label=label if isinstance(label, str) else next(iter(label.values()))
+    )
 
 
 def check_pixels(network: str, columns: tuple[str, ...]) -> None:
@@ -210,25 +368,67 @@ def _check_unchanged(
     input_spec: plan.InputSpec,
     fit_options: options.FitOptions,
 ) -> None:
+    outputs = network.outputs
+    is_single = [output.name for output in outputs] == [""]
+
+    def by_output(field: str) -> Any:
+        values = {output.name: getattr(output, field) for output in outputs}
+        return values[""] if is_single else values
+
     saved_values = {
         "network": network.name,
         "hidden": ",".join(map(str, network.hidden)),
         "dropout": network.dropout,
         "optimizer": optimizer.name,
-        "features": ",".join(input_spec.features),
-        "label": input_spec.label,
+        "features": _features_text(input_spec),
+        "label": by_output("label"),
+        "task": by_output("task"),
         "standardize": bool(network.mean),
+        "standardize_label": any(output.mean for output in outputs),
     }
-    columns = value_types.columns(fit_options.features)
-    if feature_columns.expand(input_spec.features, columns) == input_spec.features:
+    features = fit_options.features
+    columns = () if isinstance(features, Mapping) else value_types.columns(features)
+    if not input_spec.inputs and (
+        feature_columns.expand(input_spec.features, columns) == input_spec.features
+    ):
         columns = input_spec.features
-    option_values = dataclasses.asdict(
-        dataclasses.replace(
-            fit_options,
-            features=",".join(columns) or None,
-            network=fit_options.network if isinstance(fit_options.network, str) else None,
+    new_values = {option: getattr(fit_options, option) for option in saved_values} | {
+        "network": fit_options.network if isinstance(fit_options.network, str) else None,
+        "optimizer": plan.CUSTOM if callable(fit_options.optimizer) else fit_options.optimizer,
+        "features": _inputs_text(features)
+        if isinstance(features, Mapping)
+        else ",".join(columns) or None,
+    }
+    for output in outputs:
+        loss = _by_output("loss", fit_options.loss, outputs).get(output.name)
+        if output.loss == plan.CUSTOM and loss is None and fit_options.network is None:
+            raise errors.ModelMismatch(
+                f"model {name!r} was trained with a loss of your own: give it again, loss=..."
+            )
+        if isinstance(loss, str) and objectives.loss_name(output.task, loss) != (
+            output.loss or objectives.LOSSES[output.task][0]
+        ):
+            raise manifests.mismatch(name, "loss", output.loss, loss)
+    if optimizer.name == plan.CUSTOM and not callable(fit_options.optimizer):
+        raise errors.ModelMismatch(
+            f"model {name!r} was trained with an optimizer of your own: give it again, "
+            "optimizer=..."
         )
-    )
     for option, value in saved_values.items():
-        if option_values[option] not in (None, value):
-            raise manifests.mismatch(name, option, value, option_values[option])
+        if new_values[option] not in (None, value):
+            raise manifests.mismatch(name, option, value, new_values[option])
+
+
+def _features_text(input_spec: plan.InputSpec) -> str:
+    """Return the columns of a saved model as text."""
+    if not input_spec.inputs:
+        return ",".join(input_spec.features)
+    return _inputs_text({each.name: each.features for each in input_spec.inputs})
+
+
+def _inputs_text(features: Mapping[str, Any]) -> str:
+    """Return the columns of several inputs as text."""
+    return "; ".join(
+        f"{name}: {','.join(value_types.columns(columns))}"
+        for name, columns in sorted(features.items())
+    )

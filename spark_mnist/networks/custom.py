@@ -17,7 +17,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -66,16 +66,16 @@ def describe(model: keras.Model, network: plan.Network) -> plan.Network:
     """Describe a user's model.
 
     Args:
-        model: Takes ``[B, ...]`` with ``network.inputs`` numbers a row, gives ``[B, classes]``.
-        network: Numbers of inputs and classes of the model.
+        model: Takes ``[B, ...]`` with ``network.inputs`` numbers a row, or a dictionary of such,
+            and gives ``[B, units]`` for each output.
+        network: Numbers of inputs of the model, and its outputs.
 
     Returns:
         ``network`` with the model's configuration, the objects in it that only the user can make,
-        and whether a softmax is missing at the end.
+        and for each output whether the activation that makes probabilities is missing.
 
     Raises:
-        errors.ModelMismatch: The model does not take such rows, or does not give a number for each
-            class.
+        errors.ModelMismatch: The model does not take such rows, or does not give such outputs.
     """
     if not isinstance(model, keras.Model):
         raise errors.ModelMismatch(
@@ -83,29 +83,137 @@ def describe(model: keras.Model, network: plan.Network) -> plan.Network:
         )
     if isinstance(model, keras.Sequential) and not model.built:
         model.build((None, network.inputs))
-    probe = np.random.default_rng(0).random((4, network.inputs), dtype="float32")
-    output_arrays = keras.tree.flatten(model(_reshape_rows(model, probe), training=False))
-    if len(output_arrays) != 1:
-        raise errors.ModelMismatch(
-            f"the network has {len(output_arrays)} outputs; it must have one, "
-            "a number for each class"
-        )
-    outputs = np.asarray(output_arrays[0])
-    if outputs.shape != (4, network.classes):
-        raise errors.ModelMismatch(
-            f"the network gives {'x'.join(map(str, outputs.shape[1:])) or 1} numbers a row, and "
-            f"there are {network.classes} classes (ten, unless features= names the columns)"
-        )
-    if model.layers and getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid:
-        raise errors.ModelMismatch(
-            "the network ends with a sigmoid; end it with a softmax, or without an activation"
-        )
-    is_softmax = bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
+    probe = _probe(network)
+    arrays = _select(model, network.heads, model(_reshape_rows(model, probe), training=False))
+    heads = []
+    for output, array in zip(network.heads, arrays, strict=True):
+        _check_shape(output, array.shape)
+        activation = _activation(model, output)
+        has_logits = _has_logits(output, array, activation)
+        heads.append(dataclasses.replace(output, logits=has_logits))
     config, objects = _configuration(model)
-    description = dataclasses.replace(network, config=config, custom=objects, logits=not is_softmax)
-    if not objects and not _same_outputs(description, model, probe, outputs):
+    description = dataclasses.replace(
+        network, config=config, custom=objects, outputs=tuple(heads) if network.outputs else ()
+    )
+    if not network.outputs and heads[0].logits:
+        description = dataclasses.replace(description, outputs=tuple(heads))
+    if not objects and not _same_outputs(description, model, probe, arrays):
         return dataclasses.replace(description, custom=("a function named like one of Keras's",))
     return description
+
+
+def _check_shape(output: plan.Output, shape: tuple[int, ...]) -> None:
+    """Refuse an output that has not one number a row for each unit.
+
+    Raises:
+        errors.ModelMismatch: The shape is another.
+    """
+    if shape == (len(_PROBE_ROWS), output.units):
+        return
+    given = f"{'x'.join(map(str, shape[1:])) or 1} numbers a row"
+    name = f"output {output.name!r} of the network" if output.name else "the network"
+    if output.task == plan.CLASSIFICATION:
+        hint = ""
+        if shape[1:] == (1,) and output.size == 2:
+            hint = f"; one unit learns two classes with task={plan.BINARY}"
+        raise errors.ModelMismatch(
+            f"{name} gives {given}, and there are {output.size} classes (ten, unless features= "
+            f"names the columns){hint}"
+        )
+    if output.task == plan.BINARY:
+        raise errors.ModelMismatch(
+            f"{name} gives {given}, and task={plan.BINARY} takes one; leave task out for one unit "
+            "a class"
+        )
+    noun = "labels" if output.task == plan.MULTILABEL else "numbers to predict"
+    raise errors.ModelMismatch(f"{name} gives {given}, and there are {output.size} {noun}")
+
+
+def _has_logits(output: plan.Output, values: npt.NDArray[np.float32], activation: Any) -> bool:
+    """Return whether an output lacks the activation that makes probabilities.
+
+    Raises:
+        errors.ModelMismatch: The output ends with an activation of another task.
+    """
+    if output.task == plan.REGRESSION:
+        return False
+    if output.task == plan.CLASSIFICATION:
+        if activation is keras.activations.sigmoid:
+            raise errors.ModelMismatch(
+                "the network ends with a sigmoid; end it with a softmax, or without an activation, "
+                f"or learn with task={plan.BINARY} or task={plan.MULTILABEL}"
+            )
+        is_softmax = (values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-3)
+        return not is_softmax
+    if activation is keras.activations.softmax and output.units > 1:
+        raise errors.ModelMismatch(
+            f"the network ends with a softmax; with task={output.task} end it with a sigmoid, or "
+            "without an activation"
+        )
+    if activation is not None:
+        return activation is not keras.activations.sigmoid
+    return bool((values < 0).any() or (values > 1).any())
+
+
+def _activation(model: keras.Model, output: plan.Output) -> Any:
+    """Return the activation function of the layer that makes an output; None where unknown."""
+    try:
+        tensors = model.output if output.name else keras.tree.flatten(model.output)[0]
+    except (AttributeError, ValueError):  # a model without a graph of its layers
+        return getattr(model.layers[-1], "activation", None) if model.layers else None
+    if output.name:
+        names = _output_names(model)
+        tensors = keras.tree.flatten(tensors)[names.index(output.name)]
+    layer = tensors._keras_history.operation
+    if isinstance(layer, keras.Model):
+        return _activation(layer, dataclasses.replace(output, name="")) if layer.layers else None
+    return getattr(layer, "activation", None)
+
+
+def _output_names(model: keras.Model) -> list[str]:
+    """Return the names of a model's outputs: keys of a dictionary, else names of layers."""
+    if isinstance(model.output, Mapping):
+        return sorted(model.output)  # the order in which Keras flattens a dictionary
+    return [*model.output_names]
+
+
+def _select(
+    model: keras.Model, outputs: Sequence[plan.Output], values: Any
+) -> list[npt.NDArray[np.float32]]:
+    """Return what a model gives for each output, as arrays.
+
+    Raises:
+        errors.ModelMismatch: The model has other outputs.
+    """
+    return [np.asarray(value) for value in _by_output(model, outputs, values)]
+
+
+def _by_output(model: keras.Model, outputs: Sequence[plan.Output], values: Any) -> list[Any]:
+    """Return what a model gives for each output.
+
+    Raises:
+        errors.ModelMismatch: The model has other outputs.
+    """
+    flat: list[Any] = keras.tree.flatten(values)
+    if len(outputs) == 1 and not outputs[0].name:
+        if len(flat) != 1:
+            raise errors.ModelMismatch(
+                f"the network has {len(flat)} outputs; it must have one, or label= must name a "
+                "column for each, as label={'output': 'column', ...}"
+            )
+        return flat
+    if isinstance(values, Mapping):
+        by_name = dict(values)
+    else:
+        names = _output_names(model) if getattr(model, "output_names", None) else []
+        by_name = dict(zip(names, flat, strict=False))
+    wanted = [output.name for output in outputs]
+    if sorted(by_name) != sorted(wanted):
+        raise errors.ModelMismatch(
+            f"the network has the outputs {', '.join(map(str, by_name))}, and label= names "
+            f"{', '.join(wanted)}"
+        )
+    return [by_name[name] for name in wanted]
 
 
 def settle(model: keras.Model) -> None:
@@ -128,42 +236,104 @@ def check_same(saved: plan.Network, described: plan.Network) -> None:
         )
 
 
-def attach(
-    x: keras.KerasTensor, network: plan.Network, user_model: keras.Model | None
-) -> keras.KerasTensor:
-    """Connect the user's model to the inputs, and return its class probabilities.
-
-    Args:
-        x: Inputs ``[B, inputs]``.
-        network: Description of the model.
-        user_model: The user's model; None to rebuild it from the description.
+def model(network: plan.Network, user_model: keras.Model | None) -> keras.Model:
+    """Return the user's model; without it, the model that the description rebuilds.
 
     Raises:
         errors.ModelMismatch: Only the user's function can make the model, and there is none.
     """
-    model = _rebuild(network) if user_model is None else user_model
-    shape = _row_shape(model, network.inputs)
-    if shape != (network.inputs,):
-        x = layers.Reshape(shape)(x)
-    outputs = model(x)
-    return layers.Softmax()(outputs) if network.logits else outputs
+    return _rebuild(network) if user_model is None else user_model
 
 
-def _outputs(model: keras.Model, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the model's outputs for rows ``[B, inputs]``."""
-    return np.asarray(model(_reshape_rows(model, rows), training=False))
+def attach(x: Any, network: plan.Network, user_model: keras.Model) -> list[keras.KerasTensor]:
+    """Connect the user's model to the inputs, and return its outputs, classes as probabilities.
+
+    Args:
+        x: Inputs ``[B, inputs]``, or a dictionary of several.
+        network: Description of the model.
+        user_model: The model.
+    """
+    if isinstance(x, Mapping):
+        shapes = _input_shapes(user_model, network.parts)
+        x = {name: layers.Reshape(shapes[name])(tensor) for name, tensor in x.items()}
+    else:
+        shape = _row_shape(user_model, network.inputs)
+        if shape != (network.inputs,):
+            x = layers.Reshape(shape)(x)
+    outputs = _by_output(user_model, network.heads, user_model(x))
+    return [
+        layers.Softmax()(tensor)
+        if output.logits and output.task == plan.CLASSIFICATION
+        else layers.Activation("sigmoid")(tensor)
+        if output.logits
+        else tensor
+        for output, tensor in zip(network.heads, outputs, strict=True)
+    ]
 
 
-def _reshape_rows(model: keras.Model, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return rows ``[B, inputs]`` in the shape that the model takes."""
-    return rows.reshape(len(rows), *_row_shape(model, rows.shape[1]))
+def input_dtypes(user_model: keras.Model) -> dict[str, str]:
+    """Return the dtype of each input of a model with several, by name."""
+    return {tensor.name: tensor.dtype for tensor in user_model.inputs}
+
+
+_PROBE_ROWS = range(4)
+"""Rows for which a model is called to see what it gives."""
+
+
+def _probe(network: plan.Network) -> Any:
+    """Return random rows ``[4, inputs]`` between 0 and 1, or a dictionary of several inputs."""
+    random = np.random.default_rng(0)
+    if not network.parts:
+        return random.random((len(_PROBE_ROWS), network.inputs), dtype="float32")
+    return {
+        name: random.random((len(_PROBE_ROWS), width), dtype="float32")
+        for name, width in network.parts
+    }
+
+
+def _reshape_rows(model: keras.Model, rows: Any) -> Any:
+    """Return rows ``[B, inputs]``, or of several inputs, in the shapes that the model takes."""
+    if not isinstance(rows, Mapping):
+        return rows.reshape(len(rows), *_row_shape(model, rows.shape[1]))
+    shapes = _input_shapes(model, [(name, array.shape[1]) for name, array in rows.items()])
+    dtypes = input_dtypes(model)
+    return {
+        name: array.reshape(len(array), *shapes[name]).astype(dtypes[name])
+        for name, array in rows.items()
+    }
+
+
+def _input_shapes(
+    model: keras.Model, parts: Iterable[tuple[str, int]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of a row of each of several inputs, by name.
+
+    Raises:
+        errors.ModelMismatch: The model has other inputs, or takes rows of other sizes.
+    """
+    widths = dict(parts)
+    shapes = {
+        tensor.name: tuple(tensor.shape[1:]) for tensor in getattr(model, "inputs", None) or ()
+    }
+    if sorted(shapes) != sorted(widths):
+        raise errors.ModelMismatch(
+            f"the network has the inputs {', '.join(shapes) or 'of a model without names'}, and "
+            f"features= names {', '.join(widths)}"
+        )
+    for name, shape in shapes.items():
+        if None in shape or math.prod(shape) != widths[name]:
+            raise errors.ModelMismatch(
+                f"input {name!r} of the network takes rows of shape {shape}, and its columns have "
+                f"{widths[name]} numbers"
+            )
+    return shapes
 
 
 def _same_outputs(
     description: plan.Network,
     model: keras.Model,
-    rows: npt.NDArray[np.float32],
-    outputs: npt.NDArray[np.float32],
+    rows: Any,
+    outputs: Sequence[npt.NDArray[np.float32]],
 ) -> bool:
     """Return whether a model that is rebuilt from the description has the model's outputs.
 
@@ -174,7 +344,11 @@ def _same_outputs(
     replica(_reshape_rows(model, rows))
     replica.set_weights(model.get_weights())
     settle(replica)
-    return bool(np.allclose(_outputs(replica, rows), outputs, atol=1e-6, rtol=1e-5))
+    values = replica(_reshape_rows(replica, rows), training=False)
+    return all(
+        np.allclose(value, output, atol=1e-6, rtol=1e-5)
+        for value, output in zip(_select(replica, description.heads, values), outputs, strict=True)
+    )
 
 
 def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:

@@ -4,8 +4,10 @@ Runs on: driver, rank, Spark task.
 
 An import of this module brings names and defaults; Keras is loaded when a model or an optimizer is
 built. Every network takes float32 ``[B, inputs]``, or float64 where it standardizes them, and gives
-class probabilities ``[B, classes]``: B rows of a batch. Layers have names, so that the arrays of a
-saved model can be told apart. A new network is one entry in ``REGISTRY``.
+float32 ``[B, units]``: probabilities of classes or labels, or numbers. A network with several
+inputs or outputs takes or gives dictionaries of these. Layers have names, so that the arrays of a
+saved model can be told apart. A new network is one entry in ``REGISTRY``. Shape letter: B = rows of
+a batch.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from spark_mnist import errors
 from spark_mnist.core import plan
+from spark_mnist.networks import objectives
 
 LayerBuilder = Callable[[Any, plan.Network], Any]
 """Function from the inputs ``[B, inputs]`` to the input of the layer of class probabilities."""
@@ -93,13 +97,21 @@ def is_table(name: Any) -> bool:
     return isinstance(name, str) and name in REGISTRY and REGISTRY[name].table
 
 
-def build(network: plan.Network, user_model: Any = None, dtype: str | None = None) -> Any:
+def build(
+    network: plan.Network,
+    user_model: Any = None,
+    dtype: str | None = None,
+    *,
+    original_units: bool = False,
+) -> Any:
     """Make the Keras model with new weights, from Keras's global seed.
 
     Args:
         network: Description of the network.
         user_model: The user's model, for a network that only the user's function can make.
         dtype: Dtype of the inputs; ``input_dtype`` where None.
+        original_units: Whether numbers come in the units of the label, also where they are learned
+            standardized.
 
     Raises:
         errors.ModelMismatch: The network is the user's own, and cannot be made without
@@ -112,18 +124,54 @@ def build(network: plan.Network, user_model: Any = None, dtype: str | None = Non
     # The user chooses all names of a custom model, so its inputs get none here.
     name = None if network.name == plan.CUSTOM else "features"
     dtype = dtype or input_dtype(network)
-    inputs = keras.Input((network.inputs,), name=name, dtype=dtype)
-    x = _standardize(inputs, network, dtype)
-    if network.name == plan.CUSTOM:
-        outputs = custom.attach(x, network, user_model)
+    if network.parts:
+        model = custom.model(network, user_model)
+        dtypes = custom.input_dtypes(model)
+        x = inputs = {
+            name: keras.Input((width,), name=name, dtype=dtypes[name])
+            for name, width in network.parts
+        }
+        outputs = custom.attach(x, network, model)
     else:
-        hidden = REGISTRY[network.name].build_layers(x, network)
-        outputs = keras.layers.Dense(
-            network.classes, activation="softmax", name="classes", dtype=FLOAT32
-        )(hidden)
-    if outputs.dtype != FLOAT32:  # the outputs of a user's model, in mixed precision
-        outputs = keras.layers.Activation("linear", dtype=FLOAT32, name="as_float32")(outputs)
-    return keras.Model(inputs, outputs, name=network.name)
+        inputs = keras.Input((network.inputs,), name=name, dtype=dtype)
+        x = _standardize(inputs, network, dtype)
+        if network.name == plan.CUSTOM:
+            outputs = custom.attach(x, network, custom.model(network, user_model))
+        else:
+            hidden = REGISTRY[network.name].build_layers(x, network)
+            outputs = [_last_layer(output)(hidden) for output in network.heads]
+    outputs = [
+        _finish(output, tensor, original_units)
+        for output, tensor in zip(network.heads, outputs, strict=True)
+    ]
+    names = [output.name for output in network.heads]
+    by_name = outputs[0] if names == [""] else dict(zip(names, outputs, strict=True))
+    return keras.Model(inputs, by_name, name=network.name)
+
+
+def _last_layer(output: plan.Output) -> Any:
+    """Return the layer that makes an output of a network of this library."""
+    from keras import layers
+
+    return layers.Dense(
+        output.units,
+        activation=objectives.ACTIVATIONS[output.task],
+        name=output.name or objectives.LAYER_NAMES[output.task],
+        dtype=FLOAT32,
+    )
+
+
+def _finish(output: plan.Output, tensor: Any, original_units: bool) -> Any:
+    """Return an output as float32, and if asked in the units of the label."""
+    from keras import layers
+
+    suffix = f"_{output.name}" if output.name else ""
+    if original_units and output.mean:
+        scale, offset = np.asarray(output.deviation), np.asarray(output.mean)
+        tensor = layers.Rescaling(scale, offset, dtype=FLOAT32, name=f"label_units{suffix}")(tensor)
+    if tensor.dtype != FLOAT32:  # the outputs of a user's model, in mixed precision
+        tensor = layers.Activation("linear", dtype=FLOAT32, name=f"as_float32{suffix}")(tensor)
+    return tensor
 
 
 def input_dtype(network: plan.Network) -> str:
@@ -157,12 +205,68 @@ def numbers(stored: Any, scale: float, dtype: str = FLOAT32) -> Any:
     return ops.cast(stored, dtype) / scale
 
 
+def inputs(stored: Any, encoding: plan.Encoding, dtype: str = FLOAT32) -> Any:
+    """Convert stored rows to the inputs of a network.
+
+    Args:
+        stored: Rows ``[B, W]`` as ``encoding`` says.
+        encoding: Layout of a row.
+        dtype: Dtype of a single input.
+
+    Returns:
+        ``[B, W]``, or a dictionary of several inputs; integers of these stay integers.
+    """
+    import tensorflow as tf
+
+    if not encoding.parts:
+        return numbers(stored, encoding.scale, dtype)
+    tensors, start = {}, 0
+    for name, part in encoding.parts:
+        end = start + part.row_bytes
+        stored_part = stored[:, start:end]
+        if part.dtype != "uint8":
+            itemsize = np.dtype(part.dtype).itemsize
+            stored_part = tf.reshape(stored_part, (-1, part.width, itemsize))
+            stored_part = tf.bitcast(stored_part, part.dtype)
+        is_integer = part.dtype == "int64"
+        tensors[name] = stored_part if is_integer else numbers(stored_part, part.scale, FLOAT32)
+        start = end
+    return tensors
+
+
 def optimizer(spec: plan.Optimizer, learning_rate: float) -> Any:
-    """Make the Keras optimizer, with this learning rate in place of the specification's."""
+    """Make a Keras optimizer of this library, with a learning rate for all ranks.
+
+    Args:
+        spec: Description of the optimizer.
+        learning_rate: The rate, in place of the one for a single rank.
+    """
     import keras
 
     defaults = OPTIMIZERS[spec.name]
-    return getattr(keras.optimizers, defaults.name)(learning_rate, **defaults.settings)
+    settings = {**defaults.settings, "clipnorm": spec.clipnorm}
+    if spec.accumulate_steps > 1:
+        settings["gradient_accumulation_steps"] = spec.accumulate_steps
+    return getattr(keras.optimizers, defaults.name)(learning_rate, **settings)
+
+
+def made_learning_rate(optimizer_fn: plan.ModelFn) -> float:
+    """Return the learning rate of the optimizer that a user's function makes.
+
+    Raises:
+        errors.OptionError: The function makes something else, or an optimizer with a schedule.
+    """
+    import keras
+
+    made = optimizer_fn()
+    if not isinstance(made, keras.optimizers.Optimizer):
+        raise errors.OptionError(f"optimizer= makes no optimizer of Keras, but {made!r:.80}")
+    if not isinstance(made._learning_rate, keras.Variable):
+        raise errors.OptionError(
+            "the optimizer has a schedule of Keras: give it a number, and the schedule as "
+            "lr_schedule="
+        )
+    return float(keras.ops.convert_to_numpy(made.learning_rate))
 
 
 def _standardize(x: Any, network: plan.Network, dtype: str) -> Any:

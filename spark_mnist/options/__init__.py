@@ -36,6 +36,11 @@ SEED = (
     "seed of everything random: split, shuffling, initial weights, evaluation samples",
     "0; when continuing, the saved model's",
 )
+LOSS = (
+    "loss that training lowers",
+    "the one that a Keras model was compiled with, else sparse_categorical_crossentropy, "
+    "binary_crossentropy or mean_squared_error; or the saved model's",
+)
 NONE, FP16 = "none", "fp16"
 """The values of ``compression``."""
 SPARK, IN_PROCESS = "spark", "in-process"
@@ -107,13 +112,43 @@ class FitOptions(RowOptions):
     continuous: bool = option(
         False, value_types.BOOL, "continue training the saved model, with these rows"
     )
-    features: str | Sequence[str] | None = option(
+    features: str | Sequence[str] | Mapping[str, Any] | None = option(
         None,
         value_types.COLUMNS,
         "columns to learn from: one column of arrays, or one column for each number",
         "image",
     )
-    label: str | None = option(None, value_types.TEXT, "column with the class of each row", "label")
+    label: str | Mapping[str, str] | None = option(
+        None, value_types.LABEL, "column with what to learn of each row", "label"
+    )
+    task: str | Mapping[str, str] | None = option(
+        None,
+        value_types.TASK,
+        "what the label is: one of several classes, one of two, any of several labels, or numbers",
+        "classification, or the saved model's",
+    )
+    loss: str | Callable[..., Any] | Mapping[str, Any] | None = option(
+        None, value_types.LOSS, *LOSS
+    )
+    loss_weights: Mapping[str, float] | None = option(
+        None, value_types.LOSS_WEIGHTS, "factors of the outputs' losses in their sum", "1 each"
+    )
+    metrics: str | Sequence[Any] | Callable[..., Any] | Mapping[str, Any] | None = option(
+        None,
+        value_types.METRICS,
+        "metrics of each epoch, besides those of the task",
+        "those that a Keras model was compiled with",
+    )
+    sample_weight: str | None = option(
+        None, value_types.TEXT, "column with the weight of each row in the loss", "1 each"
+    )
+    class_weight: str | Mapping[Any, float] | None = option(
+        None,
+        value_types.CLASS_WEIGHT,
+        "factors of the training rows' losses by class; balanced gives all classes the same weight "
+        "together",
+        "1 each",
+    )
     validation_indicator: str | None = option(
         None,
         value_types.TEXT,
@@ -125,6 +160,13 @@ class FitOptions(RowOptions):
         value_types.BOOL,
         "scale each feature to mean 0 and standard deviation 1 over the training rows",
         "true for dnn, otherwise false",
+    )
+    standardize_label: bool | None = option(
+        None,
+        value_types.BOOL,
+        "learn numbers scaled to mean 0 and standard deviation 1 over the training rows; "
+        "predictions and metrics have the label's units, the loss has the scaled ones",
+        "true for dnn and losses that allow it, otherwise false",
     )
     hidden: str | Sequence[int] | None = option(
         None,
@@ -138,11 +180,26 @@ class FitOptions(RowOptions):
         "fraction of the last hidden units to drop while training",
         "the network's own",
     )
-    optimizer: str | None = option(
+    optimizer: str | Callable[[], Any] | None = option(
         None,
-        value_types.one_of(*registry.OPTIMIZERS),
+        value_types.OPTIMIZER,
         "optimizer that updates the weights",
         "adam, or the saved model's",
+    )
+    clipnorm: float | None = option(
+        None,
+        value_types.POSITIVE_FLOAT,
+        "largest norm of each variable's gradient, after the average over ranks",
+        "gradients stay as they are, or the saved model's",
+    )
+    accumulate_steps: int | None = option(
+        None,
+        value_types.POSITIVE_INT,
+        "number of steps whose mean gradient updates the weights once",
+        "1, or the saved model's",
+    )
+    callbacks: Callable[[], Any] | None = option(
+        None, value_types.FUNCTION, "function that makes Keras callbacks, on every rank", "none"
     )
     learning_rate: float | None = option(
         None,
@@ -254,12 +311,21 @@ class PredictOptions(RowOptions):
     interpret: bool = option(
         False, value_types.BOOL, "add a column with the predicted class in readable form"
     )
+    probabilities: bool = option(
+        False,
+        value_types.BOOL,
+        "add a column with the probability of each class or label",
+    )
     version: int | None = option(None, value_types.POSITIVE_INT, *VERSION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(RowOptions):
     """The options of ``evaluate``."""
+
+    loss: str | Callable[..., Any] | Mapping[str, Any] | None = option(
+        None, value_types.LOSS, *LOSS
+    )
 
     rate: float = option(
         0.7, value_types.FRACTION, "fraction of the rows, drawn at random, that one evaluation uses"
@@ -337,7 +403,8 @@ def operations_with(name: str) -> list[str]:
 
 
 SAVED = (
-    *("network", "features", "label", "standardize", "hidden", "dropout", "optimizer"),
+    *("network", "features", "label", "task", "loss", "loss_weights", "standardize"),
+    *("standardize_label", "hidden", "dropout", "optimizer", "clipnorm", "accumulate_steps"),
     *("learning_rate", "warmup_epochs", "lr_schedule", "seed"),
 )
 """Options that a saved model fixes: settings of a session apply only to new models."""
@@ -361,6 +428,17 @@ SYNONYMS = {
     "resume": "continuous",
     "path": "store",
     "normalize": "standardize",
+    "objective": "task",
+    "loss_fn": "loss",
+    "loss_function": "loss",
+    "loss_weight": "loss_weights",
+    "metric": "metrics",
+    **dict.fromkeys(("weight", "weight_col", "sample_weight_col", "weights"), "sample_weight"),
+    "class_weights": "class_weight",
+    "callback": "callbacks",
+    "gradient_accumulation_steps": "accumulate_steps",
+    "backward_passes_per_step": "accumulate_steps",
+    "probability": "probabilities",
 }
 """Names that other libraries have for an option."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from spark_mnist import schedules
+from spark_mnist.core import plan
 from spark_mnist.networks import registry
 
 DECIMAL = r"\d+(\.\d+)?"
@@ -46,6 +47,10 @@ def _read_int(text: str) -> int:
     if not re.fullmatch(r"[+-]?[0-9]+", text):
         raise ValueError(text)
     return int(text)
+
+
+def _only_python(text: str) -> Any:
+    raise ValueError(text)
 
 
 def _is_int(value: Any) -> bool:
@@ -101,9 +106,50 @@ SIZE = OptionType(
 )
 TEXT = OptionType("text", str, lambda v: isinstance(v, str) and v != "")
 COLUMNS = OptionType(
-    "column names like a,b,c, in Python also a list",
+    "column names like a,b,c, in Python also a list, or a dictionary of these by the model's "
+    "inputs",
     str,
-    lambda v: bool(columns(v)) and all(columns(v)),
+    lambda v: _each(v, lambda value: bool(columns(value)) and all(columns(value))),
+)
+LABEL = OptionType(
+    "a column name, in Python also a dictionary of these by the model's outputs",
+    str,
+    lambda v: _each(v, TEXT.allows),
+)
+TASK = OptionType(
+    f"{', '.join(plan.TASKS)}, in Python also a dictionary by output",
+    str,
+    lambda v: _each(v, lambda value: value in plan.TASKS),
+)
+LOSS = OptionType(
+    "a name of Keras's like huber, in Python also a loss, a function that makes one, or a "
+    "dictionary by output",
+    str,
+    lambda v: _each(v, lambda value: TEXT.allows(value) or callable(value)),
+)
+METRICS = OptionType(
+    "names of Keras's like auc,precision, in Python also a list, a function that makes one, or a "
+    "dictionary by output",
+    str,
+    lambda v: _each(v, lambda value: callable(value) or bool(metrics(value))),
+)
+LOSS_WEIGHTS = OptionType(
+    "in Python only: a dictionary of numbers > 0 by output",
+    _only_python,
+    lambda v: isinstance(v, dict) and bool(v) and all(map(POSITIVE_FLOAT.allows, v.values())),
+)
+CLASS_WEIGHT = OptionType(
+    "balanced, or numbers by class like 0:1,1:2.5, in Python also a dictionary",
+    lambda text: text if text == plan.BALANCED else _read_class_weights(text),
+    lambda v: (
+        v == plan.BALANCED or (isinstance(v, dict) and bool(v) and all(map(_is_weight, v.values())))
+    ),
+)
+FUNCTION = OptionType("in Python only: a function", _only_python, callable)
+OPTIMIZER = OptionType(
+    f"{' or '.join(registry.OPTIMIZERS)}, in Python also a function that makes one of Keras's",
+    str,
+    lambda v: v in registry.OPTIMIZERS if isinstance(v, str) else callable(v),
 )
 NETWORK = OptionType(
     f"{', '.join(registry.REGISTRY)}; in Python also a Keras model or a function that makes one",
@@ -114,6 +160,38 @@ NETWORK = OptionType(
 
 def _matches(pattern: str, value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _each(value: Any, allows: Callable[[Any], bool]) -> bool:
+    """Return whether a value, or each value of a dictionary by name, is allowed."""
+    if not isinstance(value, dict):
+        return allows(value)
+    return bool(value) and all(map(TEXT.allows, value)) and all(map(allows, value.values()))
+
+
+def _is_weight(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _read_class_weights(text: str) -> dict[str, float]:
+    """Read ``0:1,1:2.5``; the classes stay text."""
+    pairs = [item.rpartition(":") for item in text.split(",")]
+    if not all(name and weight for name, _, weight in pairs):
+        raise ValueError(text)
+    return {name.strip(): float(weight) for name, _, weight in pairs}
+
+
+def metrics(value: Any) -> tuple[Any, ...]:
+    """Return the items of a value of the option ``metrics``; () for other values."""
+    if isinstance(value, str):
+        names = tuple(name.strip() for name in value.split(","))
+        return names if all(names) else ()
+    if callable(value):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        return ()
+    is_valid = all((isinstance(item, str) and item) or callable(item) for item in value)
+    return tuple(value) if is_valid else ()
 
 
 def columns(value: Any) -> tuple[str, ...]:

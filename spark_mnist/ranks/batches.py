@@ -4,7 +4,7 @@ A shard that fits the rank's memory for rows is read once and stays in memory as
 byte a pixel where pixels came as bytes; every epoch draws a new order over the whole shard. A
 larger shard is read again in every epoch, its row groups in a new order, and shuffled a part at a
 time. In both cases numbers become float32 in the graph. Shape letters: B = rows of a batch,
-M = rows of a part, N = rows of the shard, W = numbers of a row.
+K = numbers of a target, M = rows of a part, N = rows of the shard, W = numbers of a row.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ VALIDATION_BATCH = 1024
 CHUNK_ROWS = 8192
 """Rows that are handled together, or read ahead, where nothing else says how many."""
 ROW_OVERHEAD_BYTES = 64
-"""Memory for each row beside its features: label, weight, place in the order, and their copies
-while a new order is drawn."""
+"""Memory for each row beside its features and targets: class, weight, place in the order, and their
+copies while a new order is drawn."""
 ALIGNMENT_BYTES = 64
 """Alignment that TensorFlow requires of the address of an array that it uses without a copy."""
 
@@ -62,8 +62,10 @@ class Shard(Protocol):
             epoch: Epoch, counted from 0 over the model's life.
 
         Returns:
-            Batches of (features [B, W] float32, label [B] int32, weight [B] float32). A padding row
-            has weight 0; in the last step the other rows make up for it (see ``sharding``).
+            Batches of (features, target, step weight [B] float32), and where rows have weights of
+            their own, these [B] float32. Features are [B, W] float32, or a dictionary of several
+            inputs; a target is a class [B] int32, or numbers [B, K] float64. A padding row has step
+            weight 0; in the last step the other rows make up for it (see ``sharding``).
         """
 
     def validation(self) -> tf.data.Dataset:
@@ -85,7 +87,7 @@ class InMemory:
         self._datasets: dict[tuple[int, int], tf.data.Dataset] = {}
         """Datasets by rows of a batch and number of batches: one serves all epochs."""
         with tf.device("CPU"):  # a GPU's memory is the model's
-            self.features, self.labels = map(_tensor, rows)
+            self.features, self.labels, *self._row_weights = map(_tensor, rows)
             self._order = tf.Variable([], dtype=tf.int64, shape=[None])
             self._weights = tf.Variable([], dtype=tf.float32, shape=[None])
 
@@ -102,7 +104,8 @@ class InMemory:
         """Yield all rows in order, at most ``CHUNK_ROWS`` at a time."""
         for start in range(0, len(self), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            yield self.features[rows].numpy(), self.labels[rows].numpy()
+            tensors = (self.features, self.labels, *self._row_weights)
+            yield tuple(tensor[rows].numpy() for tensor in tensors)
 
     def training(
         self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
@@ -127,12 +130,14 @@ class InMemory:
         return self._datasets[key]
 
     def _build_dataset(self, size: int, count: int) -> tf.data.Dataset:
-        def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def batch(step: tf.Tensor) -> tuple[Any, ...]:
             positions = slice(step * size, (step + 1) * size)
             index = self._order[positions]
             rows = tf.gather(self.features, index)
-            features = registry.numbers(rows, self.shards.encoding.scale, self._dtype)
-            return features, tf.gather(self.labels, index), self._weights[positions]
+            features = registry.inputs(rows, self.shards.encoding, self._dtype)
+            row_weights = (tf.gather(weights, index) for weights in self._row_weights)
+            labels = tf.gather(self.labels, index)
+            return features, labels, self._weights[positions], *row_weights
 
         return tf.data.Dataset.range(count).map(batch).prefetch(4)
 
@@ -185,7 +190,7 @@ class Streamed:
         row_weights: npt.NDArray[np.float32],
         size: int,
     ) -> tf.data.Dataset:
-        def batches() -> Iterator[tuple[Any, Any, Any]]:
+        def batches() -> Iterator[tuple[Any, ...]]:
             self.error = None
             try:
                 parts = _join_parts(self._files.parts(urls), self._part_rows)
@@ -194,15 +199,17 @@ class Streamed:
                 self.error = error
                 raise
 
-        encoding = self.shards.encoding
-        dtypes = (encoding.dtype, np.int32, np.float32)
-        shapes = ((None, encoding.width), (None,), (None,))
-        signature = tuple(map(tf.TensorSpec, shapes, dtypes))
+        encoding, target_size = self.shards.encoding, self.shards.target_size
+        features = tf.TensorSpec((None, encoding.width), encoding.dtype)
+        numbers = tf.TensorSpec((None, target_size), tf.float64)
+        weight = tf.TensorSpec((None,), tf.float32)
+        labels = numbers if target_size else tf.TensorSpec((None,), tf.int32)
+        signature = (features, labels, weight, *[weight] * self.shards.weighted)
         dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
         prefetched_dataset = dataset.prefetch(max(1, CHUNK_ROWS // size))
 
-        def convert(x: Any, y: Any, w: Any) -> tuple[Any, Any, Any]:
-            return registry.numbers(x, encoding.scale, self._dtype), y, w
+        def convert(x: Any, *others: Any) -> tuple[Any, ...]:
+            return registry.inputs(x, encoding, self._dtype), *others
 
         return prefetched_dataset.map(convert).prefetch(4)
 
@@ -233,14 +240,17 @@ def read(
     files = shard_reader.RowGroups(shards, shards.urls[rank::ranks], rank, on_row_group)
     if files.rows * _row_bytes(shards) > memory:
         return Streamed(files, memory, dtype)
-    features = _aligned_array((files.rows, shards.encoding.width), shards.encoding.dtype)
-    labels = _aligned_array((files.rows,), "int32")
+    layout: list[tuple[tuple[int, ...], str]] = [((shards.encoding.width,), shards.encoding.dtype)]
+    layout.append(((shards.target_size,), "float64") if shards.target_size else ((), "int32"))
+    layout += [((), "float32")] * shards.weighted
+    arrays = tuple(_aligned_array((files.rows, *shape), dtype) for shape, dtype in layout)
     start = 0
-    for part_features, part_labels in files.parts(files.urls):
-        rows = slice(start, start + len(part_labels))
-        features[rows], labels[rows] = part_features, part_labels
+    for part in files.parts(files.urls):
+        rows = slice(start, start + len(part[0]))
+        for array, values in zip(arrays, part, strict=True):
+            array[rows] = values
         start = rows.stop
-    return InMemory(shards, (features, labels), dtype)
+    return InMemory(shards, arrays, dtype)
 
 
 def order(
@@ -269,7 +279,7 @@ def weights(rows: int, row_sharding: sharding.RowSharding) -> npt.NDArray[np.flo
 
 def _row_bytes(shards: plan.Shards) -> int:
     """Return the memory that a row takes."""
-    return shards.encoding.row_bytes + ROW_OVERHEAD_BYTES
+    return shards.encoding.row_bytes + shards.label_bytes + ROW_OVERHEAD_BYTES
 
 
 def _aligned_array(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
@@ -291,9 +301,9 @@ def _join(parts: list[Part]) -> Part:
     """Join several parts and empty their list, since the parts of a shard are large."""
     if len(parts) == 1:
         return parts.pop()
-    features, labels = zip(*parts, strict=True)
+    columns = [*zip(*parts, strict=True)]
     parts.clear()
-    return np.concatenate(features), np.concatenate(labels)
+    return tuple(np.concatenate(columns.pop(0)) for _ in range(len(columns)))
 
 
 def _join_parts(parts: Iterator[Part], rows: int) -> Iterator[Part]:
@@ -302,7 +312,7 @@ def _join_parts(parts: Iterator[Part], rows: int) -> Iterator[Part]:
     for part in parts:
         buffer.append(part)
         del part  # it is large, and would be held while the next is read
-        if sum(len(labels) for _, labels in buffer) >= rows:
+        if sum(len(labels) for _, labels, *_ in buffer) >= rows:
             yield _join(buffer)
     if buffer:
         yield _join(buffer)
@@ -314,32 +324,33 @@ def _split_parts(
     """Split parts into batches; the remainder of a part mixes with the next part."""
     remainder: list[Part] = []
     for part in parts:
-        features, labels = _join([*remainder, part])
+        arrays = _join([*remainder, part])
         del part
-        remainder, row_order = [], draw_order(len(labels))
+        remainder, row_order = [], draw_order(len(arrays[0]))
         for start in range(0, len(row_order), size):
             rows = row_order[start : start + size]
-            batch = features[rows], labels[rows]
+            batch = tuple(array[rows] for array in arrays)
             if len(rows) == size:
                 yield batch
             else:
                 remainder = [batch]
-        del features, labels
+        del arrays
     yield from remainder
 
 
 def _pad_batches(
     batches: Iterator[Part], row_weights: npt.NDArray[np.float32], size: int
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
-    """Add weights to batches, and to the last batch the padding rows of weight 0."""
+) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """Add step weights to batches, and to the last batch the padding rows of weight 0."""
     last_batch: Any = None
     for start in range(0, len(row_weights), size):
         batch_weights = row_weights[start : start + size]
-        last_batch = features, labels = next(batches, last_batch)
+        last_batch = batch = next(batches, last_batch)
         if start + size >= len(row_weights):
             for _ in batches:  # to the end of the files, where their rows are compared
                 pass
-        if len(labels) != len(batch_weights):
-            features = np.resize(features, (len(batch_weights), features.shape[1]))
-            labels = np.resize(labels, len(batch_weights))
-        yield features, labels, batch_weights
+        rows = len(batch_weights)
+        if len(batch[0]) != rows:
+            batch = tuple(np.resize(array, (rows, *array.shape[1:])) for array in batch)
+        features, labels, *others = batch
+        yield features, labels, batch_weights, *others

@@ -99,7 +99,7 @@ def distributed_optimizer(
 def _adam_step(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
     """Take Adam's step like Keras and with its slots, in one pass over memory, not a dozen."""
     slot, dtype = self._get_variable_index(variable), variable.dtype
-    step = tf.cast(self.iterations.value + 1, dtype)
+    step = tf.cast(tf.convert_to_tensor(self.iterations) + 1, dtype)
     beta1, beta2 = tf.constant(self.beta_1, dtype), tf.constant(self.beta_2, dtype)
     tf.raw_ops.ResourceApplyAdam(
         var=_handle(variable),

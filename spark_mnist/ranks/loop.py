@@ -1,8 +1,7 @@
 """Loop over batches, which TensorFlow runs in its graph. Runs on: rank.
 
 Keras's own ``fit`` makes new iterators and callbacks for every epoch, and does not tell how long
-its steps waited for rows. Here Keras's steps run in a loop that measures the wait. Shape letters:
-B = rows of a batch, W = numbers of a row.
+its steps waited for rows. Here steps run in a loop that measures the wait.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Loop:
     """Loop that takes one kind of step, many at a time.
 
     Args:
-        step: Keras's function of one batch: ``train_step`` or ``test_step`` of a compiled model.
+        step: Function of one batch, say ``Objective.train_step``.
         clock: Function that returns seconds since any moment.
     """
 
@@ -52,7 +51,7 @@ class Loop:
         """Take a number of steps.
 
         Args:
-            data: Batches of (features [B, W] float32, label [B] int32, weight [B] float32).
+            data: Batches as ``Shard.training`` returns them.
             steps: Number of steps.
 
         Yields:
@@ -76,7 +75,7 @@ class Loop:
             wait_start = tf.timestamp()
             with tf.control_dependencies([wait_start]):
                 batch = _next(batches)
-            with tf.control_dependencies(batch):
+            with tf.control_dependencies(tf.nest.flatten(batch)):
                 wait_end = tf.timestamp()
             self._step(batch)
             return step + 1, wait_s + wait_end - wait_start
@@ -88,7 +87,7 @@ class Loop:
         return wait_s
 
 
-def _next(batches: Any) -> tuple[tf.Tensor, ...]:
+def _next(batches: Any) -> tuple[Any, ...]:
     """Take the next batch on this thread; ``next`` would wake up another thread to take it."""
     (iterator,) = tf.nest.flatten(batches, expand_composites=True)
     specs = tf.nest.flatten(batches.element_spec)
@@ -97,4 +96,5 @@ def _next(batches: Any) -> tuple[tf.Tensor, ...]:
         output_types=[spec.dtype for spec in specs],
         output_shapes=[spec.shape for spec in specs],
     )
-    return tuple(batch)
+    packed: tuple[Any, ...] = tf.nest.pack_sequence_as(batches.element_spec, batch)
+    return packed

@@ -1,6 +1,6 @@
 """Reader of a rank's Parquet files through Petastorm, a row group at a time. Runs on: rank.
 
-Shape letters: M = rows of a part, W = numbers of a row.
+Shape letters: M = rows of a part, W = numbers of a row, K = numbers of a target.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from spark_mnist import errors
 from spark_mnist.compat import petastorm
 from spark_mnist.core import plan, retries
 
-Part = tuple[npt.NDArray[Any], npt.NDArray[np.int32]]
-"""Features [M, W], as stored, and labels [M]."""
+Part = tuple[npt.NDArray[Any], ...]
+"""Features [M, W], as stored, classes [M] int32 or targets [M, K] float64, and where rows have
+weights, these [M] float32."""
 
 
 class RowGroups:
@@ -58,7 +59,11 @@ class RowGroups:
             self._check_row_count(row_count, row_count <= self.rows)
             self._tick()
             features = self.shards.encoding.unpack(group.features)
-            return features, np.asarray(group.label, np.int32)
+            dtype = np.float64 if self.shards.target_size else np.int32
+            labels = np.asarray(group.label, dtype)
+            if not self.shards.weighted:
+                return features, labels
+            return features, labels, np.asarray(group.weight, np.float32)
 
         with self._shards_lost():
             yield from _read(urls, make_part)

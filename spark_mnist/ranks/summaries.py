@@ -38,9 +38,11 @@ class SummaryWriter(contextlib.AbstractContextManager["SummaryWriter"]):
             tf.io.gfile.rmtree(self._root)
 
     def graph(self, model: keras.Model) -> None:
-        """Write the graph that turns features into class probabilities."""
+        """Write the graph that turns features into outputs."""
         call = tf.function(lambda features: model(features, training=False))
-        signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+        signature = tf.nest.map_structure(
+            lambda tensor: tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype), model.input
+        )
         with self._writer("train").as_default():
             tf.summary.graph(call.get_concrete_function(signature).graph)
 

@@ -17,15 +17,18 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from spark_mnist import errors
 from spark_mnist.core import channel, plan, retries
-from spark_mnist.networks import array_files, custom, registry
-from spark_mnist.ranks import batches, collectives, gpus, loop, metrics, summaries
+from spark_mnist.networks import array_files, custom, objectives, registry
+from spark_mnist.ranks import batches, collectives, gpus, loop, metrics, objective, summaries
 from spark_mnist.store import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -89,12 +92,13 @@ class Trainer:
         epoch = progress.epoch
         with self.train_loop.timer(), _reader_errors(self.training_shard):
             self._train(epoch)
-        means, training_rows, validation_rows = self.row_metrics.means(), self.row_metrics.rows(), 0
+        training_rows, validation_rows = self.row_metrics.rows(), 0
+        means = self.row_metrics.means()
         if self.training.validation.rows:
             with self.test_loop.timer(), _reader_errors(self.validation_shard):
                 self._validate()
-            means |= self.row_metrics.means("val_")
             validation_rows = self.row_metrics.rows()
+            means |= self.row_metrics.means("val_")
         self.outbox.tick()
         rows = tuple(
             zip(
@@ -119,7 +123,7 @@ class Trainer:
 
     def _train(self, epoch: int) -> None:
         sharding, seed, rank = self.training.sharding, self.training.seed, hvd.rank()
-        self.model.reset_metrics()
+        self.row_metrics.reset()
         collectives.seed_random_layers(self.model, (seed, epoch, rank))
         data = self.training_shard.training(sharding, rank=rank, seed=seed, epoch=epoch)
         self._set_rate(epoch)
@@ -136,7 +140,7 @@ class Trainer:
         self.model.optimizer.learning_rate.assign(rate)
 
     def _validate(self) -> None:
-        self.model.reset_metrics()
+        self.row_metrics.reset()
         count = math.ceil(len(self.validation_shard) / batches.VALIDATION_BATCH)
         for _ in self.test_loop.run(self.validation_shard.validation(), count):
             self.outbox.tick()
@@ -266,6 +270,96 @@ def _network_spec(training: plan.TrainingPlan, user_model: keras.Model | None) -
     return network
 
 
+def _objectives(
+    training: plan.TrainingPlan, user_model: keras.Model | None
+) -> tuple[plan.Network, list[objectives.Loss], dict[str, list[Any]]]:
+    """Return the network, and the loss and the further metrics of each output.
+
+    The network's outputs name the losses. Those that the options do not give are the saved model's,
+    or what the user's model was compiled with.
+
+    Raises:
+        errors.OptionError: A function made no loss or no metric.
+        errors.ModelMismatch: The saved model has a loss of the user's, and none is given.
+    """
+    network = _network_spec(training, user_model)
+    compiled = objectives.compiled(user_model, network.heads) if user_model else ({}, {})
+    given_metrics = training.metrics or compiled[1]
+    outputs, losses, further_metrics = [], [], {}
+    for output in network.heads:
+        given = training.losses.get(output.name)
+        if given is None and output.loss in ("", plan.CUSTOM):
+            given = compiled[0].get(output.name)
+            if given is not None and hvd.rank() == 0:
+                logger.info("%s", _compiled_text(output, given))
+        if given is None and output.loss == plan.CUSTOM:
+            raise errors.ModelMismatch(
+                "the saved model was trained with a loss of your own: give it again, loss=..."
+            )
+        loss = objectives.resolve_loss(output, given)
+        losses.append(objectives.make_loss(output, loss))
+        name = objectives.describe_loss(output, loss)
+        outputs.append(dataclasses.replace(output, loss=name))
+        if output.name in given_metrics:
+            made = objectives.make_metrics(output, given_metrics[output.name])
+            further_metrics[output.name] = made
+    return dataclasses.replace(network, outputs=tuple(outputs)), losses, further_metrics
+
+
+def _compiled_text(output: plan.Output, loss: Any) -> str:
+    """Return a message that a loss comes from the user's ``compile``."""
+    name = objectives.describe_loss(output, objectives.resolve_loss(output, loss))
+    return f"training lowers the loss that the network was compiled with: {name}"
+
+
+def _standardize_labels(
+    training: plan.TrainingPlan, network: plan.Network, shard: batches.Shard
+) -> plan.Network:
+    """Return the network with mean and deviation of the numbers that it learns, where asked."""
+    if not training.standardize_label or any(output.mean for output in network.outputs):
+        return network
+    mean, deviation = collectives.moments(lambda: (labels for _, labels, *_ in shard.parts()), 1.0)
+    outputs, start = [], 0
+    for output in network.outputs:
+        end = start + output.target_size
+        if output.task == plan.REGRESSION:
+            scale = tuple(value or 1.0 for value in deviation[start:end])
+            output = dataclasses.replace(output, mean=mean[start:end], deviation=scale)
+        outputs.append(output)
+        start = end
+    return dataclasses.replace(network, outputs=tuple(outputs))
+
+
+def _class_weight(
+    training: plan.TrainingPlan, network: plan.Network, shard: batches.Shard
+) -> Mapping[int, float]:
+    """Return factors of the rows' losses by class; {} where all are 1."""
+    if isinstance(training.class_weight, str):
+        classes = (labels for _, labels, *_ in shard.parts())
+        return objective.balanced_weights(classes, network.heads[0].size)
+    return training.class_weight
+
+
+def _center(shard: batches.Shard) -> npt.NDArray[Any] | None:
+    """Return the mean target of some rows of all ranks; None where targets are classes."""
+    if not shard.shards.target_size:
+        return None
+    labels = next(shard.parts())[1]
+    sums = collectives.allreduce_sum([*labels.sum(axis=0), len(labels)])
+    return np.asarray(sums[:-1]) / sums[-1]
+
+
+def _optimizer(training: plan.TrainingPlan, ranks: int) -> keras.optimizers.Optimizer:
+    """Make the optimizer, with the learning rate of the first epoch."""
+    spec = training.optimizer
+    rate = spec.rate(training.first_epoch, ranks)
+    if training.optimizer_fn is None:
+        return registry.optimizer(spec, rate)
+    optimizer = training.optimizer_fn()
+    optimizer.learning_rate = rate
+    return optimizer
+
+
 def _in_precision(
     training: plan.TrainingPlan, user_model: keras.Model | None
 ) -> keras.Model | None:
@@ -307,30 +401,31 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
     keras.utils.set_random_seed(training.seed)
     with outbox.long_operation():
         user_model = training.model_fn() if training.model_fn else None
-    network = _network_spec(training, user_model)
+    network, losses, further_metrics = _objectives(training, user_model)
     if training.standardize and not network.mean:
         with outbox.long_operation():
             mean, deviation = collectives.moments(
-                lambda: (part for part, _ in training_shard.parts()), training.train.encoding.scale
+                lambda: (part for part, *_ in training_shard.parts()), training.train.encoding.scale
             )
             _warn_of_constants(training, deviation)
         deviation = tuple(value or 1.0 for value in deviation)
         network = dataclasses.replace(network, mean=mean, deviation=deviation)
+    with outbox.long_operation():
+        network = _standardize_labels(training, network, training_shard)
+        class_weight = _class_weight(training, network, training_shard)
     with outbox.long_operation(), _precision(training.precision):
         model = registry.build(network, _in_precision(training, user_model))
     if training.sync_batch_norm and ranks > 1:
         collectives.synchronize_batch_norm(model)
-    row_metrics, allreduce_wait_s = metrics.Metrics(), tf.Variable(0.0, dtype=tf.float64)
-    spec = training.optimizer
-    optimizer = registry.optimizer(spec, spec.rate(training.first_epoch, ranks))
+    allreduce_wait_s = tf.Variable(0.0, dtype=tf.float64)
+    row_metrics = metrics.Metrics(network.heads, further_metrics, _center(training_shard))
+    optimizer = _optimizer(training, ranks)
     if training.precision == registry.MIXED_FLOAT16:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
         optimizer=collectives.distributed_optimizer(
             optimizer, allreduce_wait_s, compressed=training.compresses_gradients
         ),
-        loss="sparse_categorical_crossentropy",
-        weighted_metrics=[row_metrics.loss, row_metrics.accuracy],
     )
     model.optimizer.build(model.trainable_variables)
     if rank == 0:
@@ -338,6 +433,7 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
             array_files.restore(model, _files_to_start_from(training))
     collectives.broadcast(model)
     custom.settle(model)
+    steps = objective.Objective(model, network.heads, losses, row_metrics, class_weight)
     return Trainer(
         training=training,
         network=network,
@@ -345,8 +441,8 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         row_metrics=row_metrics,
         training_shard=training_shard,
         validation_shard=validation_shard,
-        train_loop=loop.Loop(model.train_step),
-        test_loop=loop.Loop(model.test_step),
+        train_loop=loop.Loop(steps.train_step),
+        test_loop=loop.Loop(steps.test_step),
         allreduce_wait_s=allreduce_wait_s,
         outbox=outbox,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from pyspark.sql import types as T
 from spark_mnist import errors
 from spark_mnist.core import plan
 from spark_mnist.data import feature_columns
+from spark_mnist.scoring import measures
 
 NUMBER_MAP = T.MapType(T.StringType(), T.DoubleType())
 """Spark type of losses and of metrics, by name."""
@@ -35,19 +35,6 @@ DETAILS = (
     .add("classes", T.ArrayType(CLASS_FIGURES))
 )
 """Columns that ``details=True`` adds."""
-
-
-@dataclass(frozen=True, order=True)
-class Cell:
-    """Rows of one evaluation, group, label and predicted class."""
-
-    no: int
-    group: Any = field(compare=False)
-    label: int
-    predicted: int
-    rows: int
-    loss: float
-    """Sum of the losses of the rows."""
 
 
 def group_field(df: DataFrame, by: str, *, details: bool) -> T.StructField:
@@ -80,12 +67,14 @@ def _table_schema(group: T.StructField | None, *, details: bool) -> T.StructType
 
 def table(
     spark: SparkSession,
-    cells: Sequence[Cell],
+    cells: Sequence[measures.Cell],
     input_spec: plan.InputSpec,
     *,
     repeat: int,
     group: T.StructField | None,
     details: bool,
+    measured: measures.Measured | None = None,
+    names: tuple[Sequence[str], Sequence[str]] = (("loss",), ("accuracy",)),
 ) -> DataFrame:
     """Make the DataFrame that ``evaluate`` returns.
 
@@ -96,19 +85,30 @@ def table(
         repeat: Number of evaluations.
         group: Column of ``by``; without it every evaluation has one row, even if it drew no rows.
         details: Whether to add the columns of ``DETAILS``.
+        measured: Losses and metrics by number and group; without it, those of the cells.
+        names: Names of the losses and of the metrics in ``measured``.
     """
-    shares: dict[tuple[int, Any], list[Cell]] = {}
+    shares: dict[tuple[int, Any], list[measures.Cell]] = {}
     if group is None:
         shares = {(number, None): [] for number in range(1, repeat + 1)}
+    for number, value in measured or ():
+        shares.setdefault((number, _group(value)), [])
     for cell in cells:
-        nan = isinstance(cell.group, float) and math.isnan(cell.group)
-        shares.setdefault((cell.no, math.nan if nan else cell.group), []).append(cell)
+        shares.setdefault((cell.no, _group(cell.group)), []).append(cell)
+    missing = tuple(dict.fromkeys(each) for each in names)
+    means = {(number, _group(value)): each for (number, value), each in (measured or {}).items()}
     rows = []
     for (number, value), share_cells in sorted(shares.items(), key=_sort_key):
         share = Share(input_spec, share_cells)
         group_values = (value,) if group else ()
-        rows.append((number, *group_values, *share.means(), *(share.details() if details else ())))
+        found = share.means() if measured is None else means.get((number, value), missing)
+        rows.append((number, *group_values, *found, *(share.details() if details else ())))
     return spark.createDataFrame(rows, _table_schema(group, details=details))
+
+
+def _group(value: Any) -> Any:
+    """Return a group, every NaN as the same object."""
+    return math.nan if isinstance(value, float) and math.isnan(value) else value
 
 
 def _sort_key(item: tuple[tuple[int, Any], Any]) -> tuple[Any, ...]:
@@ -121,7 +121,7 @@ def _sort_key(item: tuple[tuple[int, Any], Any]) -> tuple[Any, ...]:
 class Share:
     """The cells of one evaluation and group."""
 
-    def __init__(self, input_spec: plan.InputSpec, cells: Iterable[Cell] = ()) -> None:
+    def __init__(self, input_spec: plan.InputSpec, cells: Iterable[measures.Cell] = ()) -> None:
         self._names = input_spec.class_names
         self._loss = 0.0
         self.confusion = np.zeros((input_spec.classes, input_spec.classes), np.int64)

@@ -1,7 +1,7 @@
 """Scoring inside a Python worker of Spark: the model, and its batches. Runs on: Spark task.
 
 TensorFlow is imported once a worker, with the first batch. Shape letters: B = rows of a batch,
-W = numbers of a row, C = classes.
+K = numbers of a target, U = units of all outputs, W = numbers of a row.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class ModelSpec:
     weights: broadcast.Shipment = field(compare=False)
     encoding: plan.Encoding = field(compare=False)
     threads: int = field(compare=False)
+    losses: bytes = field(compare=False, default=b"")
+    """The user's losses by name of the output, pickled; empty where no loss is asked for."""
 
 
 @contextlib.contextmanager
@@ -76,7 +78,7 @@ def scores(
         batches: Features, a row each.
         spec: Specification of the model.
         read: Function that makes the features of a batch an array ``[B, W]``.
-        convert: Function that makes class probabilities ``[B, C]`` a value for each row.
+        convert: Function that makes outputs ``[B, U]`` a value for each row.
         batch_size: Rows of one call of the model.
         drops_bad_rows: Whether a row that is null gets null.
     """
@@ -95,6 +97,68 @@ def scores(
         yield pd.Series(values, dtype=object if len(usable_rows) < len(rows) else None)
 
 
+def outputs_and_losses(
+    batches: Iterable[tuple[pd.Series, pd.Series]],
+    spec: ModelSpec,
+    *,
+    read: Callable[[pd.Series], npt.NDArray[np.generic]],
+    convert: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]],
+    batch_size: int,
+) -> Iterator[pd.Series]:
+    """Score the batches of one partition, and compute the loss of each output of each row.
+
+    Args:
+        batches: Features and targets, a row each.
+        spec: Specification of the model, with its losses.
+        read: Function that makes the features of a batch an array ``[B, W]``.
+        convert: Function that makes outputs ``[B, U]`` those in the units of the labels.
+        batch_size: Rows of one call of the model.
+
+    Yields:
+        For each row the outputs, then the loss of each output; NaN where there is none.
+    """
+    model, row_losses = _model(spec), _row_losses(spec)
+    for rows, targets in batches:
+        features = read(rows)
+        values = []
+        for start in range(0, len(features), batch_size):
+            part = slice(start, start + batch_size)
+            outputs = model(features[part])
+            labels = np.stack(targets.iloc[part].to_numpy())
+            values += [*np.hstack([convert(outputs), row_losses(outputs, labels)])]
+        yield pd.Series(values, dtype=object)
+
+
+def _row_losses(
+    spec: ModelSpec,
+) -> Callable[[npt.NDArray[np.float32], npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """Return a function of outputs ``[B, U]`` and targets ``[B, K]`` that gives losses."""
+    from spark_mnist.networks import objectives
+
+    heads, own_losses = spec.network.heads, cloudpickle.loads(spec.losses)
+    losses = [
+        None
+        if output.loss == plan.CUSTOM and output.name not in own_losses
+        else objectives.make_loss(output, own_losses.get(output.name))
+        for output in heads
+    ]
+    ends = np.cumsum([output.units for output in heads])[:-1]
+
+    def row_losses(
+        outputs: npt.NDArray[np.float32], labels: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        targets = objectives.targets(heads, labels)
+        columns = [
+            np.full(len(outputs), np.nan) if loss is None else np.asarray(loss(target, values))
+            for loss, target, values in zip(
+                losses, targets, np.split(outputs, ends, axis=1), strict=True
+            )
+        ]
+        return np.stack(columns, axis=1).astype(np.float64)
+
+    return row_losses
+
+
 @functools.lru_cache(maxsize=2)
 def _model(spec: ModelSpec) -> Model:
     """Build the model, once for each Python worker; Spark uses a worker again for later tasks."""
@@ -105,7 +169,7 @@ def _model(spec: ModelSpec) -> Model:
     with _hold_back_native_stderr():
         import tensorflow as tf
 
-    from spark_mnist.networks import array_files, registry
+    from spark_mnist.networks import array_files, objectives, registry
 
     with contextlib.suppress(RuntimeError):  # already running: another model came first
         tf.config.threading.set_intra_op_parallelism_threads(spec.threads)
@@ -116,7 +180,8 @@ def _model(spec: ModelSpec) -> Model:
 
     def call(batch: tf.Tensor) -> tf.Tensor:
         dtype = registry.input_dtype(spec.network)
-        return model(registry.numbers(batch, encoding.scale, dtype), training=False)
+        values = model(registry.inputs(batch, encoding, dtype), training=False)
+        return tf.concat(objectives.by_output(spec.network.heads, values), axis=1)
 
     signature = [tf.TensorSpec((None, encoding.width), encoding.dtype)]
     predict = tf.function(call, input_signature=signature)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,18 @@ from pyspark import cloudpickle
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from spark_mnist import options
+from spark_mnist import errors, options
 from spark_mnist.cluster import slots
 from spark_mnist.core import plan
-from spark_mnist.data import feature_columns
-from spark_mnist.scoring import broadcast, evaluation, executor
+from spark_mnist.data import feature_columns, profile
+from spark_mnist.scoring import broadcast, executor, measures
 from spark_mnist.store import manifests
 
 logger = logging.getLogger(__name__)
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
 """Names of intermediate columns, unlike any of a user's."""
+THRESHOLD = 0.5
+"""Probability above which a label, or the second of two classes, is predicted."""
 LEAST = 1e-37
 """Least probability whose logarithm counts: that of the smallest normal float32."""
 
@@ -51,6 +53,61 @@ def probabilities(
     return _score_column(df, saved, batch_size, mode, "array<float>", list)
 
 
+def outputs(
+    df: DataFrame, saved: manifests.SavedModel, batch_size: int, mode: str = options.FAILFAST
+) -> Column:
+    """Return all outputs of each row, ``array<double>`` of U, computed lazily.
+
+    Probabilities of classes and labels come as they are, numbers in the units of the label. See
+    ``probabilities`` for the arguments and the exceptions.
+    """
+    convert = _unit_converter(saved.network.heads)
+    return _score_column(
+        df, saved, batch_size, mode, "array<double>", lambda scores: [*convert(scores)]
+    )
+
+
+def outputs_and_losses(
+    df: DataFrame,
+    saved: manifests.SavedModel,
+    batch_size: int,
+    target: Column,
+    losses: Mapping[str, Any],
+) -> Column:
+    """Return all outputs of each row, then the loss of each output, ``array<double>``.
+
+    Args:
+        df: The DataFrame that has the features, rows that can be used alone.
+        saved: The version that scores.
+        batch_size: Rows of one call of the model.
+        target: Targets of each row, an array of doubles.
+        losses: The user's own losses, by name of the output.
+    """
+    source, spec = _source_and_spec(df, saved, losses)
+    read, convert = feature_columns.reader(source), _unit_converter(saved.network.heads)
+
+    def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
+        return executor.outputs_and_losses(
+            batches, spec, read=read, convert=convert, batch_size=batch_size
+        )
+
+    return feature_columns.by_batch(score, "array<double>")(source.column, target)
+
+
+def _unit_converter(
+    heads: Sequence[plan.Output],
+) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]:
+    """Return a function that makes outputs ``[B, U]`` those in the units of the labels."""
+    scale = np.concatenate([output.deviation or np.ones(output.units) for output in heads])
+    offset = np.concatenate([output.mean or np.zeros(output.units) for output in heads])
+
+    def convert(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        numbers: npt.NDArray[np.float64] = scores.astype(np.float64) * scale + offset
+        return numbers
+
+    return convert
+
+
 def classes(
     df: DataFrame, saved: manifests.SavedModel, batch_size: int, mode: str = options.FAILFAST
 ) -> Column:
@@ -70,26 +127,11 @@ def _score_column(
     convert: Callable[[npt.NDArray[np.float32]], Any],
 ) -> Column:
     """Return a column of what ``convert`` makes of each row's class probabilities ``[B, C]``."""
-    source = feature_columns.features(df, saved.input_spec, standardized=bool(saved.network.mean))
-    read, encoding = feature_columns.reader(source), source.encoding
+    source, spec = _source_and_spec(df, saved)
+    read = feature_columns.reader(source)
     drops_bad_rows = mode == options.DROPMALFORMED
     if drops_bad_rows:
         source = feature_columns.usable(source)
-    _limit_batches(df.sparkSession, source)
-    context = df.sparkSession.sparkContext
-    # A broadcast is pickled by reference: a function of the user's script must travel by value.
-    # PySpark ships its copy of cloudpickle without types, hence the ignore.
-    model_fn = cloudpickle.dumps(saved.model_fn)  # type: ignore[no-untyped-call]
-    weights = broadcast.send(context, saved.files[plan.WEIGHTS])
-    identity = repr((saved.network, model_fn, weights.digest, encoding)).encode()
-    spec = executor.ModelSpec(
-        hashlib.sha256(identity).hexdigest(),
-        saved.network,
-        model_fn,
-        weights,
-        encoding,
-        slots.task_cpus(context),
-    )
 
     def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         return executor.scores(
@@ -102,6 +144,32 @@ def _score_column(
         )
 
     return feature_columns.by_batch(score, return_type)(source.column)
+
+
+def _source_and_spec(
+    df: DataFrame, saved: manifests.SavedModel, losses: Mapping[str, Any] | None = None
+) -> tuple[feature_columns.Source, executor.ModelSpec]:
+    """Return the features of a DataFrame, and what executors need to score them."""
+    source = feature_columns.features(df, saved.input_spec, standardized=bool(saved.network.mean))
+    encoding = source.encoding
+    _limit_batches(df.sparkSession, source)
+    context = df.sparkSession.sparkContext
+    # A broadcast is pickled by reference: a function of the user's script must travel by value.
+    # PySpark ships its copy of cloudpickle without types, hence the ignore.
+    model_fn = cloudpickle.dumps(saved.model_fn)  # type: ignore[no-untyped-call]
+    weights = broadcast.send(context, saved.files[plan.WEIGHTS])
+    pickled_losses = cloudpickle.dumps(losses or {})  # type: ignore[no-untyped-call]
+    identity = repr((saved.network, model_fn, weights.digest, encoding, pickled_losses)).encode()
+    spec = executor.ModelSpec(
+        hashlib.sha256(identity).hexdigest(),
+        saved.network,
+        model_fn,
+        weights,
+        encoding,
+        slots.task_cpus(context),
+        pickled_losses,
+    )
+    return source, spec
 
 
 def _limit_batches(spark: SparkSession, source: feature_columns.Source) -> None:
@@ -135,10 +203,11 @@ def predictions(
         interpret: Whether to add the name.
     """
     label = F.col(CLASS)
-    flags = F.array(*((label == number).cast("int") for number in range(input_spec.classes)))
-    one_hot = F.when(label.isNotNull(), flags)
     name = class_name(label, input_spec)
-    new_columns = [one_hot.alias("prediction"), name.alias("interpreted")]
+    new_columns = [
+        _one_hot(label, input_spec.classes).alias("prediction"),
+        name.alias("interpreted"),
+    ]
     return (
         df.select("*", class_column.alias(CLASS))
         .select("*", *new_columns[: 1 + interpret])
@@ -146,7 +215,105 @@ def predictions(
     )
 
 
-def class_name(label: Column, input_spec: plan.InputSpec) -> Column:
+def _one_hot(label: Column, classes: int) -> Column:
+    """Return a class as flags, ``array<int>``; null where the class is null."""
+    flags = F.array(*((label == number).cast("int") for number in range(classes)))
+    return F.when(label.isNotNull(), flags)
+
+
+def output_columns(
+    outputs: Sequence[plan.Output], *, interpret: bool, probabilities: bool
+) -> list[str]:
+    """Return the names of the columns that ``output_predictions`` adds, in order.
+
+    Raises:
+        errors.OptionError: Probabilities are asked for, and no output has any.
+    """
+    probable = [output for output in outputs if output.task != plan.REGRESSION]
+    if probabilities and not probable:
+        raise errors.OptionError(
+            f"probabilities=true is for classes and labels, and task={plan.REGRESSION} has none"
+        )
+    names = []
+    for output in outputs:
+        suffix = f"_{output.name}" if output.name else ""
+        names.append(f"prediction{suffix}")
+        if interpret and output in probable:
+            names.append(f"interpreted{suffix}")
+        if probabilities and output in probable:
+            names.append(f"probability{suffix}")
+    return names
+
+
+def output_predictions(
+    df: DataFrame,
+    scores: Column,
+    outputs: Sequence[plan.Output],
+    *,
+    interpret: bool,
+    probabilities: bool,
+) -> DataFrame:
+    """Add the predictions of each output; see ``api.predict`` for their types.
+
+    Args:
+        df: The input.
+        scores: Outputs of each row, see ``outputs``.
+        outputs: Outputs of the network.
+        interpret: Whether to add names of classes and labels.
+        probabilities: Whether to add probabilities of classes and labels.
+    """
+    names = output_columns(outputs, interpret=interpret, probabilities=probabilities)
+    columns, start = [], 0
+    for output in outputs:
+        own = F.slice(F.col(SCORES), start + 1, output.units)
+        columns.append(prediction(own, output))
+        if interpret and output.task != plan.REGRESSION:
+            columns.append(_interpreted(own, output))
+        if probabilities and output.task != plan.REGRESSION:
+            columns.append(probability(own, output).cast("array<float>"))
+        start += output.units
+    return (
+        df.select("*", scores.alias(SCORES))
+        .select("*", *(column.alias(name) for column, name in zip(columns, names, strict=True)))
+        .drop(SCORES)
+    )
+
+
+def prediction(scores: Column, output: plan.Output) -> Column:
+    """Return what an output predicts: flags of classes or labels, a class 0 or 1, or numbers."""
+    if output.task == plan.CLASSIFICATION:
+        return _one_hot(predicted_class(scores), output.size)
+    if output.task == plan.BINARY:
+        return (F.get(scores, 0) > THRESHOLD).cast("int")
+    if output.task == plan.MULTILABEL:
+        return F.transform(scores, lambda number: (number > THRESHOLD).cast("int"))
+    return F.get(scores, 0) if output.size == 1 else scores
+
+
+def probability(scores: Column, output: plan.Output) -> Column:
+    """Return the probability of each class or label, an array."""
+    if output.task != plan.BINARY:
+        return scores
+    one = F.get(scores, 0)
+    return F.when(one.isNotNull(), F.array(1 - one, one))
+
+
+def _interpreted(scores: Column, output: plan.Output) -> Column:
+    """Return the predicted class or labels as people read them."""
+    if output.task != plan.MULTILABEL:
+        label = (
+            predicted_class(scores)
+            if output.task == plan.CLASSIFICATION
+            else prediction(scores, output)
+        )
+        return class_name(label, output)
+    names = F.array(*map(F.lit, output.names or range(output.size)))
+    flags = F.arrays_zip(names.alias("name"), scores.alias("score"))
+    present = F.filter(flags, lambda each: each["score"] > THRESHOLD)
+    return F.when(scores.isNotNull(), F.transform(present, lambda each: each["name"]))
+
+
+def class_name(label: Column, input_spec: plan.InputSpec | plan.Output) -> Column:
     """Return the class as people read it: a number, or its name where classes have names."""
     if not input_spec.names:
         return label
@@ -171,13 +338,13 @@ def evaluations(
     rate: float,
     repeat: int,
     seed: int,
-) -> list[evaluation.Cell]:
+) -> list[measures.Cell]:
     """Measure ``repeat`` random shares of the rows in one pass: score once, then draw.
 
     Returns:
         The cells of each share and group, by label and predicted class.
     """
-    group = F.lit(None) if by is None else feature_columns.column(df, by)[0]
+    group = group_column(df, by)
     rows = df.select(scores.alias("scores"), label.alias("label"), group.alias("group")).select(
         "group",
         "label",
@@ -185,9 +352,48 @@ def evaluations(
         _cross_entropy(F.col("scores"), F.col("label")).alias("loss"),
     )
     cells = (
-        rows.withColumn("no", F.explode(F.sequence(F.lit(1), F.lit(repeat))))
-        .where(F.rand(seed) < rate)
+        draw(rows, rate=rate, repeat=repeat, seed=seed)
         .groupBy("no", "group", "label", "predicted")
         .agg(F.count("*").alias("rows"), F.sum("loss").alias("loss"))
     )
-    return [evaluation.Cell(**row.asDict()) for row in cells.collect()]
+    return [measures.Cell(**row.asDict()) for row in cells.collect()]
+
+
+def measurable(
+    row_profile: profile.RowProfile,
+    saved: manifests.SavedModel,
+    batch_size: int,
+    *,
+    losses: Mapping[str, Any],
+    by: str | None,
+) -> DataFrame:
+    """Return ``group``, ``scores`` and ``target`` of the rows, as ``measures`` takes them.
+
+    Args:
+        row_profile: Profile of the rows.
+        saved: The version that scores.
+        batch_size: Rows of one call of the model.
+        losses: The user's own losses, by name of the output.
+        by: Column whose values are measured apart, if any.
+    """
+    rows, target = row_profile.usable, row_profile.label
+    if not row_profile.target_size:
+        target = F.array(target.cast("double"))
+    scores = outputs_and_losses(rows, saved, batch_size, target, losses)
+    return rows.select(
+        group_column(rows, by).alias("group"),
+        scores.alias(measures.SCORES),
+        target.alias(measures.TARGET),
+    )
+
+
+def group_column(df: DataFrame, by: str | None) -> Column:
+    """Return the column whose values are measured apart; null where there is none."""
+    return F.lit(None) if by is None else feature_columns.column(df, by)[0]
+
+
+def draw(rows: DataFrame, *, rate: float, repeat: int, seed: int) -> DataFrame:
+    """Return random shares of the rows; the column ``no`` has the number of the share, from 1."""
+    return rows.withColumn("no", F.explode(F.sequence(F.lit(1), F.lit(repeat)))).where(
+        F.rand(seed) < rate
+    )

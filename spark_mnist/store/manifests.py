@@ -66,13 +66,14 @@ def parse(
         errors.DamagedModel: The manifest does not say what it should.
     """
     try:
-        input_spec = plan.InputSpec(**_with_tuples(manifest.get("input", {})))
-        network = plan.Network(**_with_tuples(manifest["network"]))
+        input_spec = _parse_input(manifest.get("input", {}))
+        network = _parse_network(manifest["network"], input_spec)
         optimizer = plan.Optimizer(**manifest["optimizer"])
         if network.name not in (*registry.REGISTRY, plan.CUSTOM):
             raise KeyError(f"there is no network {network.name!r} in this release")
         wrong_fields = {"input": _wrong_input(input_spec), "network": _wrong_network(network)}
         wrong_fields["optimizer"] = _wrong_optimizer(optimizer)
+        wrong_fields["outputs"] = _wrong_outputs(network)
         for part, names in wrong_fields.items():
             if names:
                 raise ValueError(f"{part} has an invalid {', '.join(names)}")
@@ -89,6 +90,55 @@ def parse(
         ) from None
 
 
+def _parse_input(fields: Mapping[str, Any]) -> plan.InputSpec:
+    inputs = tuple(plan.Input(**_with_tuples(each)) for each in fields.get("inputs", ()))
+    return plan.InputSpec(**{**_with_tuples(fields), "inputs": inputs})
+
+
+def _parse_network(fields: Mapping[str, Any], input_spec: plan.InputSpec) -> plan.Network:
+    """Return the network; before there were outputs, one learned classes."""
+    values = _with_tuples(fields)
+    has_logits = values.pop("logits", False)
+    outputs = tuple(plan.Output(**_with_tuples(each)) for each in fields.get("outputs", ()))
+    if not outputs:
+        outputs = (dataclasses.replace(input_spec.output, logits=has_logits),)
+    parts = tuple((name, width) for name, width in fields.get("parts", ()))
+    return plan.Network(**{**values, "outputs": outputs, "parts": parts})
+
+
+def _wrong_outputs(network: plan.Network) -> list[str]:
+    """Return the names of the fields whose values no release writes."""
+    wrong = []
+    for output in network.outputs:
+        statistics = {name: getattr(output, name) for name in ("mean", "deviation")}
+        validity = {
+            "task": output.task in plan.TASKS,
+            "size": value_types.POSITIVE_INT.allows(output.size),
+            "name": isinstance(output.name, str),
+            "label": isinstance(output.label, str),
+            "names": _is_tuple_of(str, output.names) and len(output.names) in (0, output.size),
+            "loss": isinstance(output.loss, str),
+            "weight": value_types.POSITIVE_FLOAT.allows(output.weight),
+            "logits": isinstance(output.logits, bool),
+            **{
+                name: _is_tuple_of(float, values) and len(values) in (0, output.size)
+                for name, values in statistics.items()
+            },
+        }
+        wrong += [field for field, is_valid in validity.items() if not is_valid]
+    if sum(output.size for output in network.outputs) != network.classes:
+        wrong.append("size")
+    if network.parts and (
+        not all(
+            isinstance(name, str) and value_types.POSITIVE_INT.allows(width)
+            for name, width in network.parts
+        )
+        or sum(width for _, width in network.parts) != network.inputs
+    ):
+        wrong.append("parts")
+    return wrong
+
+
 def _wrong_input(input_spec: plan.InputSpec) -> list[str]:
     """Return the names of the fields whose values no release writes."""
     names_fit = _is_tuple_of(str, input_spec.names) and len(input_spec.names) in (
@@ -103,6 +153,13 @@ def _wrong_input(input_spec: plan.InputSpec) -> list[str]:
         "width": value_types.POSITIVE_INT.allows(input_spec.width),
         "classes": value_types.POSITIVE_INT.allows(input_spec.classes),
         "names": names_fit,
+        "inputs": all(
+            isinstance(each.name, str)
+            and _is_tuple_of(str, each.features)
+            and isinstance(each.pixels, bool)
+            and value_types.POSITIVE_INT.allows(each.width)
+            for each in input_spec.inputs
+        ),
     }
     return [field for field, is_valid in validity.items() if not is_valid]
 
@@ -121,7 +178,6 @@ def _wrong_network(network: plan.Network) -> list[str]:
         },
         "config": network.config is None or isinstance(network.config, dict),
         "custom": _is_tuple_of(str, network.custom),
-        "logits": isinstance(network.logits, bool),
     }
     return [field for field, is_valid in validity.items() if not is_valid]
 
@@ -129,10 +185,13 @@ def _wrong_network(network: plan.Network) -> list[str]:
 def _wrong_optimizer(optimizer: plan.Optimizer) -> list[str]:
     """Return the names of the fields whose values no release writes."""
     validity = {
-        "name": optimizer.name in registry.OPTIMIZERS,
+        "name": optimizer.name in (*registry.OPTIMIZERS, plan.CUSTOM),
         "learning_rate": value_types.POSITIVE_FLOAT.allows(optimizer.learning_rate),
         "warmup_epochs": value_types.NON_NEGATIVE_INT.allows(optimizer.warmup_epochs),
         "schedule": value_types.SCHEDULE.allows(optimizer.schedule),
+        "clipnorm": optimizer.clipnorm is None
+        or value_types.POSITIVE_FLOAT.allows(optimizer.clipnorm),
+        "accumulate_steps": value_types.POSITIVE_INT.allows(optimizer.accumulate_steps),
     }
     return [field for field, is_valid in validity.items() if not is_valid]
 

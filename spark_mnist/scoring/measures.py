@@ -1,0 +1,202 @@
+"""Losses and metrics of outputs of any task, as sums that Spark adds up. Runs on: driver.
+
+A row's scores are the model's outputs, numbers in the units of the label, and then the loss of each
+output. Shape letters: K = numbers or labels of an output, U = units of all outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pyspark.sql import Column, DataFrame, Row, Window
+from pyspark.sql import functions as F
+
+from spark_mnist.core import figures, plan
+
+SCORES, TARGET = "scores", "target"
+"""Names of intermediate columns."""
+Measured = dict[tuple[int, Any], tuple[dict[str, float | None], dict[str, float | None]]]
+"""Losses and metrics by number of the evaluation and by group."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """Rows of one evaluation, group, label and predicted class."""
+
+    no: int
+    group: Any = field(compare=False)
+    label: int
+    predicted: int
+    rows: int
+    loss: float
+    """Sum of the losses of the rows."""
+
+
+def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
+    """Measure the outputs of each evaluation and group.
+
+    Args:
+        drawn: Rows with ``no``, ``group``, ``scores`` and ``target``, arrays of doubles.
+        outputs: Outputs of the network.
+    """
+    slices = [*_slices(outputs)]
+    columns = [F.count("*").alias("rows")]
+    for number, (output, start, target_start) in enumerate(slices):
+        columns += _sums(output, number, start, target_start)
+        loss = F.get(F.col(SCORES), sum(each.units for each in outputs) + number)
+        columns.append(F.sum(loss).alias(f"loss_{number}"))
+    rows = drawn.groupBy("no", "group").agg(*columns).collect()
+    areas = {
+        number: _areas(drawn, start, target_start)
+        for number, (output, start, target_start) in enumerate(slices)
+        if output.task == plan.BINARY
+    }
+    result: Measured = {}
+    for row in rows:
+        key = row["no"], row["group"]
+        losses: dict[str, float | None] = {"loss": 0.0}
+        metrics: dict[str, float | None] = {}
+        for number, output in enumerate(outputs):
+            mean_loss = _known(row[f"loss_{number}"] / row["rows"])
+            total = losses["loss"]
+            losses["loss"] = (
+                None if total is None or mean_loss is None else total + output.weight * mean_loss
+            )
+            if output.name:
+                losses[output.prefixed("loss")] = mean_loss
+            found = _metrics(output, number, row)
+            if number in areas:
+                found["auc"] = areas[number].get(_key(key))
+            metrics |= {output.prefixed(name): value for name, value in found.items()}
+        result[key] = losses, metrics
+    return result
+
+
+def cells(drawn: DataFrame, output: plan.Output) -> list[Cell]:
+    """Count the rows of one output that learns classes by label and predicted class."""
+    own = F.slice(F.col(SCORES), 1, output.units)
+    predicted = (
+        (F.get(own, 0) > 0.5).cast("int")
+        if output.task == plan.BINARY
+        else (F.call_function("array_position", own, F.array_max(own)) - 1).cast("int")
+    )
+    counts = (
+        drawn.select(
+            *("no", "group"),
+            F.get(F.col(TARGET), 0).cast("int").alias("label"),
+            predicted.alias("predicted"),
+            F.get(F.col(SCORES), output.units).alias("loss"),
+        )
+        .groupBy("no", "group", "label", "predicted")
+        .agg(F.count("*").alias("rows"), F.sum("loss").alias("loss"))
+    )
+    return [Cell(**row.asDict()) for row in counts.collect()]
+
+
+def metric_names(outputs: Sequence[plan.Output]) -> tuple[list[str], list[str]]:
+    """Return the names of the losses and of the metrics that ``measure`` gives."""
+    losses = ["loss", *(output.prefixed("loss") for output in outputs if output.name)]
+    names = {
+        plan.CLASSIFICATION: ("accuracy",),
+        plan.BINARY: ("accuracy", "precision", "recall", "auc"),
+        plan.MULTILABEL: ("accuracy", "f1_micro", "f1_macro"),
+        plan.REGRESSION: ("mse", "rmse", "mae", "r2"),
+    }
+    return losses, [output.prefixed(name) for output in outputs for name in names[output.task]]
+
+
+def _slices(outputs: Sequence[plan.Output]) -> Iterator[tuple[plan.Output, int, int]]:
+    """Yield each output with the places of its first score and of its first target."""
+    start = target_start = 0
+    for output in outputs:
+        yield output, start, target_start
+        start += output.units
+        target_start += output.target_size
+
+
+def _sums(output: plan.Output, number: int, start: int, target_start: int) -> list[Column]:
+    """Return the sums from which ``_metrics`` makes the metrics of an output."""
+    scores, target = F.col(SCORES), F.col(TARGET)
+    if output.task == plan.CLASSIFICATION:
+        own = F.slice(scores, start + 1, output.units)
+        best = F.call_function("array_position", own, F.array_max(own)) - 1
+        return [F.count_if(best == F.get(target, target_start)).alias(f"correct_{number}")]
+    columns = []
+    for index in range(output.units):
+        score, label = F.get(scores, start + index), F.get(target, target_start + index)
+        if output.task == plan.REGRESSION:
+            sums = {
+                "squares": F.sum((score - label) ** 2),
+                "sizes": F.sum(F.abs(score - label)),
+                "variance": F.var_pop(label),
+            }
+        else:
+            guess, truth = score > 0.5, label > 0.5
+            sums = {
+                "both": F.count_if(guess & truth),
+                "truth": F.count_if(truth),
+                "guess": F.count_if(guess),
+            }
+        columns += [column.alias(f"{name}_{number}_{index}") for name, column in sums.items()]
+    return columns
+
+
+def _metrics(output: plan.Output, number: int, row: Row) -> dict[str, float | None]:
+    """Return the metrics of an output by name, from the sums of ``_sums``."""
+    rows = row["rows"]
+    if output.task == plan.CLASSIFICATION:
+        return {"accuracy": row[f"correct_{number}"] / rows}
+
+    def sums(name: str) -> Any:
+        return np.array([row[f"{name}_{number}_{index}"] for index in range(output.units)], float)
+
+    if output.task == plan.REGRESSION:
+        squares, sizes, variance = map(sums, ("squares", "sizes", "variance"))
+        return {**figures.errors_of_numbers(squares, sizes, variance * rows, rows)}
+    both, truth, guess = map(sums, ("both", "truth", "guess"))
+    equal = rows * output.units - (truth + guess - 2 * both).sum()
+    accuracy = float(equal) / (rows * output.units)
+    if output.task == plan.MULTILABEL:
+        return {"accuracy": accuracy, **figures.f1(both, truth, guess)}
+    return {"accuracy": accuracy, **figures.precision_and_recall(both[0], truth[0], guess[0])}
+
+
+def _areas(drawn: DataFrame, start: int, target_start: int) -> Mapping[tuple[int, Any], float]:
+    """Return the exact area under the ROC curve of a binary output, by number and group.
+
+    An evaluation whose rows have one class alone has none.
+    """
+    score, label = F.get(F.col(SCORES), start), F.get(F.col(TARGET), target_start)
+    counts = (
+        drawn.groupBy("no", "group", score.alias("score"))
+        .agg(F.sum(label).alias("ones"), F.sum(1 - label).alias("zeros"))
+        .withColumn(
+            "below",
+            F.sum("zeros").over(Window.partitionBy("no", "group").orderBy("score"))
+            - F.col("zeros"),
+        )
+    )
+    sums = counts.groupBy("no", "group").agg(
+        F.sum(F.col("ones") * (F.col("below") + F.col("zeros") / 2)).alias("pairs"),
+        F.sum("ones").alias("ones"),
+        F.sum("zeros").alias("zeros"),
+    )
+    return {
+        _key((row["no"], row["group"])): row["pairs"] / (row["ones"] * row["zeros"])
+        for row in sums.collect()
+        if row["ones"] and row["zeros"]
+    }
+
+
+def _key(key: tuple[int, Any]) -> tuple[int, Any]:
+    """Return a key that is equal for equal groups, NaN among them."""
+    number, group = key
+    return (number, "NaN") if group != group else key
+
+
+def _known(value: float) -> float | None:
+    """Return a number, or None for NaN, which stands for a loss that is not known."""
+    return None if value != value else float(value)
