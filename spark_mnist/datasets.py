@@ -1,8 +1,9 @@
-"""Real data sets as DataFrames. Runs on: driver.
+"""Real data sets as DataFrames, and your own image files. Runs on: driver.
 
 ``digits`` and ``mnist`` are handwritten digits: ``image`` binary(784), ``label`` int. ``iris`` is a
 table: four measures, ``label`` int, ``species`` string. ``digits`` and ``iris`` need no download;
-``mnist`` reads a directory, or downloads the files once and checks them.
+``mnist`` reads a directory, or downloads the files once and checks them. ``images`` reads image
+files, and ``decode`` makes pixels of those that a DataFrame has in a column.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from spark_mnist import errors
 from spark_mnist.cluster import session
+from spark_mnist.data import feature_columns, image_files
 
 MIRROR_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 """URL from which MNIST is downloaded where ``MNIST_MIRROR`` is not set."""
@@ -37,6 +42,8 @@ TEST_ROW_INTERVAL = 5
 """Rows of a class of which one is in the test split, in ``digits`` and ``iris``."""
 MEASURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 """Features of ``iris``, in centimetres."""
+FOLDER_PATTERN = "^(?:[^/:]+:)?+(?://[^/]*)?+/(?:.*/)?([^/]+)/[^/]+$"
+"""Java's pattern of a file's URL, with its folder as the group; the host is no folder."""
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -119,6 +126,84 @@ def mnist(spark: SparkSession, split: str, path: str | os.PathLike[str] | None =
             f"{split} has images of shape {images.shape} and labels of shape {labels.shape}"
         )
     return _image_frame(spark, images, labels)
+
+
+def images(
+    spark: SparkSession,
+    path: str | os.PathLike[str],
+    size: tuple[int, int] = (28, 28),
+    mode: str = "L",
+) -> DataFrame:
+    """Read image files, each labelled with the name of its folder.
+
+    The files are decoded by Pillow in the executors, each time that Spark reads the DataFrame. A
+    picture is turned upright as its EXIF orientation says, converted to ``mode``, in which
+    transparency is dropped but in RGBA, and stretched to ``size`` by Pillow's bilinear filter.
+
+    Args:
+        spark: Session that makes the DataFrame.
+        path: A folder, whose files are read at any depth, or a glob such as ``pictures/*/*.png``,
+            on any file system that Spark reads.
+        size: Height and width of all pictures, in pixels.
+        mode: ``L`` (grey, a byte a pixel), ``RGB`` (3 bytes) or ``RGBA`` (4 bytes).
+
+    Returns:
+        Columns ``path`` (string), ``image`` (binary: height x width x channels bytes, row by row)
+        and ``label`` (string). ``image`` is null for a file that is no picture, or is damaged, or
+        has more pixels than Pillow's limit. ``label`` is null for a file in no folder.
+
+    Raises:
+        errors.OptionError: ``size`` or ``mode`` has a value that is not allowed.
+        errors.DatasetError: Nothing matches the path, or Spark cannot read there.
+        errors.VersionError: Pillow is not installed.
+    """
+    session.check_session(spark)
+    target = image_files.pixel_format(size, mode)
+    image_files.check_pillow()
+    reader = spark.read.format("binaryFile").option("recursiveFileLookup", True)
+    try:
+        files = reader.load(os.fspath(path))
+    except (PySparkException, Py4JJavaError) as error:
+        reason = next(filter(str.strip, str(error).splitlines()), type(error).__name__)
+        raise errors.DatasetError(f"{path} cannot be read: {reason}") from error
+    folder = F.regexp_extract("path", FOLDER_PATTERN, 1)
+    return files.select(
+        "path",
+        image_files.pixels(files, "content", target).alias("image"),
+        F.when(folder != "", folder).alias("label"),
+    )
+
+
+def decode(
+    df: DataFrame, column: str, size: tuple[int, int] = (28, 28), mode: str = "L"
+) -> DataFrame:
+    """Replace the image files in a column by their pixels, lazily.
+
+    The files are decoded as those of ``images``.
+
+    Args:
+        df: A DataFrame, or that of a stream.
+        column: A column of image files, PNG or JPEG for instance, as binary; or of the structs that
+            ``spark.read.format("image")`` makes.
+        size: Height and width of all pictures, in pixels.
+        mode: ``L`` (grey, a byte a pixel), ``RGB`` (3 bytes) or ``RGBA`` (4 bytes).
+
+    Returns:
+        The DataFrame with the column as binary: height x width x channels bytes, row by row; null
+        where the column is null or cannot be decoded.
+
+    Raises:
+        errors.NotADataFrame: ``df`` is something else.
+        errors.OptionError: ``size`` or ``mode`` has a value that is not allowed.
+        errors.MissingColumn: There is no such column.
+        errors.UnreadableColumn: The column has another type.
+        errors.VersionError: Pillow is not installed.
+    """
+    session.check_input(df, streams=True)
+    target = image_files.pixel_format(size, mode)
+    image_files.check_pillow()
+    pixels = image_files.pixels(df, column, target)
+    return df.withColumn(feature_columns.resolve(df, column), pixels)
 
 
 def _check_split(split: str) -> None:

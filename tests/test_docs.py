@@ -7,9 +7,12 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import spark_mnist
+from spark_mnist import datasets
 from spark_mnist.cli import app
 from spark_mnist.options import grammar
 from tests.conftest import REPOSITORY
@@ -129,7 +132,12 @@ def test_the_commands_run(spark, tmp_path, monkeypatch, capfd):
 def test_the_python_of_the_pages_runs(spark, tmp_path, monkeypatch, capsys):
     """Run the README's example on ranks, and the site's in this process, which is quicker."""
     monkeypatch.chdir(tmp_path)
-    scope = {"spark": spark, "__name__": "__main__"}
+    folder = tmp_path / "pictures"
+    for number, row in enumerate(datasets.digits(spark, "test").limit(100).collect()):
+        (folder / str(row["label"])).mkdir(parents=True, exist_ok=True)
+        pixels = np.frombuffer(row["image"], np.uint8).reshape(28, 28)
+        Image.fromarray(pixels).save(folder / str(row["label"]) / f"{number}.png")
+    scope = {"spark": spark, "folder": str(folder), "__name__": "__main__"}
     done = blocks("python", [README])
     for block in done:
         exec(block, scope)
@@ -167,6 +175,7 @@ def test_the_wheels_metadata_is_whole(tmp_path):
         "cpu",
         "datasets",
         "gpu",
+        "images",
         "mlflow",
         "plots",
     ]

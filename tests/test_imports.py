@@ -70,6 +70,7 @@ SEAMS = {
         "ranks.trainer",
     },
     "matplotlib": {"plots"},
+    "PIL": {"data.image_files"},
     "mlflow": {"catalog.mlflow_runs"},
 }
 

@@ -120,7 +120,7 @@ def _options_help() -> str:
         operations = options.operations_with(name)
         default = options.default_text(name)
         scope = "" if len(operations) == len(options.OPERATIONS) else f" ({', '.join(operations)})"
-        text = f"{field.metadata['doc']}{scope}; {field.metadata["type"].words}; default {default}"
+        text = f"{field.metadata['doc']}{scope}; {field.metadata['type'].words}; default {default}"
         lines += textwrap.wrap(text, 96, initial_indent=f"  {name:24}", subsequent_indent=" " * 26)
     return "\n".join(lines)
 

@@ -43,6 +43,10 @@ ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 """Spark's setting for the number of rows that it sends to Python at once."""
 ARROW_BATCH_BYTES = 128 << 20
 """Most bytes that these rows should have together."""
+DECODE = "spark_mnist.datasets.decode"
+"""Function that makes pixels of image files, for messages."""
+IMAGE_FIELDS = {"height", "width", "nChannels", "mode", "data"}
+"""Fields of the struct that ``spark.read.format("image")`` makes of a file."""
 PATTERN = "*"
 """Wildcard: a name that has it stands for several columns."""
 MAX_SHOWN_COLUMNS = 10
@@ -130,6 +134,10 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
     if array is None and not input_spec.pixels and isinstance(data_type, T.NumericType):
         array = _array([_number_sql(df, name, number_type)])
     if array is None:
+        if is_image_struct(data_type):
+            raise errors.UnreadableColumn(
+                f"column {name!r} is an image struct of Spark, not pixels: decode it with {DECODE}"
+            )
         allowed_types = f"binary, {ARRAYS}" if input_spec.pixels else f"a number, {ARRAYS}"
         raise errors.UnreadableColumn(
             f"column {name!r} is {data_type.simpleString()}; it may be {allowed_types}"
@@ -183,6 +191,11 @@ def _integers(df: DataFrame, input_spec: plan.InputSpec) -> Source | None:
         values = column(df, input_spec.features[0])[0].cast("array<bigint>")
         return Source(values, encoding, input_spec)
     return None
+
+
+def is_image_struct(data_type: T.DataType) -> bool:
+    """Return whether a type is the struct that ``spark.read.format("image")`` makes of a file."""
+    return isinstance(data_type, T.StructType) and set(data_type.names) >= IMAGE_FIELDS
 
 
 def expand(
@@ -293,7 +306,8 @@ def fault(source: Source) -> Column:
     ]
     if source.binary:
         file_rules = [
-            (test, f"{name} is a {kind} file, not pixels") for kind, test in _file_tests(array)
+            (test, f"{name} is a {kind} file, not pixels{_decode_hint(kind)}")
+            for kind, test in _file_tests(array)
         ]
         rules = [rules[0], *((test, F.lit(message)) for test, message in file_rules), *rules[1:]]
     else:
@@ -306,6 +320,11 @@ def fault(source: Source) -> Column:
     if not source.binary and source.top is not None:
         rules.append((outside, F.lit(f"{name} has a pixel outside 0..{source.top:.0f}")))
     return F.coalesce(*(F.when(condition, message) for condition, message in rules))
+
+
+def _decode_hint(kind: str) -> str:
+    """Return the end of a message on a kind of file: how to decode it, where it is a picture."""
+    return "" if kind == "NumPy" else f": decode it with {DECODE}"
 
 
 def usable(source: Source) -> Source:
@@ -358,9 +377,28 @@ def arrow_rows(spark: SparkSession, source: Source) -> int | None:
     are more than Arrow can hold, let alone an executor.
     """
     number_bytes = 1 if source.binary and not source.parts else 8
-    max_rows = max(1, ARROW_BATCH_BYTES // (source.encoding.width * number_bytes))
+    return rows_at_once(spark, source.encoding.width * number_bytes)
+
+
+def rows_at_once(spark: SparkSession, row_bytes: int) -> int | None:
+    """Return the most rows of ``row_bytes`` each to send to Python at once; see ``arrow_rows``."""
+    max_rows = max(1, ARROW_BATCH_BYTES // row_bytes)
     current_rows = int(str(spark.conf.get(ARROW_ROWS)))  # 0 or less means all
     return max_rows if current_rows > max_rows or current_rows <= 0 else None
+
+
+def limit_batches(spark: SparkSession, max_rows: int | None) -> None:
+    """Lower the session's rows of a batch where executors could not hold a batch of such wide rows.
+
+    The setting stays lower: the rows are read after this function returns.
+
+    Args:
+        spark: The session.
+        max_rows: The rows of a batch, see ``rows_at_once``; None leaves the setting as it is.
+    """
+    if max_rows:
+        logger.info("%s is %d from now on, as rows are wide", ARROW_ROWS, max_rows)
+        spark.conf.set(ARROW_ROWS, max_rows)
 
 
 def pack(source: Source) -> Column:
@@ -389,7 +427,9 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
         if any(row is None or len(row) != encoding.width for row in rows):
             raise errors.BadRows(f"a row to predict has no {name} of {size_text}")
         if holds_pixels and any(FILE_SIGNATURES.match(row) for row in rows):
-            raise errors.BadRows(f"a row to predict has a file in {name}, not pixels: decode it")
+            raise errors.BadRows(
+                f"a row to predict has a file in {name}, not pixels: decode it with {DECODE}"
+            )
         if binary or rows.empty:  # every byte is a pixel
             return encoding.unpack(rows)
         values: npt.NDArray[Any] = np.concatenate(rows.to_numpy()).reshape(-1, encoding.width)

@@ -27,6 +27,8 @@ MAX_SHOWN_REASONS = 8
 """Most reasons that a message lists."""
 MAX_SHOWN_FEATURES = 5
 """Most features of a row that a message shows."""
+PATH = "path"
+"""Name of the column that says from which file a row comes, if a DataFrame has one."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +198,21 @@ def _summarize(counts: Mapping[str, int]) -> str:
 
 
 def _samples(rows: DataFrame, features: Sequence[str], others: Sequence[str]) -> str:
-    """Return a few of the rows that cannot be used as shortened text."""
+    """Return a few of the rows that cannot be used as shortened text.
+
+    Where a column of text is named ``path``, the text names the file of each row in full.
+    """
     columns = dict.fromkeys((*features[:MAX_SHOWN_FEATURES], *others))
     names = [feature_columns.quote(feature_columns.resolve(rows, name)) for name in columns]
     shortener = reprlib.Repr()
     shortener.maxlist, shortener.maxdict = 3, MAX_SHOWN_FEATURES + 1
     shortener.maxstring, shortener.maxother = 40, 60
-    return ", ".join(shortener.repr(row.asDict()) for row in rows.select(*names).limit(3).collect())
+    has_path = (PATH, "string") in rows.dtypes
+    path = F.concat(F.lit(" of "), F.col(PATH)) if has_path else F.lit("")
+    samples = rows.select(F.struct(*names).alias("row"), path.alias("origin")).limit(3).collect()
+    return ", ".join(
+        f"{shortener.repr(sample['row'].asDict())}{sample['origin'] or ''}" for sample in samples
+    )
 
 
 def _remedy(source: feature_columns.Source, counts: Mapping[str, int]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pyspark import cloudpickle
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from spark_mnist import errors, options
@@ -152,7 +152,9 @@ def _source_and_spec(
     """Return the features of a DataFrame, and what executors need to score them."""
     source = feature_columns.features(df, saved.input_spec, standardized=bool(saved.network.mean))
     encoding = source.encoding
-    _limit_batches(df.sparkSession, source)
+    feature_columns.limit_batches(
+        df.sparkSession, feature_columns.arrow_rows(df.sparkSession, source)
+    )
     context = df.sparkSession.sparkContext
     # A broadcast is pickled by reference: a function of the user's script must travel by value.
     # PySpark ships its copy of cloudpickle without types, hence the ignore.
@@ -170,16 +172,6 @@ def _source_and_spec(
         pickled_losses,
     )
     return source, spec
-
-
-def _limit_batches(spark: SparkSession, source: feature_columns.Source) -> None:
-    """Lower the session's rows of a batch where executors could not hold a batch of such wide rows.
-
-    The setting stays lower: the rows are read after this function returns.
-    """
-    if max_rows := feature_columns.arrow_rows(spark, source):
-        logger.info("%s is %d from now on, as rows are wide", feature_columns.ARROW_ROWS, max_rows)
-        spark.conf.set(feature_columns.ARROW_ROWS, max_rows)
 
 
 def predicted_class(scores: Column) -> Column:
