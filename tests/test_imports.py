@@ -42,7 +42,7 @@ OF_DRIVER = {
 }
 """Packages that no module of ``ranks`` may import, apart from the two modules named below."""
 SEAMS = {
-    "horovod": {"ranks.collectives", "ranks.trainer"},
+    "horovod": {"ranks.collectives", "ranks.hooks", "ranks.trainer"},
     "petastorm": set(),  # it needs what compat gives it
     "spark_mnist.compat.petastorm": {"ranks.shard_reader", "data.shard_writer"},
     "tensorflow": {
@@ -60,10 +60,12 @@ SEAMS = {
     },
     "keras": {
         "networks.array_files",
+        "networks.callbacks",
         "networks.custom",
         "networks.objectives",
         "networks.registry",
         "ranks.collectives",
+        "ranks.hooks",
         "ranks.metrics",
         "ranks.objective",
         "ranks.summaries",

@@ -21,6 +21,8 @@ OPTIMIZER = "optimizer.npz"
 """Names of a checkpoint's files."""
 LOSS_SCALE = "loss_scale.npz"
 """Name of one more file, for a model that was trained in ``mixed_float16``."""
+CALLBACKS = "callbacks.npz"
+"""Name of a checkpoint's file with the state of the user's callbacks."""
 LOGS = "logs/"
 """Folder of a version's TensorBoard files."""
 CUSTOM = "own"
@@ -291,6 +293,10 @@ class Progress:
     read: tuple[RowsByRank, ...] = ()
     """Numbers of rows that each rank trained and validated on, for each epoch of this fit."""
     best: BestEpoch = field(default_factory=BestEpoch)
+    stopped: bool = False
+    """Whether a callback of the user ended the training."""
+    rate_factor: float = 1.0
+    """Factor of the learning rate that callbacks of the user have set."""
     not_finite: bool = False
     """Whether the last epoch ended with a loss or a weight that is not finite."""
     files: Mapping[str, bytes] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from spark_mnist.core import plan, requirements
 from spark_mnist.data import feature_columns, labels, profile, shard_writer, targets
 from spark_mnist.fitting import training_start
 from spark_mnist.launch import rank_process
+from spark_mnist.networks import callbacks
 from spark_mnist.options import value_types
 from spark_mnist.store import location, model_store
 from spark_mnist.store.filesystem import Files
@@ -175,6 +176,8 @@ class Preparation:
             self.earlier_versions = self.store.versions(self._name)
         self._start = training_start.load(self.store, self._name, self._fit_options)
         _check_functions(self._start, self._fit_options)
+        if self._fit_options.callbacks:
+            callbacks.make(self._fit_options.callbacks)
         origin = f"version {self.start.version}" if self.start.version else "nothing"
         return f"{self.start.network.name}, starting from {origin}"
 

@@ -311,6 +311,16 @@ def allgather_int(number: int) -> tuple[int, ...]:
     return tuple(int(value) for value in allreduce_sum(numbers))
 
 
+def broadcast_bytes(content: bytes) -> bytes:
+    """Return rank 0's bytes on every rank."""
+    size = int(allreduce_sum([len(content) if hvd.rank() == 0 else 0])[0])
+    if not size:
+        return b""
+    buffer = np.frombuffer(content, np.uint8) if hvd.rank() == 0 else np.zeros(size, np.uint8)
+    received = hvd.broadcast(tf.constant(buffer), root_rank=0)
+    return bytes(received.numpy().tobytes())
+
+
 def finite(model: keras.Model) -> bool:
     """Return whether all weights are finite; equal on every rank, since the weights are equal."""
     floats = (w for w in model.weights if "float" in w.dtype)

@@ -47,20 +47,21 @@ class Loop:
         yield
         self.seconds += self._clock() - start
 
-    def run(self, data: tf.data.Dataset, steps: int) -> Iterator[int]:
+    def run(self, data: tf.data.Dataset, steps: int, block: int = BLOCK) -> Iterator[int]:
         """Take a number of steps.
 
         Args:
             data: Batches as ``Shard.training`` returns them.
             steps: Number of steps.
+            block: Most steps of a call of TensorFlow.
 
         Yields:
-            The number of steps taken, after each call of TensorFlow; each multiple of ``BLOCK`` is
+            The number of steps taken, after each call of TensorFlow; each multiple of ``block`` is
             among them.
         """
         batches, step = iter(data), 0
         while step < steps:
-            count = min(self._max_steps, BLOCK - step % BLOCK, steps - step)
+            count = min(self._max_steps, block - step % block, steps - step)
             start = self._clock()
             self.wait_s += float(self._call(batches, tf.constant(count)))
             seconds = self._clock() - start

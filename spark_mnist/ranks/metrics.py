@@ -258,6 +258,11 @@ class Metrics:
         *losses, rows = self._losses.state[0].numpy()
         return self._total(losses) / max(float(rows), 1.0)
 
+    def loss_means(self) -> dict[str, float]:
+        """Return the loss over the rows of all ranks since the last reset, by name."""
+        *losses, rows = collectives.allreduce_sum(self._losses.state[0].numpy())
+        return {"loss": self._total(losses) / max(rows, 1.0)}
+
     def means(self, prefix: str = "") -> dict[str, float]:
         """Return losses and metrics over the rows of all ranks, by name.
 

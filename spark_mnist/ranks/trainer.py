@@ -28,7 +28,7 @@ import tensorflow as tf
 from spark_mnist import errors
 from spark_mnist.core import channel, plan, retries
 from spark_mnist.networks import array_files, custom, objectives, registry
-from spark_mnist.ranks import batches, collectives, gpus, loop, metrics, objective, summaries
+from spark_mnist.ranks import batches, collectives, gpus, hooks, loop, metrics, objective, summaries
 from spark_mnist.store import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ class Trainer:
     test_loop: loop.Loop
     allreduce_wait_s: tf.Variable
     """Seconds that steps waited for the other ranks' gradients."""
+    user_hooks: hooks.Hooks
     outbox: channel.HeartbeatClient
 
     def epoch(self, progress: plan.Progress) -> plan.Progress:
@@ -112,12 +113,18 @@ class Trainer:
         last_step = self.training.sharding.steps
         self.outbox.send(epoch=epoch + 1, step=last_step, done=True, means=means)
         record = metrics.record(epoch + 1, means)
+        stopped = self.user_hooks.epoch_end(epoch, means)
+        is_last = stopped or epoch + 1 == self.training.first_epoch + self.training.epochs
+        if is_last:
+            self.user_hooks.train_end()
         is_finite = math.isfinite(sum(record.losses.values())) and collectives.finite(self.model)
         return plan.Progress(
             epoch=epoch + 1,
             history=(*progress.history, record),
             read=(*progress.read, rows),
-            best=self._best_epoch(progress.best, record) if is_finite else progress.best,
+            best=self._best_epoch(progress.best, record, is_last) if is_finite else progress.best,
+            stopped=stopped,
+            rate_factor=self.user_hooks.rate_factor,
             not_finite=not is_finite,
         )
 
@@ -127,17 +134,22 @@ class Trainer:
         collectives.seed_random_layers(self.model, (seed, epoch, rank))
         data = self.training_shard.training(sharding, rank=rank, seed=seed, epoch=epoch)
         self._set_rate(epoch)
+        self.user_hooks.epoch_begin(epoch)
+        self.user_hooks.batch_begin(0)
         statistics = collectives.statistics(self.model)
-        for step in self.train_loop.run(data, sharding.steps):
+        block = 1 if self.user_hooks.has_batch_hooks else loop.BLOCK
+        for step in self.train_loop.run(data, sharding.steps, block):
             means = {"loss": self.row_metrics.loss_here()}
             self.outbox.send_throttled(epoch=epoch + 1, step=step, means=means)
-            if step < sharding.steps and step % loop.BLOCK == 0:
-                self._set_rate(epoch + step / sharding.steps)
+            self.user_hooks.batch_end(step - 1, self.row_metrics.loss_means)
+            if step < sharding.steps:
+                if step % loop.BLOCK == 0:
+                    self._set_rate(epoch + step / sharding.steps)
+                self.user_hooks.batch_begin(step)
         collectives.average_statistics(self.model, statistics)
 
     def _set_rate(self, epoch: float) -> None:
-        rate = self.training.optimizer.rate(epoch, hvd.size())
-        self.model.optimizer.learning_rate.assign(rate)
+        self.user_hooks.set_rate(self.training.optimizer.rate(epoch, hvd.size()))
 
     def _validate(self) -> None:
         self.row_metrics.reset()
@@ -145,13 +157,14 @@ class Trainer:
         for _ in self.test_loop.run(self.validation_shard.validation(), count):
             self.outbox.tick()
 
-    def _best_epoch(self, best: plan.BestEpoch, record: plan.EpochRecord) -> plan.BestEpoch:
+    def _best_epoch(
+        self, best: plan.BestEpoch, record: plan.EpochRecord, is_last: bool
+    ) -> plan.BestEpoch:
         """Return the epoch to publish: the last, or with ``patience`` that of the lowest loss.
 
         Every rank returns the same epoch, since the losses are means over all ranks.
         """
         loss = record.losses.get("val_loss", record.losses["loss"])
-        is_last = record.epoch == self.training.first_epoch + self.training.epochs
         is_better = is_last if self.training.patience is None else loss < best.loss
         if not is_better:
             return best
@@ -165,7 +178,8 @@ class Trainer:
         last_epoch = first_epoch + self.training.epochs
         best_epoch = max(progress.best.epoch, first_epoch)
         is_out_of_patience = patience is not None and progress.epoch - best_epoch >= patience
-        return progress.epoch >= last_epoch or is_out_of_patience or progress.not_finite
+        has_reached_end = progress.epoch >= last_epoch or progress.stopped
+        return has_reached_end or is_out_of_patience or progress.not_finite
 
     def times(self, epochs: int) -> plan.RankTimes:
         """Return how all ranks spent their time, on average, in a number of epochs."""
@@ -197,8 +211,8 @@ def _train(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> plan
     first_epoch = progress.epoch
     is_first_rank = hvd.rank() == 0
 
-    def rate(record: plan.EpochRecord) -> float:
-        return training.optimizer.rate(record.epoch - 1, hvd.size())
+    def rate(record: plan.EpochRecord, factor: float = 1.0) -> float:
+        return training.optimizer.rate(record.epoch - 1, hvd.size()) * factor
 
     with summaries.SummaryWriter() if is_first_rank else contextlib.nullcontext() as writer:
         if writer:
@@ -206,13 +220,15 @@ def _train(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> plan
             for record in progress.history:
                 writer.epoch(record, rate(record))
         while not trainer.is_finished(progress):
+            rate_factor = progress.rate_factor
             progress = trainer.epoch(progress)
             if writer:
-                writer.epoch(progress.history[-1], rate(progress.history[-1]))
+                writer.epoch(progress.history[-1], rate(progress.history[-1], rate_factor))
             if is_first_rank and (training.checkpoints or trainer.is_finished(progress)):
                 best = progress.best
                 is_best_now = best.epoch == progress.epoch
                 files = best.files if is_best_now else array_files.save(trainer.model)
+                files = {**files, **trainer.user_hooks.save()}
                 state = dataclasses.replace(progress, files=files)
                 with outbox.long_operation():
                     _save(training, state, last=trainer.is_finished(progress))
@@ -428,9 +444,12 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         ),
     )
     model.optimizer.build(model.trainable_variables)
+    callbacks_state = b""
     if rank == 0:
         with outbox.long_operation():
-            array_files.restore(model, _files_to_start_from(training))
+            files = _files_to_start_from(training)
+            array_files.restore(model, files)
+            callbacks_state = files.get(plan.CALLBACKS, b"")
     collectives.broadcast(model)
     custom.settle(model)
     steps = objective.Objective(model, network.heads, losses, row_metrics, class_weight)
@@ -444,5 +463,6 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         train_loop=loop.Loop(steps.train_step),
         test_loop=loop.Loop(steps.test_step),
         allreduce_wait_s=allreduce_wait_s,
+        user_hooks=hooks.Hooks(training, model, callbacks_state),
         outbox=outbox,
     )

@@ -179,5 +179,7 @@ def _parse_progress(manifest: model_store.Manifest) -> plan.Progress:
         history=tuple(plan.EpochRecord(**record) for record in state["history"]),
         read=tuple(distinct_rows[index] for index in state["read"]["epochs"]),
         best=plan.BestEpoch(**state["best"]),
+        stopped=state["stopped"],
+        rate_factor=state["rate_factor"],
         not_finite=state["not_finite"],
     )

@@ -1,0 +1,123 @@
+"""Keras callbacks of users: which are taken, and the state that checkpoints keep of them.
+
+Runs on: driver, rank.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from spark_mnist import errors
+from spark_mnist.core import plan
+
+REFUSED = {
+    "BackupAndRestore": "a fit keeps checkpoints and restarts by itself, see max_restarts",
+    "History": "fit returns the history",
+    "ProgbarLogger": "fit shows its progress, see verbose",
+}
+"""Callbacks of Keras that a fit does not take, and why."""
+RISING = ("acc", "auc", "precision", "recall", "f1", "r2", "true", "top_k")
+"""Parts of the names of metrics of which more is better."""
+
+
+def make(callbacks_fn: plan.ModelFn) -> list[Any]:
+    """Return the callbacks that the user's function makes.
+
+    Raises:
+        errors.OptionError: The function makes something else, or a callback that a fit refuses.
+    """
+    import keras
+
+    made = callbacks_fn()
+    items = [*made] if isinstance(made, list | tuple) else [made]
+    for item in items:
+        if not isinstance(item, keras.callbacks.Callback):
+            raise errors.OptionError(f"callbacks= makes no callbacks of Keras, but {item!r:.80}")
+        for base in type(item).__mro__:
+            if base.__module__.partition(".")[0] == "keras" and base.__name__ in REFUSED:
+                raise errors.OptionError(
+                    f"callbacks= makes a {base.__name__}, which a fit does not take: "
+                    f"{REFUSED[base.__name__]}"
+                )
+        if getattr(item, "mode", None) == "auto" and isinstance(
+            monitor := getattr(item, "monitor", None), str
+        ):
+            is_rising = any(part in monitor for part in RISING) and not monitor.endswith("loss")
+            item.mode = "max" if is_rising else "min"
+    return items
+
+
+def has_batch_hooks(callback: Any) -> bool:
+    """Return whether a callback does anything at the begin or end of a training batch."""
+    import keras
+
+    base = keras.callbacks.Callback
+    names = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+    return any(
+        name in vars(callback) or getattr(type(callback), name) is not getattr(base, name)
+        for name in names
+    )
+
+
+def save(callbacks: Sequence[Any]) -> bytes:
+    """Return the state of callbacks: their attributes that are numbers, text and arrays."""
+    arrays: dict[str, Any] = {}
+    states = []
+    for number, callback in enumerate(callbacks):
+        values: dict[str, Any] = {}
+        for name, value in vars(callback).items():
+            if name.startswith("_") or name in ("params", "model"):
+                continue
+            if _is_arrays(value):
+                values[name] = {"arrays": len(value)}
+                for index, array in enumerate(value):
+                    arrays[f"{number}/{name}/{index}"] = array
+            elif (kept := _plain(value)) is not _UNKNOWN:
+                values[name] = {"value": kept}
+        states.append(values)
+    text = np.frombuffer(json.dumps(states).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, state=text, **arrays)
+    return buffer.getvalue()
+
+
+def restore(callbacks: Sequence[Any], content: bytes) -> None:
+    """Give callbacks the state that ``save`` returned of others that the same function made."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        states = json.loads(archive["state"].tobytes())
+        for number, (callback, values) in enumerate(zip(callbacks, states, strict=True)):
+            for name, entry in values.items():
+                if "arrays" in entry:
+                    value = [archive[f"{number}/{name}/{i}"] for i in range(entry["arrays"])]
+                else:
+                    value = entry["value"]
+                setattr(callback, name, value)
+
+
+_UNKNOWN = object()
+"""Result of ``_plain`` for a value that JSON cannot hold."""
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON holds it, or ``_UNKNOWN``."""
+    if hasattr(value, "numpy") and not callable(getattr(value, "call", None)):
+        value = value.numpy()
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    try:
+        return value if json.loads(json.dumps(value)) == value or value != value else _UNKNOWN
+    except (TypeError, ValueError):
+        return _UNKNOWN
+
+
+def _is_arrays(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, np.ndarray) and item.dtype != object for item in value)
+    )
