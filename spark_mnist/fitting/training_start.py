@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from spark_mnist.data import feature_columns
 from spark_mnist.networks import objectives, registry
 from spark_mnist.options import value_types
 from spark_mnist.store import manifests, model_store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,17 @@ class TrainingStart:
             return self
         weights = array_files.pack_weights(registry.build(network, self.user_model))
         losses, metrics = objectives.compiled(self.user_model, network.heads)
+        for output in network.heads:
+            if output.name in losses and not output.loss:
+                logger.info(
+                    "training lowers the loss that the network was compiled with: %s",
+                    objectives.describe_loss(output, losses[output.name]),
+                )
+        losses = {
+            output.name: losses[output.name]
+            for output in network.heads
+            if output.name in losses and not output.loss
+        }
         return dataclasses.replace(
             self,
             network=network,
@@ -188,8 +202,12 @@ def own_losses(option: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
     Raises:
         errors.OptionError: The option names an output that there is not.
     """
-    losses = _by_output("loss", option, outputs)
-    return {name: loss for name, loss in losses.items() if not isinstance(loss, str)}
+    by_name = {output.name: output for output in outputs}
+    return {
+        name: objectives.sendable(by_name[name], loss)
+        for name, loss in _by_output("loss", option, outputs).items()
+        if not isinstance(loss, str)
+    }
 
 
 def _by_output(option: str, value: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from spark_mnist import errors
@@ -64,10 +66,20 @@ METRICS: tuple[str, ...] = (
 )
 """Metrics by name: those of Keras that need no arguments."""
 METRIC_ALIASES: Mapping[str, str] = {
-    "rmse": "root_mean_squared_error",
     "acc": "accuracy",
+    "mean_squared_error": "mse",
+    "mean_absolute_error": "mae",
+    "root_mean_squared_error": "rmse",
+    "r2_score": "r2",
 }
-"""Short names of metrics that Keras lacks."""
+"""Other names of metrics that are reported."""
+REPORTED: Mapping[str, tuple[str, ...]] = {
+    plan.CLASSIFICATION: ("accuracy",),
+    plan.BINARY: ("accuracy", "precision", "recall", "auc"),
+    plan.MULTILABEL: ("accuracy", "f1_micro", "f1_macro"),
+    plan.REGRESSION: ("mse", "rmse", "mae", "r2"),
+}
+"""Metrics that training and evaluation report of each task."""
 ACTIVATIONS: Mapping[str, str | None] = {
     plan.CLASSIFICATION: "softmax",
     plan.BINARY: "sigmoid",
@@ -163,12 +175,17 @@ def resolve_loss(output: plan.Output, loss: Any = None) -> Any:
     """
     import keras
 
-    if loss is not None:
+    if isinstance(loss, SentLoss):
+        sent = object.__new__(loss.loss_class)
+        vars(sent).update(loss.attributes)
+        return sent
+    if loss is not None and not isinstance(loss, str):
         return _made(loss)
-    if not output.loss.startswith("{"):
-        return output.loss or LOSSES[output.task][0]
+    text = loss or output.loss
+    if not text.startswith("{"):
+        return text or LOSSES[output.task][0]
     try:
-        description = json.loads(output.loss)
+        description = json.loads(text)
         loss_class = getattr(keras.losses, description["class_name"])
         if not issubclass(loss_class, keras.losses.Loss):
             raise TypeError(loss_class)
@@ -205,8 +222,11 @@ def make_metrics(output: plan.Output, metrics: Any) -> list[Any]:
     result = []
     for item in items:
         item = _made(item)
-        if isinstance(item, str) and item.lower() in ("accuracy", "acc"):
-            continue  # every fit has it
+        if (
+            isinstance(item, str)
+            and METRIC_ALIASES.get(item.lower(), item.lower()) in (REPORTED[output.task])
+        ):
+            continue  # each fit of the task has it
         try:
             metric = keras.metrics.get(_metric_name(output, item))
         except (TypeError, ValueError) as error:
@@ -216,6 +236,8 @@ def make_metrics(output: plan.Output, metrics: Any) -> list[Any]:
                 raise errors.OptionError(f"metrics= makes no metric, but {metric!r:.80}")
             name = item if isinstance(item, str) else getattr(item, "__name__", "metric")
             metric = keras.metrics.MeanMetricWrapper(metric, name=name)
+        elif isinstance(item, str) and metric.name != item:
+            metric = type(metric).from_config({**metric.get_config(), "name": item})
         result.append(metric)
     return result
 
@@ -245,7 +267,7 @@ def _metric_name(output: plan.Output, item: Any) -> Any:
     """Return Keras's name of a metric; of classes, the one that takes their numbers."""
     if not isinstance(item, str):
         return item
-    item = METRIC_ALIASES.get(item.lower(), item)
+    item = {"rmse": "root_mean_squared_error"}.get(item.lower(), item)
     if output.task != plan.CLASSIFICATION:
         return item
     names = {
@@ -267,7 +289,12 @@ def compiled(model: Any, outputs: Sequence[plan.Output]) -> tuple[dict[str, Any]
     if not getattr(model, "compiled", False) or not hasattr(model, "_compile_metrics"):
         return {}, {}
     metrics = getattr(model._compile_metrics, "_user_metrics", None)
-    losses = _compiled_by_output("loss", model.loss, outputs)
+    by_name = {output.name: output for output in outputs}
+    losses = {
+        name: sendable(by_name[name], loss)
+        for name, loss in _compiled_by_output("loss", model.loss, outputs).items()
+        if loss is not None
+    }
     kept = {
         name: [*_flat(items)]
         for name, items in _compiled_by_output("metrics", metrics, outputs).items()
@@ -314,23 +341,42 @@ def describe_loss(output: plan.Output, loss: Any) -> str:
     if isinstance(loss, keras.losses.Loss):
         if getattr(keras.losses, type(loss).__name__, None) is not type(loss):
             return plan.CUSTOM
-        config = {
-            key: value
-            for key, value in _of_probabilities(loss).get_config().items()
-            if key not in ("name", "dtype", "reduction", "from_logits")
-        }
-        default = _config_of_default(type(loss), config)
-        if config == default:
+        config = _settings(loss)
+        if config == {key: _settings(type(loss)()).get(key) for key in config}:
             return getattr(function, "__name__", "") or plan.CUSTOM
         return json.dumps({"class_name": type(loss).__name__, "config": config})
     name = getattr(loss, "__name__", "")
     return name if getattr(keras.losses, name, None) is loss else plan.CUSTOM
 
 
-def _config_of_default(loss_class: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same entries of the configuration of a loss without arguments."""
-    defaults = loss_class().get_config()
-    return {key: defaults.get(key) for key in config}
+def _settings(loss: Any) -> dict[str, Any]:
+    """Return the arguments that distinguish a loss of Keras from others of its class.
+
+    Some, such as the ``delta`` of Huber's loss, are not in Keras's own configuration.
+    """
+    config = {**getattr(loss, "_fn_kwargs", {}), **loss.get_config()}
+    others = ("name", "dtype", "reduction", "from_logits")
+    return {key: value for key, value in config.items() if key not in others}
+
+
+@dataclass(frozen=True)
+class SentLoss:
+    """A loss of the user's class in a form that can be sent whole.
+
+    Keras's own way to pickle a loss keeps what its configuration has, and nothing else.
+    """
+
+    loss_class: type
+    attributes: Mapping[str, Any]
+
+
+def sendable(output: plan.Output, loss: Any) -> Any:
+    """Return a loss in a form that ranks receive as it is: text, a function, or ``SentLoss``."""
+    keras = sys.modules.get("keras")
+    if keras is None or not isinstance(loss, keras.losses.Loss):
+        return loss
+    text = describe_loss(output, loss)
+    return text if text != plan.CUSTOM else SentLoss(type(loss), dict(vars(loss)))
 
 
 def targets(outputs: Sequence[plan.Output], labels: Any) -> list[Any]:
@@ -402,7 +448,6 @@ def _made(value: Any) -> Any:
 
 def _of_probabilities(loss: Any) -> Any:
     """Return a loss of Keras for probabilities, which the outputs of networks are here."""
-    config = loss.get_config() if hasattr(loss, "get_config") else {}
-    if not config.get("from_logits"):
+    if not getattr(loss, "_fn_kwargs", {}).get("from_logits"):
         return loss
-    return type(loss).from_config({**config, "from_logits": False})
+    return type(loss)(**{**_settings(loss), "from_logits": False})

@@ -15,6 +15,7 @@ from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from spark_mnist.core import figures, plan
+from spark_mnist.networks import objectives
 
 SCORES, TARGET = "scores", "target"
 """Names of intermediate columns."""
@@ -99,12 +100,7 @@ def cells(drawn: DataFrame, output: plan.Output) -> list[Cell]:
 def metric_names(outputs: Sequence[plan.Output]) -> tuple[list[str], list[str]]:
     """Return the names of the losses and of the metrics that ``measure`` gives."""
     losses = ["loss", *(output.prefixed("loss") for output in outputs if output.name)]
-    names = {
-        plan.CLASSIFICATION: ("accuracy",),
-        plan.BINARY: ("accuracy", "precision", "recall", "auc"),
-        plan.MULTILABEL: ("accuracy", "f1_micro", "f1_macro"),
-        plan.REGRESSION: ("mse", "rmse", "mae", "r2"),
-    }
+    names = objectives.REPORTED
     return losses, [output.prefixed(name) for output in outputs for name in names[output.task]]
 
 
