@@ -5,7 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.evaluation import (
+    BinaryClassificationEvaluator,
+    MulticlassClassificationEvaluator,
+    RegressionEvaluator,
+)
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
@@ -13,7 +17,12 @@ from pyspark.sql import functions as F
 
 import spark_mnist
 from spark_mnist import errors, schedules
-from spark_mnist.ml import MnistClassifier, MnistClassifierModel
+from spark_mnist.ml import (
+    MnistClassifier,
+    MnistClassifierModel,
+    MnistRegressor,
+    MnistRegressorModel,
+)
 from spark_mnist.ml.params import OPTIONS
 
 MEASURES = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
@@ -217,3 +226,61 @@ def test_options_of_python_and_of_the_session(model, digits, spark):
         assert predicted.where("prediction IS NULL").count() == 2
     finally:
         spark.conf.unset("spark.mnist.mode")
+
+
+@pytest.fixture(scope="module")
+def numbers(spark):
+    rows = [
+        (float(i % 7), float(i % 5), float(i % 7 - 2 * (i % 5)), i % 2, 1.0 + i % 3)
+        for i in range(140)
+    ]
+    return spark.createDataFrame(rows, "a double, b double, y double, z int, w double").cache()
+
+
+def assembled(numbers):
+    return VectorAssembler(inputCols=["a", "b"], outputCol="x").transform(numbers)
+
+
+def test_a_regressor_under_cross_validation(numbers, store, tmp_path):
+    regressor = MnistRegressor(
+        featuresCol="x", labelCol="y", weightCol="w", network="dnn", store=store, batchSize=16,
+        epochs=3, verbose=0, standardizeLabel=True,
+    )  # fmt: skip
+    grid = ParamGridBuilder().addGrid(regressor.learningRate, [1e-6, 0.02]).build()
+    evaluator = RegressionEvaluator(labelCol="y", metricName="rmse")
+    tuner = CrossValidator(
+        estimator=regressor, estimatorParamMaps=grid, evaluator=evaluator, numFolds=2, seed=1
+    )
+    tuned = tuner.fit(assembled(numbers))
+    assert tuned.avgMetrics[1] < tuned.avgMetrics[0]
+    tuned.bestModel.save(str(tmp_path / "saved"))
+    loaded = MnistRegressorModel.load(str(tmp_path / "saved"))
+    assert type(loaded) is MnistRegressorModel
+    rows = assembled(numbers)
+    found = loaded.transform(rows)
+    assert found.schema["prediction"].dataType.simpleString() == "double"
+    assert evaluator.evaluate(found) == evaluator.evaluate(tuned.transform(rows))
+
+
+def test_thresholds_and_weights_of_two_classes(numbers, store):
+    classifier = MnistClassifier(
+        featuresCol="x", labelCol="z", weightCol="w", task="binary", network="dnn", store=store,
+        batchSize=16, epochs=1, verbose=0, modelName="two",
+    )  # fmt: skip
+    model = classifier.fit(assembled(numbers))
+    found = model.transform(assembled(numbers))
+    area = BinaryClassificationEvaluator(labelCol="z").evaluate(found)
+    measured = spark_mnist.evaluate(assembled(numbers), "two", rate=1.0, store=store).first()
+    assert area == pytest.approx(measured["metrics"]["auc"])
+    for thresholds, expected in (([0.0, 1.0], 0), ([1.0, 0.0], 1)):
+        assert {*classes(model.copy().setThresholds(thresholds).transform(assembled(numbers)))} == {
+            expected
+        }
+    with pytest.raises(errors.OptionError, match="thresholds has 3 numbers, and there are 2"):
+        model.copy().setThresholds([0.1, 0.2, 0.3]).transform(assembled(numbers))
+
+
+def test_an_estimator_refuses_the_tasks_of_others(numbers):
+    for estimator in (MnistClassifier(task="regression"), MnistRegressor(task="binary")):
+        with pytest.raises(errors.OptionError, match="learns one output with task="):
+            estimator.setParams(labelCol="y", verbose=0).fit(numbers)

@@ -35,12 +35,15 @@ def members(kind):
 
 
 def public():
-    from spark_mnist.ml import classifier
+    from spark_mnist.ml import classifier, regressor
 
     for name in spark_mnist.__all__:
         if name != "__version__":
             yield from described(name, getattr(spark_mnist, name))
-    for kind in (classifier.MnistClassifier, classifier.MnistClassifierModel):
+    for kind in (
+        *(classifier.MnistClassifier, classifier.MnistClassifierModel),
+        *(regressor.MnistRegressor, regressor.MnistRegressorModel),
+    ):
         yield f"ml.{kind.__name__}: {', '.join(sorted(param.name for param in kind().params))}"
     for operation in options.OPERATIONS:
         yield f"mymnist {operation}"

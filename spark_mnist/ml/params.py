@@ -14,7 +14,9 @@ from pyspark.ml.param.shared import (
     HasProbabilityCol,
     HasRawPredictionCol,
     HasSeed,
+    HasThresholds,
     HasValidationIndicatorCol,
+    HasWeightCol,
 )
 
 from spark_mnist import errors, options
@@ -26,6 +28,7 @@ SPARK_PARAM_NAMES = {
     "features": "featuresCol",
     "label": "labelCol",
     "validation_indicator": "validationIndicatorCol",
+    "sample_weight": "weightCol",
 }
 """Names of the Params that Spark ML has already for options of ``fit``, by option."""
 
@@ -46,12 +49,11 @@ class FitParams(
     HasFeaturesCol,
     HasLabelCol,
     HasPredictionCol,
-    HasProbabilityCol,
-    HasRawPredictionCol,
     HasValidationIndicatorCol,
+    HasWeightCol,
     HasSeed,
 ):
-    """Params of estimator and model: Spark ML's own, and one for each other option of ``fit``.
+    """Params of estimators and models: Spark ML's own, and one for each other option of ``fit``.
 
     Each Param has a getter ``getX``, which raises where there is neither a value nor a default, and
     a setter ``setX``.
@@ -98,10 +100,16 @@ class FitParams(
             for param, field in OPTIONS.items()
             if self.isSet(param)
         }
+        if not values.get("sample_weight"):
+            values.pop("sample_weight", None)  # Spark ML takes "" for no column
         is_table = registry.is_table(values.get("network"))
         if self.getFeaturesCol() == plan.InputSpec.features[0] and not is_table:
             values.pop("features", None)  # the default: one column with the pixels of a picture
         return values
+
+
+class ClassifierParams(FitParams, HasProbabilityCol, HasRawPredictionCol, HasThresholds):
+    """Params of classifiers: those of ``FitParams``, and Spark ML's own for classes."""
 
 
 def _converter(field: dataclasses.Field[Any]) -> Callable[[Any], Any]:
@@ -131,15 +139,16 @@ def _accessors(name: str) -> dict[str, Callable[..., Any]]:
 
 
 def _add_params() -> None:
-    """Add to ``FitParams`` the Params of the options, and a getter and setter for each Param."""
+    """Add to the classes the Params of the options, and a getter and setter for each Param."""
     for name, field in OPTIONS.items():
         if not hasattr(FitParams, name):
             param = Param(Params._dummy(), name, field.metadata["doc"], _converter(field))
             setattr(FitParams, name, param)
-    for name in [name for name in dir(FitParams) if isinstance(getattr(FitParams, name), Param)]:
-        for accessor, function in _accessors(name).items():
-            if not hasattr(FitParams, accessor):
-                setattr(FitParams, accessor, function)
+    for owner in (FitParams, ClassifierParams):
+        for name in [name for name in dir(owner) if isinstance(getattr(owner, name), Param)]:
+            for accessor, function in _accessors(name).items():
+                if not hasattr(owner, accessor):
+                    setattr(owner, accessor, function)
 
 
 _add_params()

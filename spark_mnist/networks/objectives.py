@@ -176,7 +176,7 @@ def resolve_loss(output: plan.Output, loss: Any = None) -> Any:
     import keras
 
     if isinstance(loss, SentLoss):
-        sent = object.__new__(loss.loss_class)
+        sent: Any = object.__new__(loss.loss_class)
         vars(sent).update(loss.attributes)
         return sent
     if loss is not None and not isinstance(loss, str):
