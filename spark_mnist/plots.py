@@ -36,18 +36,24 @@ def available() -> bool:
 def history(records: Sequence[plan.EpochRecord]) -> Figure:
     """Draw loss and accuracy by epoch, on twin axes; training solid, validation dashed.
 
+    Numbers have R2 in place of accuracy, and of several outputs the loss alone is drawn.
+
     Raises:
         errors.VersionError: matplotlib is not installed.
     """
     figure: Figure = _figure_class()(figsize=(6.4, 4.0), layout="constrained")
     left_axes = figure.subplots()
-    right_axes = left_axes.twinx()
+    names = {*records[0].metrics} if records else set()
+    score = next((name for name in ("accuracy", "r2") if name in names), None)
+    right_axes = left_axes.twinx() if score else None
     epochs = [record.epoch for record in records]
     lines = []
     for axes, color, name in (
         (left_axes, LOSS_COLOR, "loss"),
-        (right_axes, ACCURACY_COLOR, "accuracy"),
+        (right_axes, ACCURACY_COLOR, score or ""),
     ):
+        if axes is None:
+            continue
         axes.set_ylabel(name, color=color)
         axes.tick_params(axis="y", labelcolor=color)
         for prefix, style, subset in (("", "-", "train"), ("val_", "--", "validation")):

@@ -253,7 +253,8 @@ def test_a_regressor_under_cross_validation(numbers, store, tmp_path):
     )
     tuned = tuner.fit(assembled(numbers))
     assert tuned.avgMetrics[1] < tuned.avgMetrics[0]
-    tuned.bestModel.save(str(tmp_path / "saved"))
+    best: Any = tuned.bestModel
+    best.save(str(tmp_path / "saved"))
     loaded = MnistRegressorModel.load(str(tmp_path / "saved"))
     assert type(loaded) is MnistRegressorModel
     rows = assembled(numbers)

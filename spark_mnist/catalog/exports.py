@@ -2,8 +2,9 @@
 
 The driver needs TensorFlow for an export. An exported model takes float32 ``[B, W]`` as the
 networks do (pixels in 0..1), or float64 where float32 cannot tell the values of a feature apart,
-and returns class probabilities ``[B, C]``; it standardizes its inputs itself. Shape letters:
-B = rows of a batch, W = numbers of a row, C = classes.
+and returns probabilities of classes or labels ``[B, C]``, or numbers in the units of the label; it
+standardizes its inputs itself. Several inputs and outputs have their names. Shape letters: B = rows
+of a batch, W = numbers of a row, C = classes.
 """
 
 from __future__ import annotations
@@ -89,14 +90,21 @@ def _copy(fs: fsspec.AbstractFileSystem, source: Path, target: str) -> None:
 
 
 def build_model(saved_version: manifests.SavedModel) -> Any:
-    """Build the Keras model of a saved version, with weights, standardisation and softmax."""
+    """Build the Keras model of a saved version, with weights, from the units of the columns.
+
+    Its outputs are probabilities of classes and labels, and numbers in the units of the label.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # ranks may need the rest
     from spark_mnist.networks import array_files
 
     dtype = registry.exported_dtype(saved_version.network)
     return array_files.build_model(
-        saved_version.network, saved_version.files, saved_version.model_fn, dtype
+        saved_version.network,
+        saved_version.files,
+        saved_version.model_fn,
+        dtype,
+        original_units=True,
     )
 
 

@@ -19,7 +19,6 @@ from spark_mnist import errors, options
 from spark_mnist.catalog import exports
 from spark_mnist.core import requirements
 from spark_mnist.fitting import results
-from spark_mnist.networks import registry
 from spark_mnist.store import manifests, model_store
 
 logger = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ def _log(
 def _params(info: results.ModelInfo, fit_options: options.FitOptions) -> dict[str, Any]:
     """Return a fit's parameters: all options with a value, and the values that training used."""
     option_values = {
-        field.name: value
+        field.name: _param(value)
         for field in dataclasses.fields(fit_options)
         if (value := getattr(fit_options, field.name)) is not None
         and field.name not in UNLOGGED_OPTIONS
@@ -143,26 +142,39 @@ def _params(info: results.ModelInfo, fit_options: options.FitOptions) -> dict[st
     return {**option_values, **effective_values}
 
 
+def _param(value: Any) -> Any:
+    """Return the value of an option as a parameter: functions by their names."""
+    if isinstance(value, dict):
+        return {key: _param(item) for key, item in value.items()}
+    return getattr(value, "__name__", value) if callable(value) else value
+
+
 def _log_model(saved_version: manifests.SavedModel) -> None:
     """Log the Keras model.
 
-    Its inputs are ``[B, W]``, mostly float32, and its outputs are probabilities ``[B, C]``.
+    Its inputs are ``[B, W]``, mostly float32, and its outputs are those of its tasks; several have
+    names.
     """
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    def tensor(width: int, dtype: str = registry.FLOAT32) -> Schema:
-        return Schema([TensorSpec(np.dtype(dtype), (-1, width))])
+    model = exports.build_model(saved_version)
 
-    network = saved_version.network
-    inputs = tensor(network.inputs, registry.exported_dtype(network))
+    def schema(tensors: Any) -> Schema:
+        named = tensors if isinstance(tensors, dict) else {None: tensors}
+        return Schema(
+            [
+                TensorSpec(np.dtype(tensor.dtype), (-1, *tensor.shape[1:]), name)
+                for name, tensor in named.items()
+            ]
+        )
 
     mlflow.tensorflow.log_model(
-        exports.build_model(saved_version),
+        model,
         name="model",
-        signature=ModelSignature(inputs, tensor(network.classes)),
+        signature=ModelSignature(schema(model.input), schema(model.output)),
         # Passed here, since MLflow would load the model in another process to find them.
         pip_requirements=mlflow.tensorflow.get_default_pip_requirements(),
     )

@@ -129,7 +129,7 @@ def profile_rows(
         label_columns += [sample_weight] if sample_weight else []
         samples = _samples(df.where(fault.isNotNull()), input_spec.features, label_columns)
         raise errors.BadRows(
-            f"{message}; for instance {samples}. {_remedy(source, fault_counts)}", fault_counts
+            f"{message}; for instance {samples}. {_remedy(df, source, fault_counts)}", fault_counts
         )
     if fault_counts and not class_counts:
         raise errors.BadRows(f"none of {num_rows} rows can be used: {reasons}", fault_counts)
@@ -215,7 +215,21 @@ def _samples(rows: DataFrame, features: Sequence[str], others: Sequence[str]) ->
     )
 
 
-def _remedy(source: feature_columns.Source, counts: Mapping[str, int]) -> str:
+def _remedy(df: DataFrame, source: feature_columns.Source, counts: Mapping[str, int]) -> str:
+    words = [
+        name
+        for name in source.input_spec.features
+        if isinstance(feature_columns.column(df, name)[1], T.StringType)
+        and any(reason.startswith(f"{name} ") and "numb" in reason for reason in counts)
+    ]
+    if words and sum(counts.values()) * 2 > df.count():
+        name, index = words[0], f"{words[0]}_index"
+        return (
+            f"{name} is text, and features are numbers: index it, with\n"
+            f"    indexer = StringIndexer(inputCol={name!r}, outputCol={index!r})\n"
+            f"    df = indexer.fit(df).transform(df)\n"
+            f"and learn from {index}, say through an Embedding"
+        )
     advice = f"Correct them, or leave them out with mode={options.DROPMALFORMED}"
     if source.top == 1 and any(reason.endswith("outside 0..1") for reason in counts):
         return f"Pixels in 0..255 belong in bytes or integers. {advice}"

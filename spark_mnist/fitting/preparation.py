@@ -26,7 +26,7 @@ from spark_mnist.core import plan, requirements
 from spark_mnist.data import feature_columns, labels, profile, shard_writer, targets
 from spark_mnist.fitting import training_start
 from spark_mnist.launch import rank_process
-from spark_mnist.networks import callbacks
+from spark_mnist.networks import callbacks, objectives
 from spark_mnist.options import value_types
 from spark_mnist.store import location, model_store
 from spark_mnist.store.filesystem import Files
@@ -376,6 +376,11 @@ def _check_functions(start: training_start.TrainingStart, fit_options: options.F
     }
     for option, function in functions.items():
         _check_picklable(option, function)
+    for output in start.network.outputs:
+        if callable(loss := start.losses.get(output.name)):
+            objectives.make_loss(output, loss)
+        if any(map(callable, value_types.metrics(metrics := start.metrics.get(output.name)))):
+            objectives.make_metrics(output, metrics)
 
 
 def _check_picklable(option: str, function: Any) -> None:

@@ -70,6 +70,8 @@ def build_model(
     files: Mapping[str, bytes],
     model_fn: plan.ModelFn | None,
     dtype: str | None = None,
+    *,
+    original_units: bool = False,
 ) -> keras.Model:
     """Build a saved network with its weights.
 
@@ -78,11 +80,13 @@ def build_model(
         files: File contents of a checkpoint, by name.
         model_fn: The user's function, for a network that only this function can make.
         dtype: Dtype of the inputs; ``registry.input_dtype`` where None.
+        original_units: Whether numbers come in the units of the label.
 
     Raises:
         errors.ModelMismatch: The function is missing, or makes another network.
     """
-    model = registry.build(network, model_fn() if model_fn else None, dtype)
+    user_model = model_fn() if model_fn else None
+    model = registry.build(network, user_model, dtype, original_units=original_units)
     _restore_weights(model, files)
     return model
 

@@ -25,6 +25,10 @@ RISING = ("acc", "auc", "precision", "recall", "f1", "r2", "true", "top_k")
 """Parts of the names of metrics of which more is better."""
 
 
+COMPARISONS = ("greater", "greater_equal", "less", "less_equal")
+"""Functions that a callback may have as an attribute, by which it compares figures."""
+
+
 def make(callbacks_fn: plan.ModelFn) -> list[Any]:
     """Return the callbacks that the user's function makes.
 
@@ -79,6 +83,8 @@ def save(callbacks: Sequence[Any]) -> bytes:
                     arrays[f"{number}/{name}/{index}"] = array
             elif (kept := _plain(value)) is not _UNKNOWN:
                 values[name] = {"value": kept}
+            elif module := _module_of_function(value):
+                values[name] = {"function": value.__name__, "module": module}
         states.append(values)
     text = np.frombuffer(json.dumps(states).encode(), np.uint8)
     buffer = io.BytesIO()
@@ -92,11 +98,31 @@ def restore(callbacks: Sequence[Any], content: bytes) -> None:
         states = json.loads(archive["state"].tobytes())
         for number, (callback, values) in enumerate(zip(callbacks, states, strict=True)):
             for name, entry in values.items():
+                if not hasattr(callback, name):
+                    continue
                 if "arrays" in entry:
                     value = [archive[f"{number}/{name}/{i}"] for i in range(entry["arrays"])]
+                elif entry.get("function") in COMPARISONS:
+                    value = getattr(_function_modules()[entry["module"]], entry["function"])
                 else:
-                    value = entry["value"]
+                    value = entry.get("value")
                 setattr(callback, name, value)
+
+
+def _function_modules() -> dict[str, Any]:
+    """Return the modules whose comparisons Keras's callbacks have as attributes, by name."""
+    import keras
+
+    return {"keras.ops": keras.ops, "numpy": np}
+
+
+def _module_of_function(value: Any) -> str:
+    """Return the name of the module that has a comparison, or ``""`` for other values."""
+    name = getattr(value, "__name__", "")
+    if name not in COMPARISONS:
+        return ""
+    modules = _function_modules().items()
+    return next((key for key, module in modules if getattr(module, name, None) is value), "")
 
 
 _UNKNOWN = object()

@@ -51,15 +51,15 @@ VALUE_CLASSES = {"__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "
 """Class names under which Keras writes plain values."""
 UNSAFE_LAYERS = {
     "FlaxLayer",
-    "IntegerLookup",
     "JaxLayer",
     "Lambda",
-    "StringLookup",
     "TFSMLayer",
     "TextVectorization",
     "TorchModuleWrapper",
 }
 """Layers of Keras that run code from their configuration, or open files that it names."""
+LOOKUP_LAYERS = {"IntegerLookup", "StringLookup"}
+"""Layers of Keras that open a file where their configuration names one as the vocabulary."""
 
 
 def describe(model: keras.Model, network: plan.Network) -> plan.Network:
@@ -209,9 +209,9 @@ def _by_output(model: keras.Model, outputs: Sequence[plan.Output], values: Any) 
         by_name = dict(zip(names, flat, strict=False))
     wanted = [output.name for output in outputs]
     if sorted(by_name) != sorted(wanted):
+        found = ", ".join(map(str, by_name)) or f"{len(flat)}, without names"
         raise errors.ModelMismatch(
-            f"the network has the outputs {', '.join(map(str, by_name))}, and label= names "
-            f"{', '.join(wanted)}"
+            f"the network has the outputs {found}, and label= names {', '.join(wanted)}"
         )
     return [by_name[name] for name in wanted]
 
@@ -371,11 +371,37 @@ def _configuration(model: keras.Model) -> tuple[Mapping[str, Any] | None, tuple[
     """
     try:
         config = _strip(json.loads(model.to_json()))
+        _add_vocabularies(model, config)
     except (NotImplementedError, TypeError, ValueError):
         # A class of the user's: without get_config, or with a get_config whose result JSON cannot
         # hold (TypeError) or Keras cannot describe (ValueError). Only the user's function makes it.
         return None, (type(model).__name__,)
     return config, tuple(sorted(set(_foreign_names(config))))
+
+
+def _add_vocabularies(model: keras.Model, config: Any) -> None:
+    """Put the vocabularies that layers have learned into a configuration, which lacks them."""
+    vocabularies = {
+        layer.name: [*map(_plain, layer.get_vocabulary(include_special_tokens=False))]
+        for layer in model._flatten_layers(include_self=False)
+        if type(layer).__name__ in LOOKUP_LAYERS
+    }
+    if not vocabularies:
+        return
+
+    def add(value: Any) -> None:
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, dict | list):
+                add(item)
+        if isinstance(value, dict) and value.get("class_name") in LOOKUP_LAYERS:
+            value["config"]["vocabulary"] = vocabularies[value["config"]["name"]]
+
+    add(config)
+
+
+def _plain(value: Any) -> int | str:
+    """Return an item of a vocabulary as JSON holds it."""
+    return value if isinstance(value, str) else int(value)
 
 
 def _strip(config: Any) -> Any:
@@ -408,6 +434,8 @@ def _is_allowed(config: Mapping[str, Any]) -> bool:
     name, module = str(config["class_name"]), str(config.get("module"))
     if name in VALUE_CLASSES:
         return True
+    if name in LOOKUP_LAYERS and not isinstance(config["config"].get("vocabulary"), list):
+        return False
     if (name, module) == (
         "Cast",
         "keras.src.ops.core",
