@@ -1,6 +1,7 @@
 """Fits, predictions and evaluations by the dozen in one session: nothing is left, nothing grows."""
 
 import gc
+import re
 import statistics
 import sys
 import tempfile
@@ -22,11 +23,19 @@ NOISE = {"driver": 40.0, "jvm heap": 20.0, "python workers": 60.0, "spark storag
 """MiB by which the last rounds may lie above the first ones after the warm ones."""
 
 
+POOLS = re.compile(r"(ResultQueryStageExecution|shuffle-exchange|broadcast-exchange|subquery)-")
+"""Threads of Spark's pools, one for each query of the last minute, after which they end."""
+
+
 def megabytes(process):
     try:
         return process.memory_full_info().uss / 2**20
     except psutil.Error:  # it has just ended
         return 0.0
+
+
+def thread_names(jvm):
+    return [str(thread.getName()) for thread in jvm.Thread.getAllStackTraces().keySet()]
 
 
 def state(spark):
@@ -47,7 +56,7 @@ def state(spark):
         "python workers": sum(map(megabytes, workers)),
         "spark storage": (storage._1() - storage._2()) / 2**20,
         "driver's threads": threading.active_count(),
-        "JVM's threads": jvm.Thread.activeCount(),
+        "JVM's threads": len([name for name in thread_names(jvm) if not POOLS.match(name)]),
         "open files": me.num_fds(),
         "processes": len(children),
         "cached tables": spark.sparkContext._jsc.getPersistentRDDs().size(),
