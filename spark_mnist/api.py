@@ -198,6 +198,8 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     outputs, batch_size = model.network.heads, evaluate_options.batch_size
     if evaluate_options.details and (len(outputs) > 1 or outputs[0].task not in plan.CLASS_TASKS):
         raise errors.OptionError("details=true is for a model with one output that learns classes")
+    training_start.check_loss_names(model_name, evaluate_options.loss, outputs)
+    losses = training_start.own_losses(evaluate_options.loss, outputs)
     row_profile = profile.profile_rows(
         df,
         model.input_spec,
@@ -215,13 +217,13 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
         "group": group,
         "details": evaluate_options.details,
     }
-    if _learns_classes(outputs) and outputs[0].loss in ("", objectives.CLASS_LOSS):
+    is_default_loss = outputs[0].loss in ("", objectives.CLASS_LOSS) and not losses
+    if _learns_classes(outputs) and is_default_loss:
         scores = score_columns.probabilities(df, model, batch_size, evaluate_options.mode)
         cells = score_columns.evaluations(
             row_profile.usable, scores, row_profile.label, by=evaluate_options.by, **share
         )
         return evaluation.table(df.sparkSession, cells, model.input_spec, **shape)
-    losses = training_start.own_losses(evaluate_options.loss, outputs)
     drawn = score_columns.draw(
         score_columns.measurable(
             row_profile, model, batch_size, losses=losses, by=evaluate_options.by

@@ -6,9 +6,10 @@ from pyspark.sql import types as T
 from sklearn import metrics
 
 import spark_mnist
-from spark_mnist import errors
+from spark_mnist import datasets, errors
 from spark_mnist.core import plan
 from spark_mnist.scoring import evaluation, measures
+from tests.conftest import FLOWERS
 
 READS = plan.InputSpec(classes=3, names=("a", "b", "c"))
 
@@ -96,3 +97,39 @@ def test_columns_that_part_no_rows(root, held_out, by, error, message):
     df = held_out.withColumn("site", F.lit(1)).withColumn("losses", F.lit(1))
     with pytest.raises(error, match=message):
         spark_mnist.evaluate(df, "m", by=by, store=root)
+
+
+def squares(targets, outputs):
+    return (targets - outputs) ** 2
+
+
+def test_a_loss_of_the_users_is_null_where_it_is_not_given_again(spark, store):
+    iris = datasets.iris(spark)
+    options = {**FLOWERS, "label": "petal_width", "task": "regression", "epochs": 1}
+    spark_mnist.fit(iris, "m", **options, loss=squares, store=store)
+    (row,) = spark_mnist.evaluate(iris, "m", rate=1, store=store).collect()
+    assert row["losses"] == {"loss": None}
+    assert row["metrics"]["mae"] > 0
+    (row,) = spark_mnist.evaluate(iris, "m", rate=1, loss=squares, store=store).collect()
+    assert row["losses"]["loss"] > 0
+    options = {**FLOWERS, "label": "is_wide", "task": "binary", "epochs": 1}
+    wide = iris.withColumn("is_wide", F.col("petal_width") > 1)
+    spark_mnist.fit(wide, "wide", **options, loss=squares, store=store)
+    (row,) = spark_mnist.evaluate(wide, "wide", rate=1, details=True, store=store).collect()
+    assert (row["losses"], row["num_examples"]) == ({"loss": None}, 150)
+
+
+def test_a_loss_that_is_given_is_the_one_that_is_measured(root, held_out):
+    for name, error in (("nonsense", errors.OptionError), ("mse", errors.ModelMismatch)):
+        with pytest.raises(error, match="loss"):
+            spark_mnist.evaluate(held_out, "m", loss=name, store=root)
+
+    def threes(targets, outputs):
+        return 0 * outputs + 3
+
+    options = {"rate": 1, "store": root}
+    (row,) = spark_mnist.evaluate(held_out, "m", loss=threes, **options).collect()
+    (other,) = spark_mnist.evaluate(
+        held_out, "m", loss="sparse_categorical_crossentropy", **options
+    ).collect()
+    assert (row["losses"], row["metrics"]) == ({"loss": 3.0}, other["metrics"])

@@ -210,6 +210,20 @@ def own_losses(option: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
     }
 
 
+def check_loss_names(name: str, option: Any, outputs: Sequence[plan.Output]) -> None:
+    """Refuse the name of a loss that is not the saved model's.
+
+    Raises:
+        errors.OptionError: There is no such loss for the task, or no such output.
+        errors.ModelMismatch: The saved model was trained with another loss.
+    """
+    losses = _by_output("loss", option, outputs)
+    for output in outputs:
+        loss, saved = losses.get(output.name), output.loss or objectives.LOSSES[output.task][0]
+        if isinstance(loss, str) and objectives.loss_name(output.task, loss) != saved:
+            raise manifests.mismatch(name, "loss", saved, loss)
+
+
 def _by_output(option: str, value: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
     """Return the value of an option for each output that has one.
 
@@ -423,10 +437,7 @@ def _check_unchanged(
             raise errors.ModelMismatch(
                 f"model {name!r} was trained with a loss of your own: give it again, loss=..."
             )
-        if isinstance(loss, str) and objectives.loss_name(output.task, loss) != (
-            output.loss or objectives.LOSSES[output.task][0]
-        ):
-            raise manifests.mismatch(name, "loss", output.loss, loss)
+    check_loss_names(name, fit_options.loss, outputs)
     if optimizer.name == plan.CUSTOM and not callable(fit_options.optimizer):
         raise errors.ModelMismatch(
             f"model {name!r} was trained with an optimizer of your own: give it again, "

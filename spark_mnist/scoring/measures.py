@@ -33,7 +33,7 @@ class Cell:
     predicted: int
     rows: int
     loss: float
-    """Sum of the losses of the rows."""
+    """Sum of the losses of the rows; NaN where they are not known."""
 
 
 def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
@@ -61,7 +61,7 @@ def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
         losses: dict[str, float | None] = {"loss": 0.0}
         metrics: dict[str, float | None] = {}
         for number, output in enumerate(outputs):
-            mean_loss = _known(row[f"loss_{number}"] / row["rows"])
+            mean_loss = _mean(row[f"loss_{number}"], row["rows"])
             total = losses["loss"]
             losses["loss"] = (
                 None if total is None or mean_loss is None else total + output.weight * mean_loss
@@ -92,7 +92,10 @@ def cells(drawn: DataFrame, output: plan.Output) -> list[Cell]:
             F.get(F.col(SCORES), output.units).alias("loss"),
         )
         .groupBy("no", "group", "label", "predicted")
-        .agg(F.count("*").alias("rows"), F.sum("loss").alias("loss"))
+        .agg(
+            F.count("*").alias("rows"),
+            F.coalesce(F.sum("loss"), F.lit(float("nan"))).alias("loss"),
+        )
     )
     return [Cell(**row.asDict()) for row in counts.collect()]
 
@@ -193,6 +196,6 @@ def _key(key: tuple[int, Any]) -> tuple[int, Any]:
     return (number, "NaN") if group != group else key
 
 
-def _known(value: float) -> float | None:
-    """Return a number, or None for NaN, which stands for a loss that is not known."""
-    return None if value != value else float(value)
+def _mean(total: float | None, rows: int) -> float | None:
+    """Return a mean loss; None where the losses of rows are not known: NaN, which Arrow nulls."""
+    return None if total is None or total != total else float(total / rows)
