@@ -100,3 +100,13 @@ def test_features_far_from_zero_are_exported_as_doubles(spark, store, tmp_path):
     names = ["setosa", "versicolor", "virginica"]
     answers = spark_mnist.predict(far, "far", interpret=True, store=store).collect()
     assert [names[i] for i in outputs.argmax(axis=1)] == [row["interpreted"] for row in answers]
+
+
+def test_numbers_are_exported_in_the_units_of_the_label(spark, store, tmp_path):
+    iris = datasets.iris(spark).withColumn("grams", 100 + 20 * F.col("petal_width"))
+    options = {**FLOWERS, "label": "grams", "task": "regression", "epochs": 2, "store": store}
+    spark_mnist.fit(iris, "m", **options)
+    path = spark_mnist.export("m", tmp_path / "m.keras", store=store)
+    rows = np.array(iris.select(*datasets.MEASURES).collect(), "float32")
+    predicted = spark_mnist.predict(iris, "m", store=store).select("prediction").collect()
+    np.testing.assert_allclose(by_keras(path, rows)[:, 0], np.array(predicted)[:, 0], rtol=1e-5)
