@@ -14,7 +14,11 @@ from PIL import Image
 import spark_mnist
 from spark_mnist import datasets
 from spark_mnist.cli import app
+from spark_mnist.core import plan
+from spark_mnist.networks import objectives
 from spark_mnist.options import grammar
+from spark_mnist.ranks import metrics
+from spark_mnist.scoring import measures
 from tests.conftest import REPOSITORY
 
 README = REPOSITORY / "README.md"
@@ -80,6 +84,37 @@ def test_the_site_builds_without_a_broken_link(tmp_path):
 def test_the_tables_are_those_of_code_and_measurements():
     check = [sys.executable, DOCS / "tables.py", "--check"]
     subprocess.run(check, check=True, timeout=60)
+
+
+def rows_of(page, heading, last=""):
+    """The cells of a table by its heading, up to a text, without backticks."""
+    after = (DOCS / page).read_text().split(heading)[1]
+    lines = (after.split(last)[0] if last else after).splitlines()
+    table = [line for line in lines if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def code_words(text):
+    return tuple(re.findall(r"`([^`]+)`", text))
+
+
+def test_the_losses_of_the_tasks_are_those_of_the_code():
+    rows = rows_of("tasks.md", "<!-- losses: begin -->", "<!-- losses: end -->")
+    assert {code_words(task)[0]: code_words(names) for task, names in rows} == objectives.LOSSES
+    (aliases,) = re.findall(r"Short names are .*: ([^.]*)\.", (DOCS / "tasks.md").read_text())
+    assert code_words(aliases) == tuple(objectives.ALIASES)
+
+
+def test_the_metrics_of_the_tasks_are_those_of_the_code():
+    rows = rows_of("tasks.md", "<!-- metrics: begin -->", "<!-- metrics: end -->")
+    assert [code_words(row[0])[0] for row in rows] == [*plan.TASKS]
+    for task, (*_, names) in zip(plan.TASKS, rows, strict=True):
+        output = plan.Output(task=task, size=2)
+        assert [*code_words(names)] == measures.metric_names([output])[1]
+        row_metric = metrics.TASK_METRICS.get(task, metrics.NumberErrors)(output)
+        sums = np.ones(row_metric.state[0].shape)
+        of_fit = {*row_metric.results([sums]), *(["auc"] if task == plan.BINARY else [])}
+        assert {*code_words(names)} == of_fit
 
 
 def test_the_commands_are_understood():
