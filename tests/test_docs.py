@@ -1,18 +1,21 @@
 """Documentation, README and the package's metadata say what is so."""
 
+import ast
 import email
+import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import spark_mnist
-from spark_mnist import datasets
+from spark_mnist import datasets, options
 from spark_mnist.cli import app
 from spark_mnist.core import plan
 from spark_mnist.networks import objectives
@@ -115,6 +118,32 @@ def test_the_metrics_of_the_tasks_are_those_of_the_code():
         sums = np.ones(row_metric.state[0].shape)
         of_fit = {*row_metric.results([sums]), *(["auc"] if task == plan.BINARY else [])}
         assert {*code_words(names)} == of_fit
+
+
+def params_of(source, class_name):
+    """The Params that a class of Horovod declares, from its source: an import needs Spark."""
+    (body,) = [
+        node.body
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
+    ]
+    assignments = [ast.unparse(line).partition(" = Param(") for line in body]
+    return [name for name, is_param, _ in assignments if is_param and name.isidentifier()]
+
+
+def test_every_parameter_of_keras_estimator_has_a_row():
+    (folder,) = importlib.util.find_spec("horovod").submodule_search_locations
+    sources = Path(folder) / "spark"
+    declared = [
+        *params_of(sources / "common" / "params.py", "EstimatorParams"),
+        *params_of(sources / "keras" / "estimator.py", "KerasEstimator"),
+    ]
+    assert len(declared) > 40
+    rows = rows_of("compared.md", "## Every parameter", "## What only")
+    assert sorted(code_words(theirs)[0] for theirs, *_ in rows) == sorted(declared)
+    for _, ours, _ in rows:
+        if not ours.startswith("none") and ours.startswith("`"):
+            assert code_words(ours)[0].partition("=")[0] in options.FIELDS, ours
 
 
 def test_the_commands_are_understood():
