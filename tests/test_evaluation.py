@@ -133,3 +133,14 @@ def test_a_loss_that_is_given_is_the_one_that_is_measured(root, held_out):
         held_out, "m", loss="sparse_categorical_crossentropy", **options
     ).collect()
     assert (row["losses"], row["metrics"]) == ({"loss": 3.0}, other["metrics"])
+
+
+def test_a_loss_that_compares_with_zero_is_not_given_scaled_numbers(spark, store):
+    def percentage():
+        import keras
+
+        return keras.losses.MeanAbsolutePercentageError()
+
+    options = {**FLOWERS, "label": "petal_width", "task": "regression", "epochs": 1}
+    with pytest.raises(errors.RankError, match="set standardize_label=false"):
+        spark_mnist.fit(datasets.iris(spark), "m", **options, loss=percentage, store=store)

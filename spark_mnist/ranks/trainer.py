@@ -331,9 +331,19 @@ def _compiled_text(output: plan.Output, loss: Any) -> str:
 def _standardize_labels(
     training: plan.TrainingPlan, network: plan.Network, shard: batches.Shard
 ) -> plan.Network:
-    """Return the network with mean and deviation of the numbers that it learns, where asked."""
+    """Return the network with mean and deviation of the numbers that it learns, where asked.
+
+    Raises:
+        errors.OptionError: A loss that the user made compares with 0, which the mean moves.
+    """
     if not training.standardize_label or any(output.mean for output in network.outputs):
         return network
+    for output in network.outputs:
+        if output.loss in objectives.UNSCALED_LOSSES:
+            raise errors.OptionError(
+                f"loss={output.loss} compares with 0, which standardize_label=true moves: set "
+                "standardize_label=false"
+            )
     mean, deviation = collectives.moments(lambda: (labels for _, labels, *_ in shard.parts()), 1.0)
     outputs, start = [], 0
     for output in network.outputs:
