@@ -110,6 +110,20 @@ def test_iris_knows_the_two_new_flowers(run_here):
     assert "[5.8, 3.1, 5.0, 1.7]: class 2, virginica" in out
 
 
+def test_the_network_knows_more_of_houses_than_linear_regression(run_here):
+    out = run_here("house_prices.py")
+    r2, of_linear = map(float, re.search(r"r2: (\S+), of linear regression: (\S+)", out).groups())
+    assert r2 > of_linear + 0.04
+
+
+@pytest.mark.slow
+def test_the_network_knows_as_much_of_patients_as_linear_regression(run_here):
+    out = run_here("house_prices.py", "diabetes")
+    r2, of_linear = map(float, re.search(r"r2: (\S+), of linear regression: (\S+)", out).groups())
+    assert r2 == pytest.approx(of_linear, abs=0.1)
+    assert r2 > 0.3
+
+
 def test_every_example_is_run_here():
     here = Path(__file__)
     submitted = here.with_name("test_submit.py")
