@@ -110,6 +110,15 @@ def test_iris_knows_the_two_new_flowers(run_here):
     assert "[5.8, 3.1, 5.0, 1.7]: class 2, virginica" in out
 
 
+def test_store_sales_are_nearly_as_certain_as_their_noise_allows(run_here):
+    out = run_here("store_sales.py")
+    by_epoch = [float(value) for value in re.search(r"by epoch: \[(.+)\]", out)[1].split(", ")]
+    error, of_means = map(float, re.search(r"RMSPE: (\S+), mean by store: (\S+)", out).groups())
+    assert error < 0.12  # the noise alone gives 0.10
+    assert error < of_means / 2
+    assert by_epoch[-1] == pytest.approx(error, abs=1e-3)  # the metric of the ranks is Spark's
+
+
 def test_the_network_knows_more_of_houses_than_linear_regression(run_here):
     out = run_here("house_prices.py")
     r2, of_linear = map(float, re.search(r"r2: (\S+), of linear regression: (\S+)", out).groups())
