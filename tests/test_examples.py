@@ -119,6 +119,12 @@ def test_store_sales_are_nearly_as_certain_as_their_noise_allows(run_here):
     assert by_epoch[-1] == pytest.approx(error, abs=1e-3)  # the metric of the ranks is Spark's
 
 
+def test_wide_and_deep_is_nearly_as_good_as_the_true_probabilities(run_here):
+    out = run_here("wide_and_deep.py")
+    auc, best = map(float, re.search(r"auc: (\S+), of the true probabilities: (\S+)", out).groups())
+    assert 0.85 < best - 0.02 < auc < best + 0.005
+
+
 def test_the_network_knows_more_of_houses_than_linear_regression(run_here):
     out = run_here("house_prices.py")
     r2, of_linear = map(float, re.search(r"r2: (\S+), of linear regression: (\S+)", out).groups())
