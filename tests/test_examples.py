@@ -139,6 +139,17 @@ def test_the_network_knows_as_much_of_patients_as_linear_regression(run_here):
     assert r2 > 0.3
 
 
+def test_a_frozen_base_stays_as_it_is_and_helps_where_there_are_few_pictures(run_here):
+    out = run_here("transfer_learning.py")
+    frozen, without = (
+        float(re.search(rf"test accuracy {how} the.* base: (\S+)", out)[1])
+        for how in ("with", "without")
+    )
+    assert frozen > 0.8
+    assert frozen > without + 0.05
+    assert "weights of the base are as before: True" in out
+
+
 def test_every_example_is_run_here():
     here = Path(__file__)
     submitted = here.with_name("test_submit.py")
