@@ -48,7 +48,9 @@ def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
     for number, (output, start, target_start) in enumerate(slices):
         columns += _sums(output, number, start, target_start)
         loss = F.get(F.col(SCORES), sum(each.units for each in outputs) + number)
-        columns.append(F.sum(loss).alias(f"loss_{number}"))
+        # Arrow makes null of NaN, and a sum would skip it.
+        is_known = F.count(loss) == F.count("*")
+        columns.append(F.when(is_known, F.sum(loss)).alias(f"loss_{number}"))
     rows = drawn.groupBy("no", "group").agg(*columns).collect()
     areas = {
         number: _areas(drawn, start, target_start)
