@@ -283,3 +283,39 @@ def test_rows_that_a_rank_did_not_use_are_an_error(digits, store, monkeypatch):
     with pytest.raises(errors.RowsLost, match=r"in epoch 1 .*\(204, 51\).* say .*\(205, 51\)"):
         spark_mnist.fit(digits, "m", epochs=1, store=store, verbose=0)
     assert spark_mnist.models(store) == []
+
+
+def two_inputs():
+    """Return a model with a category and a number as inputs."""
+    import keras
+    from keras import layers
+
+    kind, size = keras.Input((1,), name="kind", dtype="int32"), keras.Input((1,), name="size")
+    x = layers.Concatenate()([layers.Flatten()(layers.Embedding(3, 2)(kind)), size])
+    return keras.Model([kind, size], layers.Dense(1)(x))
+
+
+def absolute_error(target, value):
+    return abs(target - value)
+
+
+def test_a_null_in_one_of_several_inputs_and_a_loss_that_is_not_given_again(spark, store):
+    rows = [(i % 3, float(i), float(i)) for i in range(40)]
+    schema = "kind int, size double, label double"
+    df = spark.createDataFrame(rows, schema)
+    spark_mnist.fit(
+        df, "m", features={"kind": "kind", "size": "size"}, task="regression", network=two_inputs,
+        loss=absolute_error, epochs=1, verbose=0, store=store,
+    )  # fmt: skip
+    bad = spark.createDataFrame([(None, 1.0, 1.0), (1, None, 1.0), (1, 1.0, 1.0)], schema)
+    predicted = spark_mnist.predict(bad, "m", mode="DROPMALFORMED", store=store).collect()
+    assert [row["prediction"] is None for row in predicted] == [True, True, False]
+    with pytest.raises(Exception, match="BadRows"):
+        spark_mnist.predict(bad, "m", store=store).collect()
+    without, given = (
+        spark_mnist.evaluate(df, "m", rate=1, store=store, **options).first()
+        for options in ({}, {"loss": absolute_error})
+    )
+    assert without["losses"] == {"loss": None}
+    assert without["metrics"] == given["metrics"]
+    assert given["losses"]["loss"] == pytest.approx(given["metrics"]["mae"], rel=1e-5)

@@ -171,7 +171,8 @@ def _join_inputs(df: DataFrame, inputs: Sequence[plan.Input]) -> Source:
         ]
         return pd.Series(packed, dtype=object)
 
-    joined = by_batch(pack_rows, "binary")(*(part.column for part in parts))
+    # Spark calls the function for unusable rows, too, whatever condition stands around it.
+    joined = by_batch(pack_rows, "binary")(*(usable(part).column for part in parts))
     return Source(joined, encoding, spec, binary=True, parts=parts)
 
 
