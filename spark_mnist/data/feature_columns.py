@@ -422,9 +422,12 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
     """
     encoding, binary, top, size_text = source.encoding, source.binary, source.top, source.size_text
     name = ", ".join(source.input_spec.features[:5])
-    holds_pixels = binary and not source.parts
+    source_parts = bool(source.parts)
+    holds_pixels = binary and not source_parts
 
     def read(rows: pd.Series) -> npt.NDArray[np.generic]:
+        if source_parts and any(row is None for row in rows):
+            raise errors.BadRows(f"a row to predict has null, or too few numbers, in {name}")
         if any(row is None or len(row) != encoding.width for row in rows):
             raise errors.BadRows(f"a row to predict has no {name} of {size_text}")
         if holds_pixels and any(FILE_SIGNATURES.match(row) for row in rows):

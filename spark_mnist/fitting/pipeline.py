@@ -20,6 +20,7 @@ from spark_mnist.core import plan, retries, sharding
 from spark_mnist.data import feature_columns, row_counts, shard_writer
 from spark_mnist.fitting import preparation, results, timing
 from spark_mnist.launch import failure_policy, launcher
+from spark_mnist.networks import objectives
 from spark_mnist.options import value_types
 from spark_mnist.store import checkpoints, manifests, model_store
 
@@ -51,8 +52,18 @@ def fit(df: DataFrame, name: str, fit_options: options.FitOptions) -> results.Fi
         _delete_older(setup.store, name, version, fit_options.keep)
     fit_timing = timing.measure(clock, report.times, training)
     logger.log(logging.INFO if fit_options.verbose else logging.DEBUG, "%s", fit_timing)
+    _log_compiled_losses(setup, report.network)
     records = report.progress.history
     return results.FitResult(name, version, records, _history(spark, records), rows, fit_timing)
+
+
+def _log_compiled_losses(setup: preparation.Preparation, network: plan.Network) -> None:
+    """Log losses that come from neither options nor tasks: what a model was compiled with."""
+    for asked, output in zip(setup.start.network.outputs, network.outputs, strict=True):
+        if not asked.loss and output.loss != objectives.LOSSES[output.task][0]:
+            logger.info(
+                "training lowered the loss that the network was compiled with: %s", output.loss
+            )
 
 
 def _remove_abandoned(setup: preparation.Preparation, name: str) -> None:

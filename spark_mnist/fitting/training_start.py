@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ from spark_mnist.data import feature_columns
 from spark_mnist.networks import objectives, registry
 from spark_mnist.options import value_types
 from spark_mnist.store import manifests, model_store
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,19 @@ class TrainingStart:
             start = dataclasses.replace(self, input_spec=input_spec, network=network)
         else:
             start = self
-        return start._with_user_model() if manifests.is_model(self.user_model) else start
+        if manifests.is_model(self.user_model):
+            return start._with_user_model()
+        if self.model_fn and not self.version and start._has_named_parts():
+            from spark_mnist.networks import custom
+
+            custom.describe(self.model_fn(), start.network)
+        return start
+
+    def _has_named_parts(self) -> bool:
+        """Return whether inputs, outputs or tasks must fit the user's model, and not sizes alone."""
+        outputs = self.network.outputs
+        is_plain = len(outputs) == 1 and outputs[0].task == plan.CLASSIFICATION
+        return bool(self.network.parts or outputs[0].name or not is_plain)
 
     def _with_user_model(self) -> TrainingStart:
         from spark_mnist.networks import array_files, custom
@@ -95,12 +104,6 @@ class TrainingStart:
             return self
         weights = array_files.pack_weights(registry.build(network, self.user_model))
         losses, metrics = objectives.compiled(self.user_model, network.heads)
-        for output in network.heads:
-            if output.name in losses and not output.loss:
-                logger.info(
-                    "training lowers the loss that the network was compiled with: %s",
-                    objectives.describe_loss(output, losses[output.name]),
-                )
         losses = {
             output.name: losses[output.name]
             for output in network.heads

@@ -306,8 +306,6 @@ def _objectives(
         given = training.losses.get(output.name)
         if given is None and output.loss in ("", plan.CUSTOM):
             given = compiled[0].get(output.name)
-            if given is not None and hvd.rank() == 0:
-                logger.info("%s", _compiled_text(output, given))
         if given is None and output.loss == plan.CUSTOM:
             raise errors.ModelMismatch(
                 "the saved model was trained with a loss of your own: give it again, loss=..."
@@ -320,12 +318,6 @@ def _objectives(
             made = objectives.make_metrics(output, given_metrics[output.name])
             further_metrics[output.name] = made
     return dataclasses.replace(network, outputs=tuple(outputs)), losses, further_metrics
-
-
-def _compiled_text(output: plan.Output, loss: Any) -> str:
-    """Return a message that a loss comes from the user's ``compile``."""
-    name = objectives.describe_loss(output, objectives.resolve_loss(output, loss))
-    return f"training lowers the loss that the network was compiled with: {name}"
 
 
 def _standardize_labels(
