@@ -85,7 +85,7 @@ class TrainingStart:
         return start
 
     def _has_named_parts(self) -> bool:
-        """Return whether inputs, outputs or tasks must fit the user's model, and not sizes alone."""
+        """Return whether names or tasks, and not sizes alone, must fit the user's model."""
         outputs = self.network.outputs
         is_plain = len(outputs) == 1 and outputs[0].task == plan.CLASSIFICATION
         return bool(self.network.parts or outputs[0].name or not is_plain)
