@@ -3,6 +3,8 @@
 A step takes all training rows, so that the order of the rows does not matter.
 """
 
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from pyspark.sql import functions as F
 
 import spark_mnist
 from tests.conftest import arrays
+from tests.faults.harness import Saboteur, nothing_left, send, trained
 
 pytestmark = pytest.mark.ranks
 
@@ -88,6 +91,10 @@ class Clipped(keras.losses.Loss):
         return keras.ops.minimum(keras.ops.abs(y_true - y_pred), 1.0)
 
 
+def lion():
+    return keras.optimizers.Lion(0.005)
+
+
 def half_huber():
     return keras.losses.Huber(0.5)
 
@@ -152,10 +159,6 @@ CASES = {
         {"loss": "mse", "metrics": []},
     ),
 }
-
-
-def lion():
-    return keras.optimizers.Lion(0.005)
 
 
 def plain(table, model, label, options, compiled):
@@ -294,7 +297,29 @@ def test_balanced_classes_weigh_the_same(rows, table, store):
     assert result.records[-1].losses["loss"] == pytest.approx(history["loss"][-1], abs=1e-5)
 
 
+def two_heads():
+    numbers = keras.Input((3,), name="numbers")
+    city = keras.Input((1,), dtype="int32", name="city")
+    place = keras.layers.Flatten()(keras.layers.Embedding(5, 2)(city))
+    joined = keras.layers.Concatenate()([numbers, place])
+    hidden = keras.layers.Dense(8, activation="tanh")(joined)
+    outputs = {"price": keras.layers.Dense(1)(hidden), "kind": keras.layers.Dense(3)(hidden)}
+    return keras.Model({"numbers": numbers, "city": city}, outputs)
+
+
+SEVERAL = {
+    "features": {"numbers": COLUMNS, "city": "city"},
+    "label": {"price": "number", "kind": "kind"},
+    "task": {"price": "regression"},
+    "loss": {"price": rmspe},
+    "standardize_label": True,
+    "sample_weight": "weight",
+    "network": two_heads,
+    "optimizer": lion,
+}
+
 CONTINUED = {
+    "several inputs and outputs": SEVERAL,
     "numbers, standardized": {
         "label": "pair",
         "task": "regression",
@@ -309,11 +334,13 @@ CONTINUED = {
 
 @pytest.mark.parametrize("options", CONTINUED.values(), ids=CONTINUED)
 def test_two_epochs_and_three_are_five(rows, store, options):
-    shared = {"features": COLUMNS, "batch_size": 8, "store": store, "verbose": 0, "num_proc": 1}
-    shared["launcher"] = "in-process"
+    shared = {"batch_size": 8, "store": store, "verbose": 0, "launcher": "in-process"}
     again = {
-        name: value for name, value in options.items() if callable(value) or name == "sample_weight"
+        name: value
+        for name, value in options.items()
+        if callable(value) or name in ("sample_weight", "loss")
     }
+    options = {"features": COLUMNS, **options}
     spark_mnist.fit(rows, "whole", epochs=5, **options, **shared)
     spark_mnist.fit(rows, "parts", epochs=2, **options, **shared)
     spark_mnist.fit(rows, "parts", epochs=3, continuous=True, **again, **shared)
@@ -321,6 +348,20 @@ def test_two_epochs_and_three_are_five(rows, store, options):
         parts, whole = arrays(store, "parts", 2, file), arrays(store, "whole", 1, file)
         for mine, other in zip(parts, whole, strict=True):
             np.testing.assert_array_equal(mine, other)
+
+
+def test_a_lost_rank_changes_nothing(rows, tmp_path):
+    options = {**SEVERAL, "num_proc": 2, "batch_size": 4, "epochs": 30, "verbose": 0}
+    quiet, broken = str(tmp_path / "quiet"), str(tmp_path / "broken")
+    expected = spark_mnist.fit(rows, "m", store=quiet, **options)
+    with (
+        nothing_left(broken),
+        Saboteur(lambda: trained(broken, "m", 4), send(signal.SIGKILL, 1)),
+    ):
+        found = spark_mnist.fit(rows, "m", store=broken, **options)
+    assert found.records == expected.records
+    for mine, other in zip(arrays(broken, "m", 1), arrays(quiet, "m", 1), strict=True):
+        np.testing.assert_array_equal(mine, other)
 
 
 def test_standardized_labels_predict_in_their_own_units(rows, store):
