@@ -8,7 +8,7 @@ FIND_PYTHON = $(shell for v in $(1); do for p in python$$v "$${PYENV_ROOT:-$$HOM
   "$$p" -c 'import ensurepip' 2> /dev/null && { command -v "$$p"; exit; }; done; done)
 PYTHON ?= $(call FIND_PYTHON,3.13 3.12 3.11)
 BIN := .venv/bin
-SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra images --extra plots --extra mlflow
+SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra images --extra plots --extra mlflow --extra onnx
 DATA ?= digits
 DEMO := $(BIN)/python -m spark_mnist
 DEMO_STORE := demo-output/models

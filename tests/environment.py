@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-EXTRAS = ("cpu", "datasets", "images", "plots", "mlflow")
+EXTRAS = ("cpu", "datasets", "images", "plots", "mlflow", "onnx")
 PROJECT = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
 

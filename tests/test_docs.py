@@ -241,6 +241,7 @@ def test_the_wheels_metadata_is_whole(tmp_path):
         "gpu",
         "images",
         "mlflow",
+        "onnx",
         "plots",
     ]
     requires = {re.split(r"[<>=\[ ]", line)[0] for line in metadata.get_all("Requires-Dist")}

@@ -1,18 +1,22 @@
 """Exported models, read by plain Keras and TensorFlow, against the scores in the DataFrame."""
 
+import importlib.util
 import warnings
 
 import keras
 import numpy as np
+import onnx
 import pytest
 import tensorflow as tf
+from onnx.reference import ReferenceEvaluator
 from pyspark.sql import functions as F
 
 import spark_mnist
 from spark_mnist import datasets, errors
+from spark_mnist.core import requirements
 from spark_mnist.scoring import score_columns
 from spark_mnist.store import manifests, model_store
-from tests.conftest import FLOWERS, custom_model
+from tests.conftest import COLUMNS, FLOWERS, custom_model
 
 
 @pytest.fixture
@@ -47,12 +51,18 @@ def by_lite(path, rows):
     return interpreter.get_tensor(given["index"])
 
 
+def by_onnx(path, rows):
+    (outputs,) = ReferenceEvaluator(path).run(None, {"features": rows})
+    return outputs
+
+
 @pytest.mark.parametrize(
     ("format", "name", "read"),
     [
         ("keras", "m.keras", by_keras),
         ("savedmodel", "folder/m", by_tensorflow),
         ("tflite", "m.tflite", by_lite),
+        ("onnx", "m.onnx", by_onnx),
     ],
 )
 def test_others_read_what_was_exported(flowers, store, tmp_path, format, name, read):
@@ -78,7 +88,7 @@ def test_pictures_of_a_model_with_objects_of_its_own(digits, store, tmp_path):
 @pytest.mark.parametrize(
     ("path", "format", "message"),
     [
-        ("m.keras", "onnx", "format must be keras or savedmodel or tflite, not 'onnx'"),
+        ("m.pt", "torch", "must be keras or savedmodel or tflite or onnx, not 'torch'"),
         ("m", "kera", "did you mean 'keras'"),
         ("m.h5", "keras", r"a file \*.keras, not from .*m.h5"),
     ],
@@ -100,6 +110,9 @@ def test_features_far_from_zero_are_exported_as_doubles(spark, store, tmp_path):
     names = ["setosa", "versicolor", "virginica"]
     answers = spark_mnist.predict(far, "far", interpret=True, store=store).collect()
     assert [names[i] for i in outputs.argmax(axis=1)] == [row["interpreted"] for row in answers]
+    path = spark_mnist.export("far", tmp_path / "far.onnx", "onnx", store=store)
+    doubles = by_onnx(path, np.array([[row["x"]] for row in rows]))
+    np.testing.assert_allclose(doubles, outputs, atol=1e-6)
 
 
 def test_numbers_are_exported_in_the_units_of_the_label(spark, store, tmp_path):
@@ -110,3 +123,108 @@ def test_numbers_are_exported_in_the_units_of_the_label(spark, store, tmp_path):
     rows = np.array(iris.select(*datasets.MEASURES).collect(), "float32")
     predicted = spark_mnist.predict(iris, "m", store=store).select("prediction").collect()
     np.testing.assert_allclose(by_keras(path, rows)[:, 0], np.array(predicted)[:, 0], rtol=1e-5)
+
+
+def exported(store, tmp_path):
+    """The saved model as Keras reads it, and as ONNX's own evaluator does."""
+    kept = keras.saving.load_model(spark_mnist.export("m", tmp_path / "m.keras", store=store))
+    path = spark_mnist.export("m", tmp_path / "m.onnx", "onnx", store=store)
+    for tensor in [*onnx.load(path).graph.input, *onnx.load(path).graph.output]:
+        assert tensor.type.tensor_type.shape.dim[0].dim_value == 0, "the batch is not free"
+    return kept, ReferenceEvaluator(path)
+
+
+def test_onnx_of_pictures(digits, store, tmp_path):
+    spark_mnist.fit(digits, "m", network="mlp", epochs=1, store=store, verbose=0)
+    kept, written = exported(store, tmp_path)
+    rows = np.random.default_rng(0).random((5, 784), "float32")
+    assert (written.input_names, written.output_names) == (["features"], kept.output_names)
+    for batch in (rows, rows[:1]):
+        (outputs,) = written.run(None, {"features": batch})
+        np.testing.assert_allclose(outputs, kept(batch), atol=1e-6)
+
+
+def test_onnx_of_numbers_is_in_the_units_of_the_label(spark, store, tmp_path):
+    iris = datasets.iris(spark).withColumn("grams", F.col("petal_length") * 100 + 5000)
+    options = {**FLOWERS, "label": "grams", "task": "regression", "standardize_label": True}
+    spark_mnist.fit(iris, "m", **{**options, "epochs": 3}, store=store)
+    kept, written = exported(store, tmp_path)
+    rows = np.array(iris.select(*COLUMNS).collect(), "float32")
+    (outputs,) = written.run(None, {"features": rows})
+    np.testing.assert_allclose(outputs, kept(rows), rtol=1e-6)
+    assert 5000 < outputs.mean() < 6000
+
+
+def test_onnx_of_several_inputs_and_outputs_keeps_their_names(spark, store, tmp_path):
+    iris = datasets.iris(spark).selectExpr("*", "cast(petal_width * 3 AS int) AS ward")
+    sizes, ward = keras.Input((2,), name="sizes"), keras.Input((1,), dtype="int64", name="ward")
+    scale = keras.layers.Normalization()  # holds arrays beside its weights
+    scale.adapt(np.array(iris.select(*COLUMNS[:2]).collect()))
+    place = keras.layers.Flatten()(keras.layers.Embedding(9, 2)(ward))
+    joined = keras.layers.Concatenate()([scale(sizes), place])
+    kind = keras.layers.Dense(3, activation="softmax", name="kind")(joined)
+    length = keras.layers.Dense(1, name="length")(joined)
+    spark_mnist.fit(
+        iris,
+        "m",
+        network=keras.Model([ward, sizes], [length, kind]),
+        features={"sizes": COLUMNS[:2], "ward": "ward"},
+        label={"length": "petal_length", "kind": "species"},
+        task={"length": "regression"},
+        epochs=1,
+        store=store,
+        verbose=0,
+    )
+    kept, written = exported(store, tmp_path)
+    random = np.random.default_rng(0)
+    rows = {
+        "sizes": random.random((5, 2), "float32"),
+        "ward": random.integers(0, 9, (5, 1)).astype(kept.input["ward"].dtype),
+    }
+    assert sorted(written.input_names) == ["sizes", "ward"]
+    assert sorted(written.output_names) == ["kind", "length"]
+    found = dict(zip(written.output_names, written.run(None, rows), strict=True))
+    for name, outputs in kept(rows).items():
+        np.testing.assert_allclose(found[name], outputs, atol=1e-6, err_msg=name)
+
+
+def test_onnx_refuses_what_it_cannot_hold(spark, store, tmp_path):
+    rows = spark.range(60).selectExpr("id * 1.0D AS size", "id % 2 AS label")
+    bins = keras.layers.Discretization(num_bins=4)
+    bins.adapt(np.arange(60.0))
+    size = keras.Input((1,), name="size")
+    place = keras.layers.Flatten()(keras.layers.Embedding(5, 2)(bins(size)))
+    network = keras.Model({"size": size}, {"label": keras.layers.Dense(2)(place)})
+    options = {"network": network, "epochs": 1, "store": store, "verbose": 0}
+    names = {"features": {"size": "size"}, "label": {"label": "label"}}
+    spark_mnist.fit(rows, "bins", **options, **names)
+    with pytest.raises(errors.OptionError, match=r"ONNX cannot hold the model .*Bucketize"):
+        spark_mnist.export("bins", tmp_path / "m.onnx", "onnx", store=store)
+    network = keras.Model({"size": size}, {"size": keras.layers.Dense(2)(size)})
+    options, names = {**options, "network": network}, {**names, "label": {"size": "label"}}
+    spark_mnist.fit(rows, "same", **options, **names)
+    with pytest.raises(errors.OptionError, match="size is the name of an input and of an output"):
+        spark_mnist.export("same", tmp_path / "m.onnx", "onnx", store=store)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["tf2onnx", "onnx"])
+def test_without_onnx_the_extra_is_named_before_any_work(tmp_path, monkeypatch, name):
+    version, find_spec = requirements.metadata.version, importlib.util.find_spec
+
+    def version_without(package):
+        if package == name:
+            raise requirements.metadata.PackageNotFoundError(name)
+        return version(package)
+
+    monkeypatch.setattr(requirements.metadata, "version", version_without)
+    message = rf"format=onnx needs .*{name} is missing .*; install spark-mnist\[onnx\]"
+    with pytest.raises(errors.VersionError, match=message):
+        spark_mnist.export("m", tmp_path / "m.onnx", "onnx")
+    monkeypatch.setattr(requirements, "check_extra", lambda extra: None)  # shipped as plain files
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *rest: None if n == name else find_spec(n, *rest)
+    )
+    message = rf"format=onnx needs {name}, which is missing; install spark-mnist\[onnx\]"
+    with pytest.raises(errors.VersionError, match=message):
+        spark_mnist.export("m", tmp_path / "m.onnx", "onnx")

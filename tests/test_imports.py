@@ -74,6 +74,8 @@ SEAMS = {
     "matplotlib": {"plots"},
     "PIL": {"data.image_files"},
     "mlflow": {"catalog.mlflow_runs"},
+    "tf2onnx": {"catalog.exports"},
+    "onnx": {"catalog.exports"},
 }
 
 
