@@ -177,9 +177,16 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
             isinstance(truth_type, T.StringType) and not _has_one_hot_labels(predictions, truth)
         ):
             return labels.whole_as_text(predictions, label), interpreted.cast("string")
-    prediction, _ = feature_columns.column(predictions, "prediction")
+    prediction, prediction_type = feature_columns.column(predictions, "prediction")
+    is_flag = isinstance(prediction_type, T.IntegralType)  # of one of two classes
+    if not is_flag and not isinstance(prediction_type, T.ArrayType):
+        raise errors.UnreadableColumn(
+            f"column 'prediction' is {prediction_type.simpleString()}, and this picture is of "
+            "classes"
+        )
     rows = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
-    first_row = rows.select(F.size(prediction).alias("classes")).first()
+    size = F.lit(2) if is_flag else F.size(prediction)
+    first_row = rows.select(size.alias("classes")).first()
     input_spec = plan.InputSpec(label=label, classes=first_row["classes"] if first_row else 1)
     truth = labels.column(predictions, input_spec)
     if rows.where(truth.isNull() & feature_columns.column(predictions, label)[0].isNotNull()).take(
@@ -189,7 +196,7 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
             f"column {label!r} has values that are no numbers of classes; if they are their names, "
             "predict with interpret=True"
         )
-    return truth, F.array_position(prediction, 1).cast("int") - 1
+    return truth, prediction if is_flag else F.array_position(prediction, 1).cast("int") - 1
 
 
 def _has_one_hot_labels(predictions: DataFrame, truth: Column) -> bool:

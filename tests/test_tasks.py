@@ -105,6 +105,10 @@ CASES = {
         *("pair", 2, None, {"task": "regression", "loss": "mae"}),
         {"loss": "mae", "metrics": ["mse"]},
     ),
+    "two numbers and weights, streamed": (
+        *("pair", 2, None, {"task": "regression", "sample_weight": "weight", "cache": "none"}),
+        {"loss": "mse", "metrics": ["mae"]},
+    ),
     "two classes": (
         *("flag", 1, "sigmoid", {"task": "binary"}),
         {"loss": "binary_crossentropy", "metrics": ["accuracy", "auc", "precision", "recall"]},
@@ -219,7 +223,8 @@ def test_two_ranks_train_as_keras_does(rows, table, store, case):
             np.testing.assert_allclose(mine, expected, atol=1e-5, err_msg=f"{name}, {epoch}")
 
 
-def test_several_inputs_and_outputs_train_as_keras_does(rows, table, store):
+@pytest.mark.parametrize("cache", ["1g", "none"])
+def test_several_inputs_and_outputs_train_as_keras_does(rows, table, store, cache):
     def make():
         keras.utils.set_random_seed(1)
         numbers = keras.Input((3,), name="numbers")
@@ -244,6 +249,7 @@ def test_several_inputs_and_outputs_train_as_keras_does(rows, table, store):
             "task": {"price": "regression"},
             "loss_weights": {"kind": 0.5},
             "sample_weight": "weight",
+            "cache": cache,
         },
     )
     model.compile(
