@@ -8,6 +8,7 @@ FIND_PYTHON = $(shell for v in $(1); do for p in python$$v "$${PYENV_ROOT:-$$HOM
   "$$p" -c 'import ensurepip' 2> /dev/null && { command -v "$$p"; exit; }; done; done)
 PYTHON ?= $(call FIND_PYTHON,3.13 3.12 3.11)
 BIN := .venv/bin
+SYNC_OUTPUT := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra images --extra plots --extra mlflow --extra onnx
 DATA ?= digits
 DEMO := $(BIN)/python -m spark_mnist
@@ -93,8 +94,15 @@ pack: setup ## Pack environment and code for the executors into dist/, for spark
 
 ##@ Test it
 
-test: setup ## Run all tests but the slow ones
+test: setup ## Run all tests but the slow ones, those with ranks beside the others
+ifdef ARGS
 	$(BIN)/pytest $(ARGS)
+else
+	$(MAKE) --no-print-directory --jobs=2 $(SYNC_OUTPUT) test-driver test-ranks
+endif
+
+test-driver: setup ## Of these, those without ranks
+	$(BIN)/pytest -m "not ranks" $(ARGS)
 
 test-unit: setup ## Of these, those that need no JVM (a minute)
 	$(BIN)/pytest -m unit $(ARGS)
