@@ -13,14 +13,14 @@ SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra ima
 DATA ?= digits
 DEMO := $(BIN)/python -m spark_mnist
 DEMO_STORE := demo-output/models
-ON_TWO_RANKS := $(patsubst %,tests/test_%.py,requirements petastorm worker_checks feature_columns shard_writer batches fit score tables custom ml s3 upgrade cluster)
+ON_TWO_RANKS := $(patsubst %,tests/test_%.py,requirements petastorm worker_checks feature_columns shard_writer batches fit score tables tasks callbacks custom ml s3 upgrade cluster)
 DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 
 # Spark's machine-local parts need an address; laptops and containers often have no usable host name.
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers bench-torch notebooks pack docs test test-unit test-session test-ranks test-all coverage test-oldest test-spark faults hosts soak lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers bench-torch notebooks pack docs test test-driver test-unit test-session test-ranks test-all coverage test-oldest test-spark faults hosts soak lint check-tools clean
 
 help: ## Show this list
 	@awk '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {split($$0, part, ":.*## "); printf "  make %-20s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)

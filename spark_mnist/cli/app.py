@@ -41,6 +41,7 @@ examples:
   mymnist predict test_model batch_size=128 interpret=true --input digits:test --output out.parquet
   mymnist eval test_model repeat=2 batch_size=128 rate=0.8 --input digits:test
   mymnist fit flowers features=petal_length,petal_width label=species --input iris:train
+  mymnist fit widths features=sepal_* label=petal_width task=regression --input iris:train
   mymnist rollback test_model version=1
   mymnist doctor num_proc=2 --input digits:train
 """

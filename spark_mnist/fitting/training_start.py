@@ -317,7 +317,6 @@ def _from_saved_version(
         "warmup_epochs": fit_options.warmup_epochs,
         "schedule": fit_options.lr_schedule,
         "clipnorm": fit_options.clipnorm,
-        "accumulate_steps": fit_options.accumulate_steps,
     }
     overrides = {name: value for name, value in optimizer_options.items() if value is not None}
     return TrainingStart(
@@ -415,6 +414,7 @@ def _check_unchanged(
         "hidden": ",".join(map(str, network.hidden)),
         "dropout": network.dropout,
         "optimizer": optimizer.name,
+        "accumulate_steps": optimizer.accumulate_steps,
         "features": _features_text(input_spec),
         "label": by_output("label"),
         "task": by_output("task"),
