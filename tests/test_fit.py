@@ -107,6 +107,8 @@ def test_the_manifest_tells_how_the_model_came_to_be(trained):
         "learning_rate": 0.001,
         "warmup_epochs": 0,
         "schedule": "constant",
+        "clipnorm": None,
+        "accumulate_steps": 1,
     }
     assert found["libraries"]["horovod"] == "0.28.1"
     logs = [file for file in found["files"] if file.startswith("logs/")]
