@@ -87,6 +87,8 @@ def test_two_and_two_epochs_equal_four_with_a_schedule(digits, store):
         "learning_rate": 0.02,
         "warmup_epochs": 2,
         "schedule": "cosine:5",
+        "clipnorm": None,
+        "accumulate_steps": 1,
     }
     train, validation = (events(store, "whole", folder) for folder in ("train", "validation"))
     rates = [event.value for event in train["epoch_learning_rate"]]
