@@ -198,10 +198,10 @@ def _two_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     if names == ("1",):
         return 2, ()
     if size > 2 or (names and size != 2):
-        found = f"{size} classes" if size > 2 else f"the one class {names[0]}"
+        description = f"{size} classes" if size > 2 else f"the one class {names[0]}"
         raise errors.BadRows(
-            f"column {name!r} has {found}, and task={plan.BINARY} takes two: 0 and 1, false and "
-            "true, or two names"
+            f"column {name!r} has {description}, and task={plan.BINARY} takes two: 0 and 1, "
+            "false and true, or two names"
         )
     return 2, names
 

@@ -37,8 +37,8 @@ def make(callbacks_fn: plan.ModelFn) -> list[Any]:
     """
     import keras
 
-    made = callbacks_fn()
-    items = [*made] if isinstance(made, list | tuple) else [made]
+    user_callbacks = callbacks_fn()
+    items = [*user_callbacks] if isinstance(user_callbacks, list | tuple) else [user_callbacks]
     for item in items:
         if not isinstance(item, keras.callbacks.Callback):
             raise errors.OptionError(f"callbacks= makes no callbacks of Keras, but {item!r:.80}")
@@ -81,8 +81,8 @@ def save(callbacks: Sequence[Any]) -> bytes:
                 values[name] = {"arrays": len(value)}
                 for index, array in enumerate(value):
                     arrays[f"{number}/{name}/{index}"] = array
-            elif (kept := _plain(value)) is not _UNKNOWN:
-                values[name] = {"value": kept}
+            elif (plain_value := _plain(value)) is not _UNKNOWN:
+                values[name] = {"value": plain_value}
             elif module := _module_of_function(value):
                 values[name] = {"function": value.__name__, "module": module}
         states.append(values)

@@ -110,23 +110,23 @@ def _check_shape(output: plan.Output, shape: tuple[int, ...]) -> None:
     """
     if shape == (len(_PROBE_ROWS), output.units):
         return
-    given = f"{'x'.join(map(str, shape[1:])) or 1} numbers a row"
+    size_text = f"{'x'.join(map(str, shape[1:])) or 1} numbers a row"
     name = f"output {output.name!r} of the network" if output.name else "the network"
     if output.task == plan.CLASSIFICATION:
         hint = ""
         if shape[1:] == (1,) and output.size == 2:
             hint = f"; one unit learns two classes with task={plan.BINARY}"
         raise errors.ModelMismatch(
-            f"{name} gives {given}, and there are {output.size} classes (ten, unless features= "
+            f"{name} gives {size_text}, and there are {output.size} classes (ten, unless features= "
             f"names the columns){hint}"
         )
     if output.task == plan.BINARY:
         raise errors.ModelMismatch(
-            f"{name} gives {given}, and task={plan.BINARY} takes one; leave task out for one unit "
-            "a class"
+            f"{name} gives {size_text}, and task={plan.BINARY} takes one; leave task out for "
+            "one unit a class"
         )
     noun = "labels" if output.task == plan.MULTILABEL else "numbers to predict"
-    raise errors.ModelMismatch(f"{name} gives {given}, and there are {output.size} {noun}")
+    raise errors.ModelMismatch(f"{name} gives {size_text}, and there are {output.size} {noun}")
 
 
 def _has_logits(output: plan.Output, values: npt.NDArray[np.float32], activation: Any) -> bool:
@@ -209,9 +209,9 @@ def _by_output(model: keras.Model, outputs: Sequence[plan.Output], values: Any) 
         by_name = dict(zip(names, flat, strict=False))
     wanted = [output.name for output in outputs]
     if sorted(by_name) != sorted(wanted):
-        found = ", ".join(map(str, by_name)) or f"{len(flat)}, without names"
+        output_names = ", ".join(map(str, by_name)) or f"{len(flat)}, without names"
         raise errors.ModelMismatch(
-            f"the network has the outputs {found}, and label= names {', '.join(wanted)}"
+            f"the network has the outputs {output_names}, and label= names {', '.join(wanted)}"
         )
     return [by_name[name] for name in wanted]
 

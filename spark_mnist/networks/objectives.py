@@ -180,7 +180,7 @@ def resolve_loss(output: plan.Output, loss: Any = None) -> Any:
         vars(sent).update(loss.attributes)
         return sent
     if loss is not None and not isinstance(loss, str):
-        return _made(loss)
+        return _call_factory(loss)
     text = loss or output.loss
     if not text.startswith("{"):
         return text or LOSSES[output.task][0]
@@ -217,11 +217,11 @@ def make_metrics(output: plan.Output, metrics: Any) -> list[Any]:
     """
     import keras
 
-    made = _made(metrics)
-    items = [name.strip() for name in made.split(",")] if isinstance(made, str) else _flat(made)
+    value = _call_factory(metrics)
+    items = [name.strip() for name in value.split(",")] if isinstance(value, str) else _flat(value)
     result = []
     for item in items:
-        item = _made(item)
+        item = _call_factory(item)
         if (
             isinstance(item, str)
             and METRIC_ALIASES.get(item.lower(), item.lower()) in (REPORTED[output.task])
@@ -295,11 +295,11 @@ def compiled(model: Any, outputs: Sequence[plan.Output]) -> tuple[dict[str, Any]
         for name, loss in _compiled_by_output("loss", model.loss, outputs).items()
         if loss is not None
     }
-    kept = {
+    metric_items = {
         name: [*_flat(items)]
         for name, items in _compiled_by_output("metrics", metrics, outputs).items()
     }
-    return losses, {name: items for name, items in kept.items() if items}
+    return losses, {name: items for name, items in metric_items.items() if items}
 
 
 def _compiled_by_output(what: str, values: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
@@ -433,7 +433,7 @@ def by_output(outputs: Sequence[plan.Output], values: Any) -> list[Any]:
     return [values]
 
 
-def _made(value: Any) -> Any:
+def _call_factory(value: Any) -> Any:
     """Return what a function without required arguments makes; other values stay."""
     if not callable(value) or not inspect.isroutine(value):
         return value() if inspect.isclass(value) else value

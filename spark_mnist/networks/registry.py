@@ -258,15 +258,17 @@ def made_learning_rate(optimizer_fn: plan.ModelFn) -> float:
     """
     import keras
 
-    made = optimizer_fn()
-    if not isinstance(made, keras.optimizers.Optimizer):
-        raise errors.OptionError(f"optimizer= makes no optimizer of Keras, but {made!r:.80}")
-    if not isinstance(made._learning_rate, keras.Variable):
+    user_optimizer = optimizer_fn()
+    if not isinstance(user_optimizer, keras.optimizers.Optimizer):
+        raise errors.OptionError(
+            f"optimizer= makes no optimizer of Keras, but {user_optimizer!r:.80}"
+        )
+    if not isinstance(user_optimizer._learning_rate, keras.Variable):
         raise errors.OptionError(
             "the optimizer has a schedule of Keras: give it a number, and the schedule as "
             "lr_schedule="
         )
-    return float(keras.ops.convert_to_numpy(made.learning_rate))
+    return float(keras.ops.convert_to_numpy(user_optimizer.learning_rate))
 
 
 def _standardize(x: Any, network: plan.Network, dtype: str) -> Any:

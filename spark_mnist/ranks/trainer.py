@@ -300,23 +300,23 @@ def _objectives(
     """
     network = _network_spec(training, user_model)
     compiled = objectives.compiled(user_model, network.heads) if user_model else ({}, {})
-    given_metrics = training.metrics or compiled[1]
+    user_metrics = training.metrics or compiled[1]
     outputs, losses, further_metrics = [], [], {}
     for output in network.heads:
-        given = training.losses.get(output.name)
-        if given is None and output.loss in ("", plan.CUSTOM):
-            given = compiled[0].get(output.name)
-        if given is None and output.loss == plan.CUSTOM:
+        user_loss = training.losses.get(output.name)
+        if user_loss is None and output.loss in ("", plan.CUSTOM):
+            user_loss = compiled[0].get(output.name)
+        if user_loss is None and output.loss == plan.CUSTOM:
             raise errors.ModelMismatch(
                 "the saved model was trained with a loss of your own: give it again, loss=..."
             )
-        loss = objectives.resolve_loss(output, given)
+        loss = objectives.resolve_loss(output, user_loss)
         losses.append(objectives.make_loss(output, loss))
         name = objectives.describe_loss(output, loss)
         outputs.append(dataclasses.replace(output, loss=name))
-        if output.name in given_metrics:
-            made = objectives.make_metrics(output, given_metrics[output.name])
-            further_metrics[output.name] = made
+        if output.name in user_metrics:
+            output_metrics = objectives.make_metrics(output, user_metrics[output.name])
+            further_metrics[output.name] = output_metrics
     return dataclasses.replace(network, outputs=tuple(outputs)), losses, further_metrics
 
 

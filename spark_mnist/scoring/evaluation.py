@@ -101,8 +101,8 @@ def table(
     for (number, value), share_cells in sorted(shares.items(), key=_sort_key):
         share = Share(input_spec, share_cells)
         group_values = (value,) if group else ()
-        found = share.means() if measured is None else means.get((number, value), missing)
-        rows.append((number, *group_values, *found, *(share.details() if details else ())))
+        share_means = share.means() if measured is None else means.get((number, value), missing)
+        rows.append((number, *group_values, *share_means, *(share.details() if details else ())))
     return spark.createDataFrame(rows, _table_schema(group, details=details))
 
 

@@ -70,10 +70,10 @@ def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
             )
             if output.name:
                 losses[output.prefixed("loss")] = mean_loss
-            found = _metrics(output, number, row)
+            output_metrics = _metrics(output, number, row)
             if number in areas:
-                found["auc"] = areas[number].get(_key(key))
-            metrics |= {output.prefixed(name): value for name, value in found.items()}
+                output_metrics["auc"] = areas[number].get(_key(key))
+            metrics |= {output.prefixed(name): value for name, value in output_metrics.items()}
         result[key] = losses, metrics
     return result
 
