@@ -2,6 +2,7 @@
 
 import threading
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -64,6 +65,32 @@ def test_the_model_that_is_logged_predicts_as_ours(digits, store, tracked):
     images = np.array([np.frombuffer(row.image, "uint8") for row in predicted], "float32") / 255
     classes = np.asarray(loaded.predict(images)).argmax(1)
     assert classes.tolist() == [row.prediction.index(1) for row in predicted]
+
+
+def test_the_logged_model_has_the_outputs_of_its_tasks(spark, store, tracked):
+    def network():
+        rows = keras.Input((2,), name="sizes")
+        hidden = keras.layers.Dense(4)(rows)
+        outputs = {"price": keras.layers.Dense(1)(hidden), "cheap": keras.layers.Dense(1)(hidden)}
+        return keras.Model({"sizes": rows}, outputs)
+
+    rows = spark.range(80).selectExpr(
+        "sin(id) AS a", "cos(id) AS b", "1000 + 10 * sin(id) AS price", "sin(id) < 0 AS cheap"
+    )
+    spark_mnist.fit(
+        rows, "m", features={"sizes": ["a", "b"]}, label={"price": "price", "cheap": "cheap"},
+        task={"price": "regression", "cheap": "binary"}, standardize_label=True, network=network,
+        callbacks=list, epochs=1, batch_size=8, verbose=0, mlflow=True, store=store,
+    )  # fmt: skip
+    (run,) = tracked()
+    logged = mlflow.pyfunc.load_model(model_of(run))
+    assert logged.metadata.signature.inputs.input_names() == ["sizes"]
+    assert sorted(logged.metadata.signature.outputs.input_names()) == ["cheap", "price"]
+    table = spark_mnist.predict(rows, "m", probabilities=True, store=store).toPandas()
+    found = logged.predict({"sizes": table[["a", "b"]].to_numpy("float32")})
+    np.testing.assert_allclose(found["price"][:, 0], table["prediction_price"], rtol=1e-5)
+    expected = np.stack(table["probability_cheap"])[:, 1]
+    np.testing.assert_allclose(found["cheap"][:, 0], expected, atol=1e-5)
 
 
 def test_an_active_run_takes_the_first_fit_and_each_further_below_it(digits, store, tracked):

@@ -6,6 +6,7 @@ versions that ``api.fit`` published. Runs on: driver.
 
 from __future__ import annotations
 
+import abc
 import collections
 import dataclasses
 import json
@@ -102,9 +103,9 @@ class StoreModel(Model, FitParams, MLWritable, MLReadable["StoreModel"]):
         scores = score_columns.outputs(dataset, saved_version, BATCH_ROWS, mode)
         return _add_columns(dataset, scores, columns)
 
+    @abc.abstractmethod
     def _columns(self, output: plan.Output) -> dict[str, ColumnFn]:
         """Return the functions that make the new columns from the outputs, by their names."""
-        raise NotImplementedError
 
 
 ModelT = TypeVar("ModelT", bound=StoreModel)
