@@ -18,6 +18,7 @@ def table(spark):
         "array(id % 2, (id + 1) % 2) AS flags",
         "if(id = 3, NULL, 1.0D) AS missing",
         "1.0D - id AS negative",
+        "id / 2 AS half",
         "if(id = 5, double('inf'), 1.0D) AS infinite",
     )
     return spark.range(60).selectExpr(*columns).cache()
@@ -25,6 +26,20 @@ def table(spark):
 
 def network(units=2):
     return keras.Sequential([keras.Input((1,)), keras.layers.Dense(units)])
+
+
+def embedded(size):
+    """A network that looks each number up in a table of ``size``."""
+    layers = [keras.layers.Embedding(size, 2), keras.layers.Flatten(), keras.layers.Dense(2)]
+    return keras.Sequential([keras.Input((1,)), *layers])
+
+
+def whole_numbers():
+    """A network of two inputs, of which one is of integers."""
+    code = keras.Input((1,), dtype="int64", name="code")
+    size = keras.Input((1,), name="size")
+    joined = keras.layers.Concatenate()([keras.layers.Rescaling(1.0)(code), size])
+    return keras.Model({"code": code, "size": size}, keras.layers.Dense(2)(joined))
 
 
 def two_inputs():
@@ -73,6 +88,26 @@ REFUSED = {
         {"task": "multilabel"},
         errors.UnreadableColumn,
         "column 'label' is bigint; with task=multilabel the label is an array",
+    ),
+    "a category that the network does not have": (
+        {"features": "code", "network": embedded(50)},
+        errors.BadRows,
+        "16 of 60 rows .* 16 x code has a number that is none of the 50 categories of the network's",
+    ),
+    "a category below 0": (
+        {"features": "negative", "network": embedded(50)},
+        errors.BadRows,
+        "58 of 60 rows .* 58 x negative has a number that is none of the 50 categories",
+    ),
+    "a fraction for an input of integers": (
+        {"features": {"code": ["half"], "size": ["size"]}, "network": whole_numbers},
+        errors.BadRows,
+        "30 of 60 rows .* 30 x half has a number that is not whole, as the network's input is",
+    ),
+    "a feature that is null": (
+        {"features": "missing", "network": network()},
+        errors.BadRows,
+        "1 of 60 rows cannot be used: 1 x missing is missing or no finite number",
     ),
     "a weight that is null": (
         {"sample_weight": "missing"},
@@ -205,3 +240,13 @@ def test_layers_that_were_adapted_before_work(table, store):
         {"code": rows[["code"]].to_numpy(), "size": rows[["size"]].to_numpy()}, verbose=0
     )
     np.testing.assert_allclose(np.stack(rows["probability"]), expected, atol=1e-6)
+
+
+def test_rows_of_no_category_get_null_and_the_others_are_predicted(table, store):
+    options = {"features": "code", "store": store, "verbose": 0}
+    spark_mnist.fit(table, "m", network=embedded(70), epochs=1, **options)
+    strange = table.selectExpr("IF(size < 4, size + 68.5, code) AS code", "size")
+    lenient = spark_mnist.predict(strange, "m", store=store, mode="DROPMALFORMED").collect()
+    assert {row["size"] for row in lenient if row["prediction"] is None} == {0, 1, 2, 3}
+    with pytest.raises(Exception, match="none of the 70 categories of the network's Embedding"):
+        spark_mnist.predict(strange, "m", store=store).collect()

@@ -3,8 +3,6 @@
 A step takes all training rows, so that the order of the rows does not matter.
 """
 
-import signal
-
 import keras
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from pyspark.sql import functions as F
 
 import spark_mnist
 from tests.conftest import arrays
-from tests.faults.harness import Saboteur, nothing_left, send, trained
 
 pytestmark = pytest.mark.ranks
 
@@ -354,20 +351,6 @@ def test_two_epochs_and_three_are_five(rows, store, options):
         parts, whole = arrays(store, "parts", 2, file), arrays(store, "whole", 1, file)
         for mine, other in zip(parts, whole, strict=True):
             np.testing.assert_array_equal(mine, other)
-
-
-def test_a_lost_rank_changes_nothing(rows, tmp_path):
-    options = {**SEVERAL, "num_proc": 2, "batch_size": 4, "epochs": 30, "verbose": 0}
-    quiet, broken = str(tmp_path / "quiet"), str(tmp_path / "broken")
-    expected = spark_mnist.fit(rows, "m", store=quiet, **options)
-    with (
-        nothing_left(broken),
-        Saboteur(lambda: trained(broken, "m", 4), send(signal.SIGKILL, 1)),
-    ):
-        found = spark_mnist.fit(rows, "m", store=broken, **options)
-    assert found.records == expected.records
-    for mine, other in zip(arrays(broken, "m", 1), arrays(quiet, "m", 1), strict=True):
-        np.testing.assert_array_equal(mine, other)
 
 
 def test_standardized_labels_predict_in_their_own_units(rows, store):

@@ -56,6 +56,10 @@ class Input:
     """Whether the column holds bytes, which are divided by 255."""
     width: int
     """Numbers of a row."""
+    whole: bool = False
+    """Whether the numbers must be whole, as the model's input has an integer dtype."""
+    categories: int = 0
+    """Number of categories of the Embedding that reads the numbers; 0 where none does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,10 @@ class InputSpec:
     """Whether brightnesses that are text, one in each column, lie in 0..255."""
     inputs: tuple[Input, ...] = ()
     """Inputs of a network that has several; ``features`` and ``width`` are then those of all."""
+    whole: bool = False
+    """Whether the numbers must be whole, as the model's input has an integer dtype."""
+    categories: int = 0
+    """Number of categories of the Embedding that reads the numbers; 0 where none does."""
 
     @property
     def has_integer_names(self) -> bool:

@@ -51,6 +51,8 @@ PATTERN = "*"
 """Wildcard: a name that has it stands for several columns."""
 MAX_SHOWN_COLUMNS = 10
 """Most columns that a message names."""
+MAX_SHOWN_FEATURES = 5
+"""Most features of a row that a message shows."""
 FILE_SIGNATURES_HEX = {
     "PNG": "^89504E470D0A1A0A",
     "JPEG": "^FFD8FF[CDE]",
@@ -84,6 +86,8 @@ class Source:
     binary: bool = False
     parts: tuple[Source, ...] = ()
     """The features of each of several inputs, in order."""
+    one_by_one: bool = False
+    """Whether each number has a column of its own, and the array is made of these."""
 
     @property
     def top(self) -> float | None:
@@ -118,9 +122,9 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
     if len(input_spec.features) > 1:
         if input_spec.pixels and _pixels_are_bytes(df, input_spec):
             pixels = _array(_whole_number_sql(df, name) for name in input_spec.features)
-            return Source(pixels, byte_encoding, input_spec)
+            return Source(pixels, byte_encoding, input_spec, one_by_one=True)
         values = _array(_number_sql(df, name, number_type) for name in input_spec.features)
-        return Source(values, float_encoding, input_spec)
+        return Source(values, float_encoding, input_spec, one_by_one=True)
     (name,) = input_spec.features
     feature, data_type = column(df, name)
     if isinstance(data_type, T.BinaryType) and input_spec.pixels:
@@ -133,6 +137,7 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
     array = numbers(df, name, number_type)
     if array is None and not input_spec.pixels and isinstance(data_type, T.NumericType):
         array = _array([_number_sql(df, name, number_type)])
+        return Source(array, float_encoding, input_spec, one_by_one=True)
     if array is None:
         if is_image_struct(data_type):
             raise errors.UnreadableColumn(
@@ -148,7 +153,13 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
 def _join_inputs(df: DataFrame, inputs: Sequence[plan.Input]) -> Source:
     """Return the features of several inputs as one binary column, their bytes in order."""
     specs = [
-        plan.InputSpec(features=each.features, pixels=each.pixels, width=each.width)
+        plan.InputSpec(
+            features=each.features,
+            pixels=each.pixels,
+            width=each.width,
+            whole=each.whole,
+            categories=each.categories,
+        )
         for each in inputs
     ]
     parts = tuple(_integers(df, spec) or features(df, spec) for spec in specs)
@@ -182,7 +193,8 @@ def _integers(df: DataFrame, input_spec: plan.InputSpec) -> Source | None:
     data_types = [_field(df, name)[1] for name in input_spec.features]
     if all(isinstance(data_type, T.IntegralType) for data_type in data_types):
         names = [quote(resolve(df, name)) for name in input_spec.features]
-        return Source(_array(f"CAST({name} AS bigint)" for name in names), encoding, input_spec)
+        values = _array(f"CAST({name} AS bigint)" for name in names)
+        return Source(values, encoding, input_spec, one_by_one=True)
     (data_type, *others) = data_types
     if (
         not others
@@ -283,12 +295,14 @@ def fault(source: Source) -> Column:
     outside = F.lit(False)
     if not source.binary and source.top is not None:
         outside = (F.array_min(array) < 0) | (F.array_max(array) > source.top)
-    if len(names) > 1:  # the array of the columns is never null, and of the right size
+    if source.one_by_one:  # the array is never null, and of the right size
         position = F.array_position(F.transform(array, _not_finite), True)
         wrong_name = F.get(F.array(*map(F.lit, names)), (position - 1).cast("int"))
         missing = F.when(
             position > 0, F.concat(wrong_name, F.lit(" is missing or no finite number"))
         )
+        if source.input_spec.whole:
+            return F.coalesce(missing, _whole_fault(source))
         if source.top is None:
             return missing
         outside_fault = F.lit(
@@ -318,9 +332,40 @@ def fault(source: Source) -> Column:
             (no_number, F.lit(f"{name} has a {noun} that is no number")),
             (infinite, F.lit(f"{name} has a {noun} that is infinite")),
         ]
+    if source.input_spec.whole:
+        return F.coalesce(*(F.when(*rule) for rule in rules), _whole_fault(source))
     if not source.binary and source.top is not None:
         rules.append((outside, F.lit(f"{name} has a pixel outside 0..{source.top:.0f}")))
     return F.coalesce(*(F.when(condition, message) for condition, message in rules))
+
+
+def _whole_fault(source: Source) -> Column:
+    """Return a column that states that a number is none of those that the network takes."""
+    spec = source.input_spec
+
+    def is_wrong(number: Column) -> Column:
+        is_fraction = number != F.floor(number)
+        if not spec.categories:
+            return is_fraction
+        return is_fraction | (number < 0) | (number >= spec.categories)
+
+    reason = f"{_shown(spec.features)} has {_whole_text(spec)}"
+    return F.when(F.exists(source.column, is_wrong), reason)
+
+
+def _whole_text(input_spec: plan.InputSpec) -> str:
+    """Return what is wrong with a number that is not whole, or not one of the categories."""
+    if not input_spec.categories:
+        return "a number that is not whole, as the network's input is"
+    return (
+        f"a number that is none of the {input_spec.categories} categories of the network's "
+        f"Embedding, 0 to {input_spec.categories - 1}"
+    )
+
+
+def _shown(features: Sequence[str]) -> str:
+    """Return the names of the first of many features as text."""
+    return ", ".join(features[:MAX_SHOWN_FEATURES])
 
 
 def _decode_hint(kind: str) -> str:
@@ -421,7 +466,7 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
     the network cannot take.
     """
     encoding, binary, top, size_text = source.encoding, source.binary, source.top, source.size_text
-    name = ", ".join(source.input_spec.features[:5])
+    name, spec = _shown(source.input_spec.features), source.input_spec
     source_parts = bool(source.parts)
     holds_pixels = binary and not source_parts
 
@@ -439,6 +484,8 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
         values: npt.NDArray[Any] = np.concatenate(rows.to_numpy()).reshape(-1, encoding.width)
         if top is None and not np.isfinite(values).all():
             raise errors.BadRows(f"a row to predict has a number in {name} that is not finite")
+        if spec.whole and not _all_whole(values, spec.categories):
+            raise errors.BadRows(f"a row to predict has, in {name}, {_whole_text(spec)}")
         in_range = top is None or (values.min() >= 0 and values.max() <= top)
         if not in_range:  # also where a value is NaN
             raise errors.BadRows(f"a row to predict has a pixel outside 0..{top:.0f}")
@@ -446,6 +493,14 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
         return array
 
     return read
+
+
+def _all_whole(values: npt.NDArray[Any], categories: int) -> bool:
+    """Return whether all numbers are whole, and are categories where there are any."""
+    is_fitting = values == np.floor(values)
+    if categories:
+        is_fitting &= (values >= 0) & (values < categories)
+    return bool(is_fitting.all())
 
 
 def by_batch(function: Callable[..., Any], return_type: str) -> Callable[..., Column]:

@@ -25,8 +25,6 @@ BUCKETS = 256
 """Number of parts in which rows are ordered."""
 MAX_SHOWN_REASONS = 8
 """Most reasons that a message lists."""
-MAX_SHOWN_FEATURES = 5
-"""Most features of a row that a message shows."""
 PATH = "path"
 """Name of the column that says from which file a row comes, if a DataFrame has one."""
 
@@ -202,10 +200,10 @@ def _samples(rows: DataFrame, features: Sequence[str], others: Sequence[str]) ->
 
     Where a column of text is named ``path``, the text names the file of each row in full.
     """
-    columns = dict.fromkeys((*features[:MAX_SHOWN_FEATURES], *others))
+    columns = dict.fromkeys((*features[: feature_columns.MAX_SHOWN_FEATURES], *others))
     names = [feature_columns.quote(feature_columns.resolve(rows, name)) for name in columns]
     shortener = reprlib.Repr()
-    shortener.maxlist, shortener.maxdict = 3, MAX_SHOWN_FEATURES + 1
+    shortener.maxlist, shortener.maxdict = 3, feature_columns.MAX_SHOWN_FEATURES + 1
     shortener.maxstring, shortener.maxother = 40, 60
     has_path = (PATH, "string") in rows.dtypes
     path = F.concat(F.lit(" of "), F.col(PATH)) if has_path else F.lit("")

@@ -196,8 +196,8 @@ class Preparation:
         input_spec, outputs = self._resolve_input_spec(df), self._resolve_outputs(df)
         if not self.start.version:
             input_spec = _with_labels(input_spec, outputs)
-        self._input_spec = input_spec
         self._start = self.start.for_rows(input_spec, outputs)
+        input_spec = self._input_spec = self.start.input_spec or input_spec
         row_profile = self._row_profile = self._profile_rows(df, input_spec, outputs)
         self.class_weight = _class_weight(fit_options.class_weight, outputs)
         training_rows = row_profile.training(fit_options.train_validation_ratio)

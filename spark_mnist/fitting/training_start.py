@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spark_mnist import errors, options
 from spark_mnist.core import plan
@@ -14,6 +14,9 @@ from spark_mnist.data import feature_columns
 from spark_mnist.networks import objectives, registry
 from spark_mnist.options import value_types
 from spark_mnist.store import manifests, model_store
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,9 @@ class TrainingStart:
         if self.model_fn and not self.version and start._has_named_parts():
             from spark_mnist.networks import custom
 
-            custom.describe(self.model_fn(), start.network)
+            user_model = self.model_fn()
+            custom.describe(user_model, start.network)
+            return start._with_whole_inputs(user_model)
         return start
 
     def _has_named_parts(self) -> bool:
@@ -89,6 +94,27 @@ class TrainingStart:
         outputs = self.network.outputs
         is_plain = len(outputs) == 1 and outputs[0].task == plan.CLASSIFICATION
         return bool(self.network.parts or outputs[0].name or not is_plain)
+
+    def _with_whole_inputs(self, user_model: keras.Model) -> TrainingStart:
+        """Return the same start, whose rows must have whole numbers where the model takes these."""
+        from spark_mnist.networks import custom
+
+        assert self.input_spec is not None
+        sizes = custom.whole_inputs(user_model)
+        inputs = tuple(
+            dataclasses.replace(each, whole=True, categories=sizes[each.name])
+            if each.name in sizes
+            else each
+            for each in self.input_spec.inputs
+        )
+        is_whole = "" in sizes and not self.input_spec.pixels
+        input_spec = dataclasses.replace(
+            self.input_spec,
+            inputs=inputs,
+            whole=is_whole,
+            categories=sizes[""] if is_whole else 0,
+        )
+        return dataclasses.replace(self, input_spec=input_spec)
 
     def _with_user_model(self) -> TrainingStart:
         from spark_mnist.networks import array_files, custom
@@ -109,13 +135,14 @@ class TrainingStart:
             for output in network.heads
             if output.name in losses and not output.loss
         }
-        return dataclasses.replace(
+        start = dataclasses.replace(
             self,
             network=network,
             files={plan.WEIGHTS: weights},
             losses={**losses, **self.losses},
             metrics=self.metrics or metrics,
         )
+        return start._with_whole_inputs(self.user_model)
 
 
 def load(store: model_store.Store, name: str, fit_options: options.FitOptions) -> TrainingStart:

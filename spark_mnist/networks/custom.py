@@ -276,6 +276,30 @@ def input_dtypes(user_model: keras.Model) -> dict[str, str]:
     return {tensor.name: tensor.dtype for tensor in user_model.inputs}
 
 
+def whole_inputs(user_model: keras.Model) -> dict[str, int]:
+    """Return the inputs that take whole numbers alone, by name, and how many categories each has.
+
+    The number is that of the Embedding that reads the input, and 0 where none does.
+    """
+    tensors = getattr(user_model, "inputs", None) or ()
+    sizes = {}
+    for tensor in tensors:
+        readers = [
+            layer.input_dim
+            for layer in user_model.layers
+            if isinstance(layer, layers.Embedding) and _reads(layer, tensor)
+        ]
+        if readers or "int" in tensor.dtype:
+            sizes[tensor.name if len(tensors) > 1 else ""] = min(readers, default=0)
+    return sizes
+
+
+def _reads(layer: keras.Layer, tensor: keras.KerasTensor) -> bool:
+    """Return whether a layer is called on a tensor, alone or among others."""
+    calls = (node.input_tensors for node in layer._inbound_nodes)
+    return any(found is tensor for tensors in calls for found in tensors)
+
+
 _PROBE_ROWS = range(4)
 """Rows for which a model is called to see what it gives."""
 

@@ -153,11 +153,15 @@ def _wrong_input(input_spec: plan.InputSpec) -> list[str]:
         "width": value_types.POSITIVE_INT.allows(input_spec.width),
         "classes": value_types.POSITIVE_INT.allows(input_spec.classes),
         "names": names_fit,
+        "whole": isinstance(input_spec.whole, bool),
+        "categories": value_types.NON_NEGATIVE_INT.allows(input_spec.categories),
         "inputs": all(
             isinstance(each.name, str)
             and _is_tuple_of(str, each.features)
             and isinstance(each.pixels, bool)
             and value_types.POSITIVE_INT.allows(each.width)
+            and isinstance(each.whole, bool)
+            and value_types.NON_NEGATIVE_INT.allows(each.categories)
             for each in input_spec.inputs
         ),
     }

@@ -10,6 +10,7 @@ SCENARIOS = {
     "test_ranks.py": "fault scenarios",
     "test_driver.py": "fault scenarios",
     "test_executors.py": "fault scenarios",
+    "test_lost_tasks.py": "fault scenarios",
     "test_slow_imports.py": "fault scenarios",
     "test_streams.py": "fault scenarios",
     "test_tuning.py": "fault scenarios",

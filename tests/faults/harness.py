@@ -53,7 +53,7 @@ def trained(store: str, name: str, epochs: int) -> bool:
 
 
 class Saboteur(threading.Thread):
-    """Does harm once a condition holds; raises at the end of its block what went wrong with it.
+    """Does harm once a condition holds; raises at the end of its block if it could not.
 
     Args:
         when: Looked at until it holds.
@@ -64,6 +64,7 @@ class Saboteur(threading.Thread):
         super().__init__(daemon=True)
         self._when, self._harms = when, harms
         self._error: BaseException | None = None
+        self._left = len(harms)
         self._enough = threading.Event()
 
     def run(self) -> None:
@@ -73,6 +74,7 @@ class Saboteur(threading.Thread):
                     if self._enough.wait(0.05):
                         return
                 harm()
+                self._left -= 1
         except BaseException as error:
             self._error = error
 
@@ -85,6 +87,7 @@ class Saboteur(threading.Thread):
         self.join()
         if self._error:
             raise self._error
+        assert not self._left, f"{self._left} harms were not done: the block ended before"
 
 
 def send(number: int, *which: int) -> Callable[[], None]:
