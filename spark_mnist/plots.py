@@ -181,8 +181,8 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
     is_flag = isinstance(prediction_type, T.IntegralType)  # of one of two classes
     if not is_flag and not isinstance(prediction_type, T.ArrayType):
         raise errors.UnreadableColumn(
-            f"column 'prediction' is {prediction_type.simpleString()}, and this picture is of "
-            "classes"
+            f"column 'prediction' is {prediction_type.simpleString()}, and this plot needs "
+            "predicted classes"
         )
     rows = predictions.where(prediction.isNotNull())  # none for rows that DROPMALFORMED leaves out
     size = F.lit(2) if is_flag else F.size(prediction)
@@ -193,7 +193,7 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
         1
     ):
         raise errors.BadRows(
-            f"column {label!r} has values that are no numbers of classes; if they are their names, "
+            f"column {label!r} has values that are not class numbers; if they are their names, "
             "predict with interpret=True"
         )
     return truth, prediction if is_flag else F.array_position(prediction, 1).cast("int") - 1

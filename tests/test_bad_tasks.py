@@ -52,7 +52,7 @@ REFUSED = {
     "a loss of another task": (
         {"task": "regression", "label": "size", "loss": "binary_crossentropy"},
         errors.OptionError,
-        "loss=binary_crossentropy is none for task=regression, .* one for task=binary or multi",
+        "loss=binary_crossentropy cannot be used with task=regression, .* one for task=binary or multi",
     ),
     "a loss that there is not": (
         {"task": "binary", "loss": "binary_crossentropi"},
@@ -62,12 +62,12 @@ REFUSED = {
     "a function that makes no loss": (
         {"loss": lambda: 3},
         errors.OptionError,
-        "loss= makes no loss",
+        "loss= must make a loss",
     ),
     "a metric that there is not": (
         {"metrics": "auc,precisoin"},
         errors.OptionError,
-        "metrics=precisoin is none of Keras's.*did you mean 'precision'",
+        "metrics=precisoin is not a metric of Keras.*did you mean 'precision'",
     ),
     "a standardized label for a loss that compares with 0": (
         {"task": "regression", "label": "size", "loss": "msle", "standardize_label": True},
@@ -132,7 +132,7 @@ REFUSED = {
     "a weight of a class that there is not": (
         {"class_weight": {"x": 2.0}},
         errors.OptionError,
-        "class_weight names a class 'x'; there are 0, 1",
+        "class_weight names the class 'x', and the classes are 0, 1",
     ),
     "weights of classes for numbers": (
         {"task": "regression", "label": "size", "class_weight": "balanced"},
@@ -182,7 +182,7 @@ REFUSED = {
     "an optimizer that is none": (
         {"optimizer": lambda: "adam"},
         errors.OptionError,
-        "optimizer= makes no optimizer of Keras",
+        "optimizer= must make an optimizer of Keras",
     ),
     "an optimizer with a schedule of Keras": (
         {
@@ -201,7 +201,7 @@ REFUSED = {
     "callbacks that are none": (
         {"callbacks": lambda: ["EarlyStopping"]},
         errors.OptionError,
-        "callbacks= makes no callbacks of Keras, but 'EarlyStopping'",
+        "callbacks= must make callbacks of Keras, not 'EarlyStopping'",
     ),
 }
 

@@ -152,7 +152,7 @@ def test_a_table_from_csv_with_a_header_and_what_becomes_of_its_model(here, tmp_
     assert row["num_examples"] == "150"
     assert json.loads(row["classes"])[2]["class"] == "virginica"
     again = ("eval", "flowers", "--input", flowers, "--output", figures)
-    assert "figures.csv is there already: add --overwrite" in here(*again, code=2)
+    assert "figures.csv exists already: add --overwrite" in here(*again, code=2)
     here(*again, "--overwrite")
     assert spark.read.csv(figures, header=True).columns == ["no", "losses", "metrics"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.csv", "iris.csv", "models"]
@@ -191,7 +191,7 @@ def test_outputs_are_looked_at_before_work_starts(here, tmp_path):
     there = tmp_path / "there.parquet"
     there.mkdir()
     fit = ("fit", "m", "epochs=1", "--input", "digits:train", "--output")
-    assert "is there already" in here(*fit, str(there), code=2)
+    assert "exists already" in here(*fit, str(there), code=2)
     (tmp_path / "file").write_text("")
     assert "cannot be written" in here(*fit, str(tmp_path / "file" / "out.json"), code=1)
     assert not (tmp_path / "models").exists()
@@ -248,7 +248,11 @@ def test_a_reader_that_has_read_enough_is_no_failure(closed, close):
         (["models", "m"], 2, "'m' is no option: write name=value"),
         (["delete", "m", "version=0"], 2, "version must be int >= 1"),
         (["fit", "m", "--input", "digits:dev"], 2, "digits has the splits train and test"),
-        (["fit", "m", "--input", "rows"], 2, "the format of 'rows' is not clear: add --format"),
+        (
+            ["fit", "m", "--input", "rows"],
+            2,
+            "the name 'rows' does not say its format: add --format",
+        ),
         (["predict", "m", "--input", "digits:test", "--output", "x"], 2, "add --output-format"),
         (
             ["fit", "m", "--num-proc", "0", "--input", "digits:train"],
@@ -278,7 +282,7 @@ def test_a_failure_is_one_line_and_exits_with_1(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("mymnist:")]
     assert (
         line
-        == f"mymnist: no model 'nobody' in file://{tmp_path}/models: there is none yet; fit one first"
+        == f"mymnist: no model 'nobody' in file://{tmp_path}/models, which has none yet; fit one first"
     )
     assert "Traceback" not in done.stderr
 

@@ -1,13 +1,17 @@
 """Exported models, read by plain Keras and TensorFlow, against the scores in the DataFrame."""
 
 import importlib.util
+import uuid
 import warnings
+from pathlib import Path
 
+import fsspec
 import keras
 import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
+from fsspec.implementations.memory import MemoryFileSystem
 from onnx.reference import ReferenceEvaluator
 from pyspark.sql import functions as F
 
@@ -71,8 +75,34 @@ def test_others_read_what_was_exported(flowers, store, tmp_path, format, name, r
     assert spark_mnist.export("m", path, format, store=store) == path
     np.testing.assert_allclose(np.asarray(read(path, rows)), scores, atol=1e-5)
     assert list((tmp_path / "out").rglob("*.tmp")) == []
-    with pytest.raises(errors.OptionError, match="is there already"):
+    with pytest.raises(errors.OptionError, match="exists already"):
         spark_mnist.export("m", path, format, store=store)
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "writes"), [("keras", "m.keras", 0), ("savedmodel", "m", 2)]
+)
+def test_half_an_export_cannot_be_read(flowers, store, monkeypatch, format, name, writes):
+    """A file system without renames of folders fails before the last file is there."""
+    put_file, paths = MemoryFileSystem.put_file, []
+
+    def put(fs, source, target, **options):
+        paths.append(target)
+        if len(paths) > writes:
+            fs.pipe_file(target, Path(source).read_bytes()[:10])
+            raise OSError("the disk is full")
+        put_file(fs, source, target, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+    root = f"memory://exports/{uuid.uuid4().hex}"
+    with pytest.raises(OSError, match="the disk is full"):
+        spark_mnist.export("m", f"{root}/{name}", format, store=store)
+    assert len(paths) == writes + 1
+    written = fsspec.filesystem("memory").find(root)
+    assert not [path for path in written if path.endswith((".keras", "saved_model.pb"))]
+    monkeypatch.undo()
+    url = spark_mnist.export("m", f"{root}/again/{name}", format, store=store)
+    assert fsspec.filesystem("memory").find(url)
 
 
 def test_pictures_of_a_model_with_objects_of_its_own(digits, store, tmp_path):

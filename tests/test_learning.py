@@ -60,9 +60,7 @@ def test_bad_values_name_what_is_allowed(digits, store, name, value, allowed):
 
 
 def test_epochs_beyond_a_cosine_are_refused(digits, store):
-    with pytest.raises(
-        errors.OptionError, match=r"cosine:2 nothing is learned any more in epoch 3"
-    ):
+    with pytest.raises(errors.OptionError, match=r"cosine:2 nothing more is learned in epoch 3"):
         spark_mnist.fit(digits, "m", epochs=3, lr_schedule="cosine:2", store=store)
     few = digits.limit(40)
     spark_mnist.fit(few, "m", epochs=2, lr_schedule="cosine:2", store=store, **QUIET)

@@ -91,7 +91,7 @@ def test_numbers(rows, root):
         spark_mnist.predict(rows, "price", probabilities=True, store=root)
     with pytest.raises(errors.OptionError, match="details=true is for a model with one output"):
         spark_mnist.evaluate(rows, "price", details=True, store=root)
-    with pytest.raises(errors.UnreadableColumn, match="this picture is of classes"):
+    with pytest.raises(errors.UnreadableColumn, match="this plot needs predicted classes"):
         plots.confusion(found, label="even")
     axes = spark_mnist.describe("price", store=root).plot().axes
     assert [each.get_ylabel() for each in axes] == ["loss", "r2"]

@@ -26,6 +26,9 @@ from spark_mnist.core import plan, requirements
 from spark_mnist.networks import registry
 from spark_mnist.store import manifests
 
+SAVED_MODEL_FILE = "saved_model.pb"
+"""File of a SavedModel's folder that TensorFlow reads first."""
+
 
 def export(
     model_name: str,
@@ -67,7 +70,7 @@ def export(
         _check_onnx()
     fs, target = fsspec.core.url_to_fs(os.fspath(path))
     if fs.exists(target):
-        raise errors.OptionError(f"{path} is there already; delete it, or name another path")
+        raise errors.OptionError(f"{path} exists already; delete it, or name another path")
     store_handle = versions.open_for_version(version, store)
     saved_version = manifests.load(store_handle, model_name, version, network)
     if format == "tflite" and registry.exported_dtype(saved_version.network) != registry.FLOAT32:
@@ -100,15 +103,25 @@ def _check_onnx() -> None:
 
 
 def _copy(fs: fsspec.AbstractFileSystem, source: Path, target: str) -> None:
-    """Copy a local file or folder to its target.
+    """Copy a local file or folder to its target, which can be read once all of it is there.
 
-    On a local file system the target appears complete or not at all, by a rename.
+    A file, and a folder on a local file system, appear by a rename. Of a folder elsewhere, the file
+    without which TensorFlow reads none of it comes last.
     """
-    temporary = f"{target}.{uuid.uuid4().hex}.tmp" if isinstance(fs, LocalFileSystem) else target
     fs.makedirs(fs._parent(target), exist_ok=True)
+    if source.is_dir() and not isinstance(fs, LocalFileSystem):
+        files = [path for path in source.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == SAVED_MODEL_FILE):
+            copy = f"{target}/{path.relative_to(source).as_posix()}"
+            fs.makedirs(fs._parent(copy), exist_ok=True)
+            fs.put_file(str(path), copy)
+        return
+    temporary = f"{target}.{uuid.uuid4().hex}.tmp"
     fs.put(str(source), temporary, recursive=source.is_dir())
-    if temporary != target:
+    if isinstance(fs, LocalFileSystem):
         os.rename(temporary, target)
+    else:
+        fs.mv(temporary, target)
 
 
 def build_model(saved_version: manifests.SavedModel) -> Any:

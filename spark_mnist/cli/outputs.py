@@ -27,7 +27,7 @@ def format_of(path: str, format_name: str | None, flag: str) -> str:
     if format_name or ending in FORMATS:
         return format_name or ending
     raise errors.CommandError(
-        f"the format of {path!r} is not clear: add {flag} {'|'.join(FORMATS)}"
+        f"the name {path!r} does not say its format: add {flag} {'|'.join(FORMATS)}"
     )
 
 
@@ -66,7 +66,7 @@ class Writer:
             )
             if self._files.exists(self._path) and not overwrite:
                 raise errors.CommandError(
-                    f"--output {path} is there already: add --overwrite, or name another"
+                    f"--output {path} exists already: add --overwrite, or name another"
                 )
             directory = self._path.getParent()
             while not self._files.exists(directory):

@@ -96,7 +96,7 @@ def check_session(spark: object) -> None:
         return
     if not isinstance(spark, SparkSession):
         raise errors.ClusterError(
-            f"a SparkSession is needed, not {type(spark).__qualname__}: give spark"
+            f"a SparkSession is needed, not {type(spark).__qualname__}: pass spark="
         )
     context = spark.sparkContext
     if context._jsc is None or context._jsc.sc().isStopped():

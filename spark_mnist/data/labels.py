@@ -185,7 +185,7 @@ def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     check_class_count(len(whole_numbers), name)
     if len(whole_numbers) > FEW_CLASSES:
         logger.warning(
-            "column %r has %d whole numbers, which are taken for as many classes; if it is a "
+            "column %r has %d whole numbers, which are taken as classes; if it is a "
             "quantity, learn it with task=%s",
             *(name, len(whole_numbers), plan.REGRESSION),
         )
@@ -234,8 +234,8 @@ def check_class_count(classes: int, name: str) -> int:
     """
     if classes > MAX_CLASSES:
         raise errors.BadRows(
-            f"column {name!r} has {classes} classes or more, at most {MAX_CLASSES} can be told "
-            "apart: is it the label?"
+            f"column {name!r} has at least {classes} classes, and at most {MAX_CLASSES} are "
+            "allowed: is it the label?"
         )
     return classes
 

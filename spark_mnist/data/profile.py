@@ -138,7 +138,7 @@ def profile_rows(
     if has_classes and len(class_counts) == 1:
         (number,) = class_counts
         name = outputs[0].class_names[number]
-        logger.warning("all rows have the label %s: there is nothing to tell apart", name)
+        logger.warning("all rows have the label %s: a model learns nothing from one class", name)
     usable = df.where(fault.isNull()) if fault_counts else df
     return RowProfile(
         rows=sum(class_counts.values()),
@@ -182,8 +182,8 @@ def _indicator_column(df: DataFrame, name: str) -> Column:
     indicator, data_type = feature_columns.column(df, name)
     if not isinstance(data_type, T.BooleanType):
         raise errors.UnreadableColumn(
-            f"column {name!r} is {data_type.simpleString()}; what says which rows validate is "
-            "boolean"
+            f"column {name!r} is {data_type.simpleString()}; validation_indicator "
+            "takes a boolean column"
         )
     return indicator
 

@@ -63,8 +63,8 @@ def check_url(url: str) -> None:
     """
     if parse.quote(url, safe=":/+=,@") != url:
         raise errors.OptionError(
-            f"shards cannot lie in {url!r}: use a store, or a {CACHE_DIR}, without blanks and "
-            "special characters in its path"
+            f"shards cannot be written to {url!r}: use a store, or a {CACHE_DIR}, whose "
+            "path has no blanks and no special characters"
         )
 
 

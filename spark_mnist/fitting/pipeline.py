@@ -33,7 +33,7 @@ def fit(df: DataFrame, name: str, fit_options: options.FitOptions) -> results.Fi
     spark = df.sparkSession
     clock = timing.Clock()
     setup = preparation.Preparation(spark, df, name, fit_options)
-    logger.debug("looking at the cluster, the store and the rows")
+    logger.debug("checking the cluster, the store and the rows")
     with clock.add_time("prepare"):
         setup.check()
     row_profile = setup.row_profile
@@ -62,7 +62,7 @@ def _log_compiled_losses(setup: preparation.Preparation, network: plan.Network) 
     for asked, output in zip(setup.start.network.outputs, network.outputs, strict=True):
         if not asked.loss and output.loss != objectives.LOSSES[output.task][0]:
             logger.info(
-                "training lowered the loss that the network was compiled with: %s", output.loss
+                "training with the loss that the network was compiled with: %s", output.loss
             )
 
 
@@ -112,8 +112,8 @@ def _warn_of_concurrent_versions(setup: preparation.Preparation, name: str, vers
     concurrent_versions = [number for number in versions if number not in expected_versions]
     if concurrent_versions:
         logger.warning(
-            "other fits published versions %s of model %r meanwhile; version %d does not go on "
-            "from them, and all stay",
+            "other fits published versions %s of model %r in the meantime; version %d does not "
+            "continue them, and all are kept",
             *(concurrent_versions, name, version),
         )
 
@@ -215,9 +215,7 @@ def _publish(
     """
     checkpoint = checkpoints.locate(training.work)
     if checkpoint is None or checkpoint[0].best.epoch != report.progress.best.epoch:
-        raise errors.DamagedModel(
-            f"the last checkpoint of the fit is not in {training.work} any more"
-        )
+        raise errors.DamagedModel(f"the last checkpoint of the fit is no longer in {training.work}")
     logger.debug("publishing")
     files: dict[str, bytes | model_store.StoredFile] = {**checkpoint[1], **report.logs}
 

@@ -335,7 +335,7 @@ def _class_weight(option: Any, outputs: Sequence[plan.Output]) -> str | dict[int
     for key, weight in option.items():
         if str(key) not in names:
             raise errors.OptionError(
-                f"class_weight names a class {key!r}; there are {', '.join(names)}"
+                f"class_weight names the class {key!r}, and the classes are {', '.join(names)}"
             )
         weights[names.index(str(key))] = float(weight)
     return weights

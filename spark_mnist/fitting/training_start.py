@@ -166,7 +166,7 @@ def load(store: model_store.Store, name: str, fit_options: options.FitOptions) -
         rate = math.inf
     if rate == 0 or math.isinf(rate):
         raise errors.OptionError(
-            f"with lr_schedule={start.optimizer.schedule} nothing is learned any more in epoch "
+            f"with lr_schedule={start.optimizer.schedule} nothing more is learned in epoch "
             f"{last_epoch}, whose learning rate is {rate}: name another schedule, say constant, or "
             "fewer epochs"
         )
@@ -370,7 +370,7 @@ def _describe_network(fit_options: options.FitOptions) -> plan.Network:
     outputs = _outputs(fit_options)
     if not isinstance(name, str):
         if fit_options.hidden or fit_options.dropout is not None:
-            raise errors.OptionError("hidden and dropout are not for a model of your own")
+            raise errors.OptionError("hidden and dropout do not apply to a network of your own")
         return plan.Network(name=plan.CUSTOM, inputs=0, classes=0, outputs=outputs)
     if isinstance(fit_options.features, Mapping):
         raise errors.OptionError(

@@ -86,7 +86,9 @@ class FitParams(
         for name in params:
             if name not in names:
                 hint = errors.did_you_mean(name, names)
-                raise errors.UnknownOption(f"no Param {name!r}; there are {', '.join(names)}{hint}")
+                raise errors.UnknownOption(
+                    f"no Param {name!r}; the Params are {', '.join(names)}{hint}"
+                )
         return self._set(**params)
 
     def getModelName(self) -> str:

@@ -41,7 +41,7 @@ def make(callbacks_fn: plan.ModelFn) -> list[Any]:
     items = [*user_callbacks] if isinstance(user_callbacks, list | tuple) else [user_callbacks]
     for item in items:
         if not isinstance(item, keras.callbacks.Callback):
-            raise errors.OptionError(f"callbacks= makes no callbacks of Keras, but {item!r:.80}")
+            raise errors.OptionError(f"callbacks= must make callbacks of Keras, not {item!r:.80}")
         for base in type(item).__mro__:
             if base.__module__.partition(".")[0] == "keras" and base.__name__ in REFUSED:
                 raise errors.OptionError(

@@ -111,8 +111,8 @@ def loss_name(task: str, name: str) -> str:
             else errors.did_you_mean(name, LOSSES[task])
         )
         raise errors.OptionError(
-            f"loss={name} is none for task={task}, which takes {', '.join(LOSSES[task])}, or a "
-            f"function in Python{hint}"
+            f"loss={name} cannot be used with task={task}, which takes "
+            f"{', '.join(LOSSES[task])}, or a function in Python{hint}"
         )
     return full_name
 
@@ -126,11 +126,13 @@ def check_metric(task: str, name: str) -> None:
     if name.lower() not in METRICS:
         hint = errors.did_you_mean(name, METRICS)
         raise errors.OptionError(
-            f"metrics={name} is none of Keras's: {', '.join(METRICS)}, or a function in "
+            f"metrics={name} is not a metric of Keras: {', '.join(METRICS)}, or a function in "
             f"Python{hint}"
         )
     if name.lower() in ("accuracy", "acc") and task == plan.REGRESSION:
-        raise errors.OptionError(f"metrics={name} is none for task={task}; use mae, rmse or r2")
+        raise errors.OptionError(
+            f"metrics={name} cannot be used with task={task}; use mae, rmse or r2"
+        )
 
 
 def make_loss(output: plan.Output, loss: Any = None) -> Loss:
@@ -150,11 +152,11 @@ def make_loss(output: plan.Output, loss: Any = None) -> Loss:
     try:
         loss = keras.losses.get(loss)
     except (TypeError, ValueError) as error:
-        raise errors.OptionError(f"loss= makes no loss of Keras: {error}") from None
+        raise errors.OptionError(f"loss= must make a loss of Keras: {error}") from None
     if isinstance(loss, keras.losses.Loss):
         loss = _of_probabilities(loss).call
     elif not callable(loss):
-        raise errors.OptionError(f"loss= makes no loss, but {loss!r:.80}")
+        raise errors.OptionError(f"loss= must make a loss, not {loss!r:.80}")
     has_one_hot_targets = needs_one_hot(output, loss)
 
     def row_losses(targets: Any, outputs: Any) -> Any:
@@ -233,7 +235,7 @@ def make_metrics(output: plan.Output, metrics: Any) -> list[Any]:
             raise errors.OptionError(f"metrics= has no metric of Keras: {error}") from None
         if not isinstance(metric, keras.metrics.Metric):
             if not callable(metric):
-                raise errors.OptionError(f"metrics= makes no metric, but {metric!r:.80}")
+                raise errors.OptionError(f"metrics= must make a metric, not {metric!r:.80}")
             name = item if isinstance(item, str) else getattr(item, "__name__", "metric")
             metric = keras.metrics.MeanMetricWrapper(metric, name=name)
         elif isinstance(item, str) and metric.name != item:

@@ -261,7 +261,7 @@ def made_learning_rate(optimizer_fn: plan.ModelFn) -> float:
     user_optimizer = optimizer_fn()
     if not isinstance(user_optimizer, keras.optimizers.Optimizer):
         raise errors.OptionError(
-            f"optimizer= makes no optimizer of Keras, but {user_optimizer!r:.80}"
+            f"optimizer= must make an optimizer of Keras, not {user_optimizer!r:.80}"
         )
     if not isinstance(user_optimizer._learning_rate, keras.Variable):
         raise errors.OptionError(

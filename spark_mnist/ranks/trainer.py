@@ -400,7 +400,7 @@ def _warn_of_constants(training: plan.TrainingPlan, deviation: Sequence[float]) 
         text = ", ".join(names[number] for number in constants[:10])
         more = ", ..." if len(constants) > 10 else ""
         logger.warning(
-            "%s%s: the same value in all training rows, nothing can be learned of it", text, more
+            "%s%s: the same value in all training rows, from which nothing is learned", text, more
         )
 
 

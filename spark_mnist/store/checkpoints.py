@@ -104,7 +104,7 @@ def read_unpublished(url: str) -> tuple[Mapping[str, Any], Mapping[str, model_st
     manifest = store.manifest(UNPUBLISHED, version)["manifest"]
     checkpoint = locate(url)
     if checkpoint is None or checkpoint[0].best.epoch != manifest["epochs"]:
-        raise errors.DamagedModel(f"the last checkpoint of the fit is not in {url} any more")
+        raise errors.DamagedModel(f"the last checkpoint of the fit is no longer in {url}")
     return manifest, {**checkpoint[1], **store.references(UNPUBLISHED, version)}
 
 

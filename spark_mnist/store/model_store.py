@@ -74,7 +74,7 @@ def validate_name(name: str) -> str:
     """
     if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
         raise errors.ModelNameError(
-            f"{name!r} cannot be a model's name: use 1 to 64 letters, digits, '.', '_' and '-', "
+            f"{name!r} is not a valid model name: use 1 to 64 letters, digits, '.', '_' and '-', "
             "a letter or a digit first"
         )
     return name
@@ -152,7 +152,7 @@ class Store:
                 else ""
             )
             raise errors.ModelNotFound(
-                f"no model {name!r} in {self.url}: there is {choices}{hint}{remark}"
+                f"no model {name!r} in {self.url}, which has {choices}{hint}{remark}"
             )
         if version is not None and version not in versions:
             raise errors.ModelNotFound(f"model {name!r} has no version {version}, only {versions}")
