@@ -22,6 +22,13 @@ def kept(rows):
     return batches.InMemory(SHARDS, (images, np.arange(rows, dtype=np.int32)))
 
 
+def prefetched(rows):
+    """The same in memory, gathered ahead as for a GPU."""
+    shard = kept(rows)
+    rows = shard.features.numpy(), shard.labels.numpy()
+    return batches.InMemory(SHARDS, rows, prefetch=True)
+
+
 class Streamed(batches.Streamed):
     """The same rows in files of three, which need no disk."""
 
@@ -52,7 +59,7 @@ def epoch(make, world, rank, number, seed=0):
     return [tuple(t.numpy() for t in batch) for batch in data]
 
 
-@pytest.mark.parametrize("make", [kept, streamed])
+@pytest.mark.parametrize("make", [kept, prefetched, streamed])
 @pytest.mark.parametrize(
     ("size", "rows", "batch_size"),
     [(1, 10, 3), (2, 11, 4), (3, 7, 2), (2, 5, 99), (2, 9, 4), (2, 9, 1), (1, 50, 7)],
@@ -70,7 +77,7 @@ def test_every_row_once_in_equal_steps(make, size, rows, batch_size):
         assert len(found[-1][1]) == world.last_batch
 
 
-@pytest.mark.parametrize("make", [kept, streamed])
+@pytest.mark.parametrize("make", [kept, prefetched, streamed])
 def test_the_order_is_new_each_epoch_and_the_same_each_time(make):
     world = RowSharding(size=1, rows=50, batch_size=50)
     orders = [epoch(make, world, 0, number)[0][1].tolist() for number in (0, 1, 0)]
@@ -85,7 +92,7 @@ def test_a_stream_mixes_rows_of_several_files():
     assert np.mean(files[1:] == files[:-1]) < 0.3
 
 
-@pytest.mark.parametrize("make", [kept, streamed])
+@pytest.mark.parametrize("make", [kept, prefetched, streamed])
 def test_validation_is_every_row_once(make):
     found = list(make(200).validation())
     assert np.concatenate([labels for _, labels, _ in found]).tolist() == list(range(200))
@@ -116,7 +123,7 @@ def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
         world = RowSharding(size=2, rows=256, batch_size=64)
         data = stream.training(world, rank=0, seed=0, epoch=0)
         with pytest.raises(tf.errors.OpError):
-            list(data.take(world.steps))
+            list(data)
         assert isinstance(stream.error, errors.RowsLost)
         assert words in str(stream.error)
 

@@ -6,7 +6,7 @@ import pytest
 from spark_mnist.core import plan
 from spark_mnist.core.sharding import RowSharding
 from spark_mnist.fitting import timing
-from spark_mnist.ranks import loop
+from spark_mnist.ranks import batches, loop
 
 QUICK = timing.Timing(
     prepare=2.0, start=3.0, train=10.0, validate=1.0, publish=0.1, rows_per_second=48000.0,
@@ -93,9 +93,9 @@ class Clock:
     def __init__(self, seconds):
         self.seconds, self.now, self.counts = seconds, 0.0, []
 
-    def call(self, _, count):
-        self.counts.append(int(count))
-        self.now += self.seconds * int(count)
+    def call(self, _, first, end):
+        self.counts.append(int(end - first))
+        self.now += self.seconds * self.counts[-1]
         return 0.0
 
 
@@ -111,6 +111,6 @@ def test_calls_are_as_short_as_their_steps_are_long(monkeypatch, seconds, counts
     clock = Clock(seconds)
     calls = loop.Loop(lambda _: None, clock=lambda: clock.now)
     monkeypatch.setattr(calls, "_call", clock.call)
-    done = list(calls.run([], 70))
+    done = list(calls.run(batches.Batches(None, lambda source, step: (), 70)))
     assert clock.counts == counts
     assert {32, 64, 70} <= set(done)

@@ -3,7 +3,8 @@
 A shard that fits the rank's memory for rows is read once and stays in memory as it was stored, one
 byte a pixel where pixels came as bytes; every epoch draws a new order over the whole shard. A
 larger shard is read again in every epoch, its row groups in a new order, and shuffled a part at a
-time. In both cases numbers become float32 in the graph. Shape letters: B = rows of a batch,
+time. Steps take batches in their graph: rows in memory are gathered there, without a thread of
+tf.data, which would want the core of the ranks' exchange. Shape letters: B = rows of a batch,
 K = numbers of a target, M = rows of a part, N = rows of the shard, W = numbers of a row.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,8 +35,29 @@ ALIGNMENT_BYTES = 64
 """Alignment that TensorFlow requires of the address of an array that it uses without a copy."""
 
 
+@dataclass(frozen=True)
+class Batches:
+    """Batches of one epoch, in order.
+
+    A batch is (features, target, step weight [B] float32), and where rows have weights of their
+    own, these [B] float32. Features are [B, W] float32, or a dictionary of several inputs; a target
+    is a class [B] int32, or numbers [B, K] float64. A padding row has step weight 0; in the last
+    step the other rows make up for it (see ``sharding``).
+    """
+
+    source: Any
+    """Tensors, or an iterator, from which ``take`` makes batches."""
+    take: Callable[[Any, tf.Tensor], tuple[Any, ...]]
+    """Function of ``source`` and of a step, from 0, which returns the step's batch; for graphs."""
+    steps: int
+    """Number of the batches."""
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return (self.take(self.source, tf.constant(step)) for step in range(self.steps))
+
+
 class Shard(Protocol):
-    """Rows of one rank, as batches. Only the dataset returned last is valid."""
+    """Rows of one rank, as batches. Only the batches returned last are valid."""
 
     shards: plan.Shards
     """Shards of all ranks."""
@@ -52,7 +75,7 @@ class Shard(Protocol):
 
     def training(
         self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
-    ) -> tf.data.Dataset:
+    ) -> Batches:
         """Return one epoch: every row once in a new order, then padding to the equal step count.
 
         Args:
@@ -60,32 +83,32 @@ class Shard(Protocol):
             rank: Rank that the shard belongs to.
             seed: Seed of the order.
             epoch: Epoch, counted from 0 over the model's life.
-
-        Returns:
-            Batches of (features, target, step weight [B] float32), and where rows have weights of
-            their own, these [B] float32. Features are [B, W] float32, or a dictionary of several
-            inputs; a target is a class [B] int32, or numbers [B, K] float64. A padding row has step
-            weight 0; in the last step the other rows make up for it (see ``sharding``).
         """
 
-    def validation(self) -> tf.data.Dataset:
-        """Return every row once, in order, in the same form as ``training``."""
+    def validation(self) -> Batches:
+        """Return every row once, in order."""
 
 
 class InMemory:
-    """A shard in memory. Only the dataset returned last is valid: all share one order of rows.
+    """A shard in memory. Only the batches returned last are valid: all share one order of rows.
 
     Args:
         shards: Shards of all ranks.
         rows: Rows of this rank, used without a copy.
         dtype: Type of the batches' features.
+        prefetch: Whether to gather rows ahead, as a GPU computes meanwhile.
     """
 
-    def __init__(self, shards: plan.Shards, rows: Part, dtype: str = registry.FLOAT32) -> None:
-        self.shards, self._dtype = shards, dtype
+    def __init__(
+        self,
+        shards: plan.Shards,
+        rows: Part,
+        dtype: str = registry.FLOAT32,
+        *,
+        prefetch: bool = False,
+    ) -> None:
+        self.shards, self._dtype, self._prefetch = shards, dtype, prefetch
         self.error: Exception | None = None
-        self._datasets: dict[tuple[int, int], tf.data.Dataset] = {}
-        """Datasets by rows of a batch and number of batches: one serves all epochs."""
         with tf.device("CPU"):  # a GPU's memory is the model's
             self.features, self.labels, *self._row_weights = map(_tensor, rows)
             self._order = tf.Variable([], dtype=tf.int64, shape=[None])
@@ -109,37 +132,40 @@ class InMemory:
 
     def training(
         self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
-    ) -> tf.data.Dataset:
+    ) -> Batches:
         """Return one epoch, in a new order over all rows of the shard; see ``Shard``."""
         row_order = order(len(self), row_sharding, rank=rank, seed=seed, epoch=epoch)
-        return self._dataset(row_order, weights(len(self), row_sharding), row_sharding.batch_size)
+        return self._batches(row_order, weights(len(self), row_sharding), row_sharding.batch_size)
 
-    def validation(self) -> tf.data.Dataset:
-        """Return every row once, in order, in the same form as ``training``."""
+    def validation(self) -> Batches:
+        """Return every row once, in order."""
         row_order = np.arange(len(self))
-        return self._dataset(row_order, np.ones(len(self), np.float32), VALIDATION_BATCH)
+        return self._batches(row_order, np.ones(len(self), np.float32), VALIDATION_BATCH)
 
-    def _dataset(
+    def _batches(
         self, row_order: npt.NDArray[np.int64], row_weights: npt.NDArray[np.float32], size: int
-    ) -> tf.data.Dataset:
+    ) -> Batches:
         self._order.assign(row_order)
         self._weights.assign(row_weights)
-        key = size, -(-len(row_order) // size)
-        if key not in self._datasets:
-            self._datasets[key] = self._build_dataset(*key)
-        return self._datasets[key]
+        steps = -(-len(row_order) // size)
+        batch_size = tf.constant(size)
+        if not self._prefetch:
+            return Batches(batch_size, self._gather, steps)
+        numbers = tf.data.Dataset.range(steps, output_type=tf.int32)
+        batches = numbers.map(lambda step: self._gather(batch_size, step)).prefetch(4)
+        return Batches(iter(batches), _next, steps)
 
-    def _build_dataset(self, size: int, count: int) -> tf.data.Dataset:
-        def batch(step: tf.Tensor) -> tuple[Any, ...]:
+    def _gather(self, size: tf.Tensor, step: tf.Tensor) -> tuple[Any, ...]:
+        """Gather the batch of a step, of ``size`` rows at most."""
+        with tf.device("CPU"):  # where the rows are
             positions = slice(step * size, (step + 1) * size)
             index = self._order[positions]
             rows = tf.gather(self.features, index)
-            features = registry.inputs(rows, self.shards.encoding, self._dtype)
-            row_weights = (tf.gather(weights, index) for weights in self._row_weights)
+            row_weights = [tf.gather(weights, index) for weights in self._row_weights]
             labels = tf.gather(self.labels, index)
-            return features, labels, self._weights[positions], *row_weights
-
-        return tf.data.Dataset.range(count).map(batch).prefetch(4)
+            step_weights = self._weights[positions]
+        features = registry.inputs(rows, self.shards.encoding, self._dtype)
+        return features, labels, step_weights, *row_weights
 
 
 class Streamed:
@@ -170,27 +196,27 @@ class Streamed:
 
     def training(
         self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
-    ) -> tf.data.Dataset:
+    ) -> Batches:
         """Return one epoch: files in a new order, then rows of a part; see ``Shard``."""
         random = np.random.default_rng((seed, epoch, rank))
         urls = self._files.urls
         epoch_urls = [urls[number] for number in random.permutation(len(urls))]
         row_weights = weights(len(self), row_sharding)
-        return self._dataset(epoch_urls, random.permutation, row_weights, row_sharding.batch_size)
+        return self._batches(epoch_urls, random.permutation, row_weights, row_sharding.batch_size)
 
-    def validation(self) -> tf.data.Dataset:
-        """Return every row once, in order, in the same form as ``training``."""
+    def validation(self) -> Batches:
+        """Return every row once, in order."""
         row_weights = np.ones(len(self), np.float32)
-        return self._dataset(self._files.urls, np.arange, row_weights, VALIDATION_BATCH)
+        return self._batches(self._files.urls, np.arange, row_weights, VALIDATION_BATCH)
 
-    def _dataset(
+    def _batches(
         self,
         urls: Sequence[str],
         draw_order: Callable[[int], npt.NDArray[np.int64]],
         row_weights: npt.NDArray[np.float32],
         size: int,
-    ) -> tf.data.Dataset:
-        def batches() -> Iterator[tuple[Any, ...]]:
+    ) -> Batches:
+        def read_batches() -> Iterator[tuple[Any, ...]]:
             self.error = None
             try:
                 parts = _join_parts(self._files.parts(urls), self._part_rows)
@@ -205,13 +231,27 @@ class Streamed:
         weight = tf.TensorSpec((None,), tf.float32)
         labels = numbers if target_size else tf.TensorSpec((None,), tf.int32)
         signature = (features, labels, weight, *[weight] * self.shards.weighted)
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        dataset = tf.data.Dataset.from_generator(read_batches, output_signature=signature)
         prefetched_dataset = dataset.prefetch(max(1, CHUNK_ROWS // size))
 
         def convert(x: Any, *others: Any) -> tuple[Any, ...]:
             return registry.inputs(x, encoding, self._dtype), *others
 
-        return prefetched_dataset.map(convert).prefetch(4)
+        converted_dataset = prefetched_dataset.map(convert).prefetch(4)
+        return Batches(iter(converted_dataset), _next, -(-len(row_weights) // size))
+
+
+def _next(iterator: Any, step: tf.Tensor) -> tuple[Any, ...]:
+    """Take the next batch on this thread; ``next`` would wake up another thread to take it."""
+    (resource,) = tf.nest.flatten(iterator, expand_composites=True)
+    specs = tf.nest.flatten(iterator.element_spec)
+    batch = tf.raw_ops.IteratorGetNextSync(
+        iterator=resource,
+        output_types=[spec.dtype for spec in specs],
+        output_shapes=[spec.shape for spec in specs],
+    )
+    packed: tuple[Any, ...] = tf.nest.pack_sequence_as(iterator.element_spec, batch)
+    return packed
 
 
 def read(
@@ -222,6 +262,7 @@ def read(
     memory: int,
     on_row_group: Callable[[], None] = lambda: None,
     dtype: str = registry.FLOAT32,
+    prefetch: bool = False,
 ) -> Shard:
     """Find the rows of one rank, and read them where they fit into memory.
 
@@ -232,6 +273,7 @@ def read(
         memory: Bytes that the rank's rows may take.
         on_row_group: Called after each row group that is read, as a sign of life.
         dtype: Type of the batches' features.
+        prefetch: Whether rows in memory are gathered ahead, as a GPU computes meanwhile.
 
     Raises:
         errors.ShardsLost: A file is not there, or not as it was written.
@@ -250,7 +292,7 @@ def read(
         for array, values in zip(arrays, part, strict=True):
             array[rows] = values
         start = rows.stop
-    return InMemory(shards, arrays, dtype)
+    return InMemory(shards, arrays, dtype, prefetch=prefetch)
 
 
 def order(

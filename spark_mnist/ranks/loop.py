@@ -13,6 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from spark_mnist.ranks import batches
+
 BLOCK = 32
 """Most steps that TensorFlow takes without returning to Python."""
 MAX_CALL_S = 1.0
@@ -31,6 +33,8 @@ class Loop:
         self, step: Callable[[Any], Any], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._step, self._clock = step, clock
+        self._take: Callable[[Any, tf.Tensor], tuple[Any, ...]] | None = None
+        """Function that makes the batches of ``run``."""
         # Without autograph, as Keras runs its steps: a user's layers are not rewritten.
         self._call = tf.function(self._take_steps, reduce_retracing=True, autograph=False)
         self._max_steps = 1
@@ -47,55 +51,44 @@ class Loop:
         yield
         self.seconds += self._clock() - start
 
-    def run(self, data: tf.data.Dataset, steps: int, block: int = BLOCK) -> Iterator[int]:
-        """Take a number of steps.
+    def run(self, data: batches.Batches, block: int = BLOCK) -> Iterator[int]:
+        """Take a step on each batch.
 
         Args:
-            data: Batches as ``Shard.training`` returns them.
-            steps: Number of steps.
+            data: Batches of one shard, the same in all calls.
             block: Most steps of a call of TensorFlow.
 
         Yields:
             The number of steps taken, after each call of TensorFlow; each multiple of ``block`` is
             among them.
         """
-        batches, step = iter(data), 0
-        while step < steps:
-            count = min(self._max_steps, block - step % block, steps - step)
+        self._take, step = data.take, 0
+        while step < data.steps:
+            count = min(self._max_steps, block - step % block, data.steps - step)
             start = self._clock()
-            self.wait_s += float(self._call(batches, tf.constant(count)))
+            first, end = tf.constant(step), tf.constant(step + count)
+            self.wait_s += float(self._call(data.source, first, end))
             seconds = self._clock() - start
             self._max_steps = max(1, min(BLOCK, int(count * MAX_CALL_S / seconds)))
             step += count
             yield step
 
-    def _take_steps(self, batches: Any, count: tf.Tensor) -> tf.Tensor:
-        """Take ``count`` steps in the graph, and return the seconds of waiting for rows."""
+    def _take_steps(self, source: Any, first: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+        """Take the steps up to ``end`` in the graph; return the seconds of waiting for rows."""
+        assert self._take is not None
+        take = self._take
 
         def take_step(step: tf.Tensor, wait_s: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             wait_start = tf.timestamp()
             with tf.control_dependencies([wait_start]):
-                batch = _next(batches)
+                batch = take(source, step)
             with tf.control_dependencies(tf.nest.flatten(batch)):
                 wait_end = tf.timestamp()
             self._step(batch)
             return step + 1, wait_s + wait_end - wait_start
 
-        start = tf.constant(0), tf.constant(0.0, tf.float64)
+        start = first, tf.constant(0.0, tf.float64)
         _, wait_s = tf.while_loop(
-            lambda step, _: step < count, take_step, start, parallel_iterations=1
+            lambda step, _: step < end, take_step, start, parallel_iterations=1
         )
         return wait_s
-
-
-def _next(batches: Any) -> tuple[Any, ...]:
-    """Take the next batch on this thread; ``next`` would wake up another thread to take it."""
-    (iterator,) = tf.nest.flatten(batches, expand_composites=True)
-    specs = tf.nest.flatten(batches.element_spec)
-    batch = tf.raw_ops.IteratorGetNextSync(
-        iterator=iterator,
-        output_types=[spec.dtype for spec in specs],
-        output_shapes=[spec.shape for spec in specs],
-    )
-    packed: tuple[Any, ...] = tf.nest.pack_sequence_as(batches.element_spec, batch)
-    return packed

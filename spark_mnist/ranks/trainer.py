@@ -138,7 +138,7 @@ class Trainer:
         self.user_hooks.batch_begin(0)
         statistics = collectives.statistics(self.model)
         block = 1 if self.user_hooks.has_batch_hooks else loop.BLOCK
-        for step in self.train_loop.run(data, sharding.steps, block):
+        for step in self.train_loop.run(data, block):
             means = {"loss": self.row_metrics.loss_here()}
             self.outbox.send_throttled(epoch=epoch + 1, step=step, means=means)
             self.user_hooks.batch_end(step - 1, self.row_metrics.loss_means)
@@ -153,8 +153,7 @@ class Trainer:
 
     def _validate(self) -> None:
         self.row_metrics.reset()
-        count = math.ceil(len(self.validation_shard) / batches.VALIDATION_BATCH)
-        for _ in self.test_loop.run(self.validation_shard.validation(), count):
+        for _ in self.test_loop.run(self.validation_shard.validation()):
             self.outbox.tick()
 
     def _best_epoch(
@@ -410,6 +409,7 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
     with outbox.long_operation():
         dtype = "float64" if training.standardize else registry.FLOAT32
         read_options = {"rank": rank, "ranks": ranks, "on_row_group": outbox.tick, "dtype": dtype}
+        read_options["prefetch"] = bool(tf.config.get_visible_devices("GPU"))
         training_shard = batches.read(training.train, memory=training.cache, **read_options)
         validation_shard = batches.read(
             training.validation,
