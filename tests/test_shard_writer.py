@@ -188,7 +188,7 @@ def test_fits_in_several_threads_do_not_take_each_others_directory(spark, digits
     "url", ["file:///my models", "file:///a%20b", "file:///a#b", "file:///a?b"]
 )
 def test_a_directory_that_petastorm_cannot_read_is_refused(url):
-    with pytest.raises(errors.OptionError, match="without blanks and special characters"):
+    with pytest.raises(errors.OptionError, match="no blanks and no special characters"):
         shard_writer.check_url(url)
     shard_writer.check_url("s3a://bucket/models_1.2-x/m")
 

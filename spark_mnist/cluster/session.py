@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+from collections.abc import Iterator, Mapping
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -27,6 +30,12 @@ INPUT_HINTS = {
 """Advice for objects that are not DataFrames, by the beginning of their type's name."""
 SECURITY_SETTINGS = ("spark.authenticate", "spark.network.crypto.enabled")
 """Settings that keep others on the network from reading or forging Spark's messages."""
+ADAPTIVE = "spark.sql.adaptive.enabled"
+"""Spark's setting that lets it plan a query again after each shuffle."""
+SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
+"""Spark's setting for the number of partitions after a shuffle."""
+SETTINGS_LOCK = threading.RLock()
+"""Lock to hold while a setting has a temporary value: fits in several threads share a session."""
 
 
 def check_settings(spark: SparkSession, *, secure: bool) -> None:
@@ -126,3 +135,34 @@ def settings(spark: SparkSession) -> dict[str, str]:
                 f"Spark's setting {options.SETTING}{name}: no option {name!r}{hint}"
             )
     return values
+
+
+def make_plan(df: DataFrame) -> str:
+    """Make Spark plan a DataFrame, with the settings of now, and return the plan as text."""
+    plan: str = df._jdf.queryExecution().executedPlan().toString()
+    return plan
+
+
+def has_shuffles(df: DataFrame) -> bool:
+    """Return whether Spark shuffles rows to compute a DataFrame, or has done so for its cache.
+
+    The settings of shuffles are then the user's: joins may need many partitions.
+    """
+    return "Exchange" in make_plan(df)
+
+
+@contextlib.contextmanager
+def temporary_settings(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
+    """Change settings of a session within a block; no other such block runs meanwhile."""
+    with SETTINGS_LOCK:
+        old_values = {key: spark.conf.get(key, None) for key in values}
+        try:
+            for key, value in values.items():
+                spark.conf.set(key, value)
+            yield
+        finally:
+            for key, old_value in old_values.items():
+                if old_value is None:
+                    spark.conf.unset(key)
+                else:
+                    spark.conf.set(key, old_value)

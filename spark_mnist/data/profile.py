@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from spark_mnist import errors, options
+from spark_mnist.cluster import session
 from spark_mnist.core import plan, sharding
 from spark_mnist.data import feature_columns, targets
 
@@ -163,7 +164,13 @@ def _count_rows(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[in
     fault_counts: Counter[str] = Counter()
     class_counts: Counter[int] = Counter()
     bucket_counts: Counter[int] = Counter()
-    for row in rows.groupBy("fault", "class", "bucket").count().collect():
+    counts = rows.groupBy("fault", "class", "bucket").count()
+    if not session.has_shuffles(rows):
+        slots = rows.sparkSession.sparkContext.defaultParallelism
+        few = {session.SHUFFLE_PARTITIONS: str(slots), session.ADAPTIVE: "false"}
+        with session.temporary_settings(rows.sparkSession, few):
+            session.make_plan(counts)
+    for row in counts.collect():
         if row["fault"] is None:
             class_counts[row["class"]] += row["count"]
             bucket_counts[row["bucket"]] += row["count"]

@@ -19,7 +19,6 @@ import itertools
 import logging
 import math
 import re
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from urllib import parse
@@ -32,6 +31,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from spark_mnist import errors
+from spark_mnist.cluster import session
 from spark_mnist.core import plan, retries, sharding
 from spark_mnist.data import feature_columns, profile
 
@@ -45,13 +45,11 @@ SORT_TASK_BYTES = 64 << 20
 """Bytes of features that one task orders."""
 CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
 """Spark setting that tells Petastorm where to write."""
-_CACHE_DIR_LOCK = threading.Lock()
-"""Lock to hold while a fit uses that setting: fits in several threads may share a session."""
 
 
 def cache_directory(spark: SparkSession) -> str | None:
     """Return the directory that the user gave Petastorm, if any; never that of a running fit."""
-    with _CACHE_DIR_LOCK:
+    with session.SETTINGS_LOCK:
         return spark.conf.get(CACHE_DIR, None)
 
 
@@ -140,7 +138,8 @@ def write_shards(
         .select("features", "label", *["weight"] * layout.weighted)
     )
     rows_at_once = feature_columns.arrow_rows(shards.sparkSession, row_profile.source)
-    with _parquet_files(shards, url, rows_at_once) as urls:
+    has_shuffles = session.has_shuffles(row_profile.usable)
+    with _parquet_files(shards, url, rows_at_once, has_shuffles=has_shuffles) as urls:
         sizes = [
             sharding.share(row_count, index, file_count)
             for row_count, file_count in zip(split_rows, split_files, strict=True)
@@ -187,7 +186,7 @@ def _order_rows(row_profile: profile.RowProfile) -> DataFrame:
 
 @contextlib.contextmanager
 def _parquet_files(
-    shards: DataFrame, url: str, rows_at_once: int | None
+    shards: DataFrame, url: str, rows_at_once: int | None, *, has_shuffles: bool
 ) -> Iterator[tuple[str, ...]]:
     """Write partitions as files through Petastorm, and yield the URLs of the files in order.
 
@@ -195,6 +194,7 @@ def _parquet_files(
         shards: The rows, in the partitions that become files.
         url: A directory of this fit alone.
         rows_at_once: Rows that Spark may send to Python at once; None leaves its own setting.
+        has_shuffles: Whether the user's DataFrame has shuffles of its own.
     """
     # Petastorm returns an earlier result for an equal plan under the same parent directory, even
     # when the source has changed since; a directory of this fit alone has no earlier result.
@@ -205,12 +205,13 @@ def _parquet_files(
         "spark.sql.files.maxRecordsPerFile": "0",
         "parquet.enable.dictionary": "false",
     }
+    if not has_shuffles:
+        write_settings[session.ADAPTIVE] = "false"  # to plan again between our shuffles costs time
     if rows_at_once:
         write_settings[feature_columns.ARROW_ROWS] = str(rows_at_once)
     with (
-        _CACHE_DIR_LOCK,
-        _session_conf(first_session, cache_setting),
-        _session_conf(shards.sparkSession, write_settings),
+        session.temporary_settings(first_session, cache_setting),
+        session.temporary_settings(shards.sparkSession, write_settings),
         _silence_petastorm(),
     ):
         from spark_mnist.compat import petastorm
@@ -278,21 +279,6 @@ def _check_footers(urls: tuple[str, ...], sizes: list[int]) -> None:
 def _footer(url: str) -> pq.FileMetaData:
     with fsspec.open(url) as file:
         return pq.read_metadata(file)
-
-
-@contextlib.contextmanager
-def _session_conf(spark: SparkSession, values: dict[str, str]) -> Iterator[None]:
-    old_values = {key: spark.conf.get(key, None) for key in values}
-    try:
-        for key, value in values.items():
-            spark.conf.set(key, value)
-        yield
-    finally:
-        for key, old_value in old_values.items():
-            if old_value is None:
-                spark.conf.unset(key)
-            else:
-                spark.conf.set(key, old_value)
 
 
 @contextlib.contextmanager

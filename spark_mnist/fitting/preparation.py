@@ -37,6 +37,8 @@ PROBE_FILE = "token"
 """Name of the file with the token that the driver writes and each probing task reads."""
 PROBE_LINGER_S = 0.2
 """Seconds for which a probing task keeps its slot, so that every executor gets a task."""
+_shared_stores: set[tuple[str, ...]] = set()
+"""Stores that executors were seen to share, by application, URL and executors."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,21 @@ class Preparation:
         with _explain_os_errors(self.store), self.store.work(self._name) as url:
             self.store.check_claims(self._name, url)
         with _explain_os_errors(self.shard_store), self.shard_store.work(self._name) as url:
-            hosts = _round_trip(self._spark, url, warm=self._warm_workers)
+            if self._warm_workers:
+                self._warm_up(url)
+                return f"{self.store.url}; executors share it"
+            hosts = _round_trip(self._spark, url, warm=False)
         return f"{self.store.url}; written and read on {', '.join(hosts)}"
+
+    def _warm_up(self, url: str) -> None:
+        """Start the servers of ranks, and check once that the same executors share the store."""
+        context = self._spark.sparkContext
+        key = (context.applicationId, self.shard_store.url, *slots.executors(self._spark))
+        if key in _shared_stores:
+            _warm_servers(self._spark, url)
+        else:
+            _round_trip(self._spark, url, warm=True)
+            _shared_stores.add(key)
 
     def _check_rows(self) -> str:
         assert self._df is not None
@@ -410,6 +425,14 @@ def _explain_os_errors(store: model_store.Store) -> Iterator[None]:
             f"the driver cannot read and write in {store.url} ({error}): give store= a path or URL "
             "in which it can"
         ) from error
+
+
+def _warm_servers(spark: SparkSession, url: str) -> None:
+    """Let the Python worker of every slot start the server that forks ranks, where none runs."""
+    tasks = slots.slots(spark)
+    pattern, variables = environment.pattern(spark, url), environment.settings()
+    indices = spark.sparkContext.range(0, tasks, numSlices=tasks)
+    slots.in_rank_workers(indices.map(lambda _: rank_process.warm(pattern, variables))).collect()
 
 
 def _round_trip(spark: SparkSession, url: str, *, warm: bool) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spark_mnist import errors, options
 from spark_mnist.core import plan
@@ -14,9 +14,6 @@ from spark_mnist.data import feature_columns
 from spark_mnist.networks import objectives, registry
 from spark_mnist.options import value_types
 from spark_mnist.store import manifests, model_store
-
-if TYPE_CHECKING:
-    import keras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +92,7 @@ class TrainingStart:
         is_plain = len(outputs) == 1 and outputs[0].task == plan.CLASSIFICATION
         return bool(self.network.parts or outputs[0].name or not is_plain)
 
-    def _with_whole_inputs(self, user_model: keras.Model) -> TrainingStart:
+    def _with_whole_inputs(self, user_model: Any) -> TrainingStart:
         """Return the same start, whose rows must have whole numbers where the model takes these."""
         from spark_mnist.networks import custom
 
