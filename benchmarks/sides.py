@@ -80,6 +80,13 @@ class Sides:
             raise RuntimeError(f"{' '.join(command)} failed")
         return sum(map(float, said))
 
+    def bare(self, network: str = "mlp", batch: int = SMALL, ranks: int = 2) -> float:
+        """Rows/s of the same ranks in ``bare_loop.py``."""
+        words = (self.data.arrays, network, batch, ranks)
+        command = [sys.executable, "-m", "benchmarks.bare_loop", *map(str, words)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+        return float(done.stdout)
+
     def trains_as_databricks(self) -> float:
         """Rows/s of two ranks in training steps."""
         with self._directory() as directory:
@@ -92,6 +99,15 @@ class Sides:
         self.fit()
         return time.perf_counter() - begun
 
+    def continues(self) -> float:
+        """Seconds of a whole call that continues for one epoch on new rows, as a stream does."""
+        self._trained()
+        rows = self.data.pictures.limit(1_000).cache()
+        rows.count()
+        begun = time.perf_counter()
+        self.fit(rows, epochs=1, continuous=True)
+        return time.perf_counter() - begun
+
     def shaped(self, shape: str) -> tuple[float, float]:
         """Seconds of a whole call of one of ``SHAPES``, and its rows/s in training steps."""
         options = SHAPES[shape]
@@ -100,24 +116,27 @@ class Sides:
         fit = self.fit(rows, **options)
         return time.perf_counter() - begun, fit.timing.rows_per_second
 
-    def torch(self, shape: str) -> tuple[float, float]:
-        """Measure the same for TorchDistributor; see ``torch_peer.py``."""
+    def torch(self, shape: str) -> tuple[float, float, float]:
+        """Measure the same for TorchDistributor, and the seconds of a session's first call."""
         options: dict[str, Any] = dict(SHAPES[shape])
         network = str(options.get("network", "mlp"))
         count = 6_000 if network == "cnn" else 60_000
         words = (network, options["batch_size"], options["epochs"], count)
-        seconds, rate = self._elsewhere(TORCH, "torch_peer.py", *words)
-        return seconds, rate
+        seconds, rate, first = self._elsewhere(TORCH, "torch_peer.py", *words)
+        return seconds, rate, first
 
     def peers(self, what: str) -> float:
         """One figure of what needs the peers' environment; see ``peers.py``."""
         return self._elsewhere(PEERS, "peers.py", what)[0]
 
-    def first_start(self) -> float:
-        """Seconds until ranks train, in the first fit of a session."""
+    def first_fit(self, epochs: int = 1) -> tuple[float, float]:
+        """Seconds until ranks train, and of the whole call, in the first fit of a session."""
         _ = self.data.pictures
-        command = [sys.executable, "-m", "benchmarks.first_fit", str(self.data.home / "pictures")]
-        return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        words = (self.data.home / "pictures", epochs)
+        command = [sys.executable, "-m", "benchmarks.first_fit", *map(str, words)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        start, seconds = map(float, done.stdout.split())
+        return start, seconds
 
     def _elsewhere(self, python: Path, script: str, *words: object) -> list[float]:
         """Run a script of this folder in another environment; returns what it prints last."""

@@ -1,11 +1,15 @@
 """Assignment of GPUs to ranks, without GPUs: TensorFlow's list of them is made up."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 import spark_mnist
 from spark_mnist import errors
 from spark_mnist.ranks import gpus
-from tests.conftest import arrays
+from tests.conftest import PROGRAMS, arrays
 
 
 def test_two_ranks_on_one_gpu_are_an_error(monkeypatch):
@@ -58,3 +62,19 @@ def test_precision_is_of_a_fit_and_not_of_its_model(digits, tmp_path, network, p
         assert len(arrays(store, "m", 1, file)) == len(arrays(store, "m", 2, file))
     (row,) = spark_mnist.evaluate(digits, "m", rate=1, version=1, store=store).collect()
     assert row["metrics"]["accuracy"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["1 device:CPU:1", "0 device:CPU:0", "1 device:CPU:1", "None anywhere"]),
+        ("1,0", ["1 device:CPU:0", "0 device:CPU:1", "1 device:CPU:0", "None anywhere"]),
+    ],
+)
+def test_a_worker_scores_on_the_gpu_of_each_task(visible, names):
+    environment = (
+        dict(os.environ) if visible is None else {**os.environ, gpus.VISIBLE_DEVICES: visible}
+    )
+    command = [sys.executable, PROGRAMS / "two_gpus.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == names

@@ -82,7 +82,7 @@ def scores(
         batch_size: Rows of one call of the model.
         drops_bad_rows: Whether a row that is null gets null.
     """
-    model = _model(spec)
+    model = _model(spec, _gpu())
     for rows in batches:
         usable_rows = rows[rows.notna()] if drops_bad_rows else rows
         features = read(usable_rows)
@@ -117,7 +117,7 @@ def outputs_and_losses(
     Yields:
         For each row the outputs, then the loss of each output; NaN where there is none.
     """
-    model, row_losses = _model(spec), _row_losses(spec)
+    model, row_losses = _model(spec, _gpu()), _row_losses(spec)
     for rows, targets in batches:
         features = read(rows)
         values = []
@@ -159,13 +159,36 @@ def _row_losses(
     return row_losses
 
 
+def _gpu() -> str | None:
+    """Return the address of the GPU that Spark gave this task; None where it gave none."""
+    return next(iter(task.gpus()), None)
+
+
+def _device(gpu: str | None) -> str | None:
+    """Return TensorFlow's name of a GPU; None where TensorFlow should choose.
+
+    All GPUs of the host stay visible, since a worker's next task may have another.
+
+    Args:
+        gpu: Address of the GPU: its number on the host, or what ``CUDA_VISIBLE_DEVICES`` lists.
+    """
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices("GPU")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    addresses = visible.split(",") if visible else [*map(str, range(len(devices)))]
+    by_address = dict(zip(addresses, devices, strict=False))
+    return by_address[gpu].name if gpu in by_address else None
+
+
 @functools.lru_cache(maxsize=2)
-def _model(spec: ModelSpec) -> Model:
-    """Build the model, once for each Python worker; Spark uses a worker again for later tasks."""
+def _model(spec: ModelSpec, gpu: str | None) -> Model:
+    """Build the model, once for each Python worker and GPU.
+
+    Spark uses a worker again for later tasks.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use the GPU, too
-    if gpus := task.gpus():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", gpus[0])
     with _hold_back_native_stderr():
         import tensorflow as tf
 
@@ -174,8 +197,9 @@ def _model(spec: ModelSpec) -> Model:
     with contextlib.suppress(RuntimeError):  # already running: another model came first
         tf.config.threading.set_intra_op_parallelism_threads(spec.threads)
         tf.config.threading.set_inter_op_parallelism_threads(spec.threads)
-    files = {plan.WEIGHTS: spec.weights.unpack()}
-    model = array_files.build_model(spec.network, files, cloudpickle.loads(spec.model_fn))
+    files, device = {plan.WEIGHTS: spec.weights.unpack()}, _device(gpu)
+    with tf.device(device):
+        model = array_files.build_model(spec.network, files, cloudpickle.loads(spec.model_fn))
     encoding = spec.encoding
 
     def call(batch: tf.Tensor) -> tf.Tensor:
@@ -185,4 +209,9 @@ def _model(spec: ModelSpec) -> Model:
 
     signature = [tf.TensorSpec((None, encoding.width), encoding.dtype)]
     predict = tf.function(call, input_signature=signature)
-    return lambda batch: np.asarray(predict(batch))
+
+    def predict_array(batch: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        with tf.device(device):
+            return np.asarray(predict(batch))
+
+    return predict_array
