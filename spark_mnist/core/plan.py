@@ -23,6 +23,8 @@ LOSS_SCALE = "loss_scale.npz"
 """Name of one more file, for a model that was trained in ``mixed_float16``."""
 CALLBACKS = "callbacks.npz"
 """Name of a checkpoint's file with the state of the user's callbacks."""
+RANK_STATES = "ranks.bin"
+"""Name of a file of a checkpoint within an epoch: what differs between ranks, as equal parts."""
 LOGS = "logs/"
 """Folder of a version's TensorBoard files."""
 CUSTOM = "own"
@@ -292,10 +294,12 @@ class BestEpoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """State of a fit after an epoch: the values that all ranks need to go on."""
+    """State of a fit at a checkpoint: the values that all ranks need to go on."""
 
     epoch: int
-    """Number of epochs of the model's life."""
+    """Number of whole epochs of the model's life."""
+    step: int = 0
+    """Number of steps taken in the epoch that follows."""
     history: tuple[EpochRecord, ...] = ()
     """Records of the epochs of this fit."""
     read: tuple[RowsByRank, ...] = ()
@@ -308,7 +312,7 @@ class Progress:
     not_finite: bool = False
     """Whether the last epoch ended with a loss or a weight that is not finite."""
     files: Mapping[str, bytes] = field(default_factory=dict)
-    """Checkpoint of ``epoch``; empty before the first."""
+    """Checkpoint of ``epoch`` and ``step``; empty before the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +364,8 @@ class TrainingPlan:
     """URL of the store for checkpoints, which also has the one to start from."""
     checkpoints: bool = True
     """Whether to write a checkpoint after each epoch, and not only at the end."""
+    checkpoint_every: float = math.inf
+    """Seconds between checkpoints within an epoch."""
     attempt: int = 0
     """Number of this start of the ranks in the fit, from 0."""
     resume: Progress | None = None

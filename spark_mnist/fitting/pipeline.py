@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -280,6 +281,7 @@ def _training_plan(
         heartbeat_timeout=fit_options.heartbeat_timeout,
         work=work,
         checkpoints=fit_options.max_restarts > 0,
+        checkpoint_every=fit_options.checkpoint_every if fit_options.max_restarts else math.inf,
         starts_from_files=bool(start.files),
         standardize_label=start.standardize_label,
         class_weight=setup.class_weight,

@@ -114,11 +114,12 @@ def train(
                 reason = str(error)
             # Outside of the except block, in which an interrupt would wait.
             training = resume_plan(training, training.attempt + 1)
-            epoch = training.resume.epoch if training.resume else training.first_epoch
+            resume = training.resume or plan.Progress(epoch=training.first_epoch)
+            place = f"epoch {resume.epoch}" + (f" and {resume.step} steps" if resume.step else "")
             logger.debug("%s", reason)
             logger.warning(
-                "%s; all ranks start again after epoch %d (restart %d of %d)",
-                *(reason.partition("\n")[0], epoch, restarts + 1, max_restarts),
+                "%s; all ranks start again after %s (restart %d of %d)",
+                *(reason.partition("\n")[0], place, restarts + 1, max_restarts),
             )
             try:
                 slots.wait_for_slots(spark, training.sharding.size, SLOT_RECOVERY_S)

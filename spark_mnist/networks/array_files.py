@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -114,12 +115,18 @@ def _loss_scale(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
 
 
 def _pack(variables: Sequence[keras.Variable]) -> bytes:
+    return pack_arrays([*map(keras.ops.convert_to_numpy, variables)])
+
+
+def pack_arrays(arrays: Sequence[npt.NDArray[np.generic]]) -> bytes:
+    """Return arrays as the content of a file."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{f"{i:04d}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)})
+    named: dict[str, Any] = {f"{number:04d}": array for number, array in enumerate(arrays)}
+    np.savez(buffer, **named)
     return buffer.getvalue()
 
 
-def _read_arrays(content: bytes) -> list[npt.NDArray[np.generic]]:
+def read_arrays(content: bytes) -> list[npt.NDArray[np.generic]]:
     """Read the arrays of a file; refuse code, and compression, which could fill the memory."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
@@ -136,7 +143,7 @@ def _read_arrays(content: bytes) -> list[npt.NDArray[np.generic]]:
 
 
 def _unpack(content: bytes, variables: Sequence[keras.Variable]) -> None:
-    arrays = _read_arrays(content)
+    arrays = read_arrays(content)
     shapes, model_shapes = [a.shape for a in arrays], [tuple(v.shape) for v in variables]
     if shapes != model_shapes:
         raise errors.ModelMismatch(

@@ -258,7 +258,12 @@ class FitOptions(RowOptions):
     max_restarts: int = option(
         2,
         value_types.NON_NEGATIVE_INT,
-        "how often to restart all ranks from the last epoch after one is lost",
+        "how often to restart all ranks from the last checkpoint after one is lost",
+    )
+    checkpoint_every: float = option(
+        600.0,
+        value_types.POSITIVE_FLOAT,
+        "seconds between checkpoints within an epoch; there is one after each epoch, too",
     )
     heartbeat_timeout: float = option(
         60.0,

@@ -10,6 +10,7 @@ K = numbers of a target, M = rows of a part, N = rows of the shard, W = numbers 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,10 +51,13 @@ class Batches:
     take: Callable[[Any, tf.Tensor], tuple[Any, ...]]
     """Function of ``source`` and of a step, from 0, which returns the step's batch; for graphs."""
     steps: int
-    """Number of the batches."""
+    """Number of steps of the epoch."""
+    first: int = 0
+    """Step of the first batch that is left."""
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return (self.take(self.source, tf.constant(step)) for step in range(self.steps))
+        steps = range(self.first, self.steps)
+        return (self.take(self.source, tf.constant(step)) for step in steps)
 
 
 class Shard(Protocol):
@@ -74,7 +78,13 @@ class Shard(Protocol):
         """Yield all rows in order, a part at a time."""
 
     def training(
-        self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
+        self,
+        row_sharding: sharding.RowSharding,
+        *,
+        rank: int,
+        seed: int,
+        epoch: int,
+        first: int = 0,
     ) -> Batches:
         """Return one epoch: every row once in a new order, then padding to the equal step count.
 
@@ -83,6 +93,7 @@ class Shard(Protocol):
             rank: Rank that the shard belongs to.
             seed: Seed of the order.
             epoch: Epoch, counted from 0 over the model's life.
+            first: Steps of the epoch that were taken before.
         """
 
     def validation(self) -> Batches:
@@ -131,11 +142,18 @@ class InMemory:
             yield tuple(tensor[rows].numpy() for tensor in tensors)
 
     def training(
-        self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
+        self,
+        row_sharding: sharding.RowSharding,
+        *,
+        rank: int,
+        seed: int,
+        epoch: int,
+        first: int = 0,
     ) -> Batches:
         """Return one epoch, in a new order over all rows of the shard; see ``Shard``."""
         row_order = order(len(self), row_sharding, rank=rank, seed=seed, epoch=epoch)
-        return self._batches(row_order, weights(len(self), row_sharding), row_sharding.batch_size)
+        row_weights = weights(len(self), row_sharding)
+        return self._batches(row_order, row_weights, row_sharding.batch_size, first)
 
     def validation(self) -> Batches:
         """Return every row once, in order."""
@@ -143,17 +161,21 @@ class InMemory:
         return self._batches(row_order, np.ones(len(self), np.float32), VALIDATION_BATCH)
 
     def _batches(
-        self, row_order: npt.NDArray[np.int64], row_weights: npt.NDArray[np.float32], size: int
+        self,
+        row_order: npt.NDArray[np.int64],
+        row_weights: npt.NDArray[np.float32],
+        size: int,
+        first: int = 0,
     ) -> Batches:
         self._order.assign(row_order)
         self._weights.assign(row_weights)
         steps = -(-len(row_order) // size)
         batch_size = tf.constant(size)
         if not self._prefetch:
-            return Batches(batch_size, self._gather, steps)
-        numbers = tf.data.Dataset.range(steps, output_type=tf.int32)
+            return Batches(batch_size, self._gather, steps, first)
+        numbers = tf.data.Dataset.range(first, steps, output_type=tf.int32)
         batches = numbers.map(lambda step: self._gather(batch_size, step)).prefetch(4)
-        return Batches(iter(batches), _next, steps)
+        return Batches(iter(batches), _next, steps, first)
 
     def _gather(self, size: tf.Tensor, step: tf.Tensor) -> tuple[Any, ...]:
         """Gather the batch of a step, of ``size`` rows at most."""
@@ -195,14 +217,21 @@ class Streamed:
         return self._files.parts(self._files.urls)
 
     def training(
-        self, row_sharding: sharding.RowSharding, *, rank: int, seed: int, epoch: int
+        self,
+        row_sharding: sharding.RowSharding,
+        *,
+        rank: int,
+        seed: int,
+        epoch: int,
+        first: int = 0,
     ) -> Batches:
         """Return one epoch: files in a new order, then rows of a part; see ``Shard``."""
         random = np.random.default_rng((seed, epoch, rank))
         urls = self._files.urls
         epoch_urls = [urls[number] for number in random.permutation(len(urls))]
         row_weights = weights(len(self), row_sharding)
-        return self._batches(epoch_urls, random.permutation, row_weights, row_sharding.batch_size)
+        size = row_sharding.batch_size
+        return self._batches(epoch_urls, random.permutation, row_weights, size, first)
 
     def validation(self) -> Batches:
         """Return every row once, in order."""
@@ -215,12 +244,14 @@ class Streamed:
         draw_order: Callable[[int], npt.NDArray[np.int64]],
         row_weights: npt.NDArray[np.float32],
         size: int,
+        first: int = 0,
     ) -> Batches:
         def read_batches() -> Iterator[tuple[Any, ...]]:
             self.error = None
             try:
                 parts = _join_parts(self._files.parts(urls), self._part_rows)
-                yield from _pad_batches(_split_parts(parts, draw_order, size), row_weights, size)
+                batches = _pad_batches(_split_parts(parts, draw_order, size), row_weights, size)
+                yield from itertools.islice(batches, first, None)
             except Exception as error:
                 self.error = error
                 raise
@@ -238,7 +269,7 @@ class Streamed:
             return registry.inputs(x, encoding, self._dtype), *others
 
         converted_dataset = prefetched_dataset.map(convert).prefetch(4)
-        return Batches(iter(converted_dataset), _next, -(-len(row_weights) // size))
+        return Batches(iter(converted_dataset), _next, -(-len(row_weights) // size), first)
 
 
 def _next(iterator: Any, step: tf.Tensor) -> tuple[Any, ...]:

@@ -217,10 +217,14 @@ def seed_random_layers(model: keras.Model, key: Sequence[int]) -> None:
 
     A checkpoint does not hold these states, so an epoch must not depend on how the fit reached it.
     """
-    states = [v for v in model.variables if "seed_generator_state" in v.path]
-    for number, variable in enumerate(states):
+    for number, variable in enumerate(random_states(model)):
         rng = np.random.default_rng((*key, number))
         variable.assign(rng.integers(0, 2**32, variable.shape, dtype=np.uint32))
+
+
+def random_states(model: keras.Model) -> list[keras.Variable]:
+    """Return the states of the model's random layers."""
+    return [v for v in model.variables if "seed_generator_state" in v.path]
 
 
 def statistics(model: keras.Model) -> list[npt.NDArray[Any]]:
@@ -309,6 +313,12 @@ def allgather_int(number: int) -> tuple[int, ...]:
     numbers = [0.0] * hvd.size()
     numbers[hvd.rank()] = number
     return tuple(int(value) for value in allreduce_sum(numbers))
+
+
+def gather_bytes(content: bytes) -> bytes:
+    """Return the bytes of all ranks, of equal length, joined in rank order; on every rank."""
+    buffer = tf.constant(np.frombuffer(content, np.uint8))
+    return bytes(hvd.allgather(buffer).numpy().tobytes())
 
 
 def broadcast_bytes(content: bytes) -> bytes:

@@ -59,10 +59,10 @@ class Loop:
             block: Most steps of a call of TensorFlow.
 
         Yields:
-            The number of steps taken, after each call of TensorFlow; each multiple of ``block`` is
-            among them.
+            The number of steps of the epoch so far, after each call of TensorFlow; each multiple of
+            ``block`` is among them.
         """
-        self._take, step = data.take, 0
+        self._take, step = data.take, data.first
         while step < data.steps:
             count = min(self._max_steps, block - step % block, data.steps - step)
             start = self._clock()

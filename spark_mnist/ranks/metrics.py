@@ -246,7 +246,7 @@ class Metrics:
 
     def reset(self) -> None:
         """Forget all rows."""
-        for variable in self._state():
+        for variable in self.state:
             variable.assign(tf.zeros_like(variable))
 
     def rows(self) -> int:
@@ -269,7 +269,7 @@ class Metrics:
         Those of one of several outputs have its name before theirs; ``loss`` is the sum of all
         outputs' losses, each times its weight.
         """
-        local = [np.asarray(variable) for variable in self._state()]
+        local = [np.asarray(variable) for variable in self.state]
         flat = np.concatenate([array.astype(np.float64).ravel() for array in local])
         total = np.asarray(collectives.allreduce_sum(flat))
         ends = np.cumsum([array.size for array in local])[:-1]
@@ -293,7 +293,9 @@ class Metrics:
             sum(output.weight * loss for output, loss in zip(self._outputs, losses, strict=True))
         )
 
-    def _state(self) -> list[tf.Variable]:
+    @property
+    def state(self) -> list[tf.Variable]:
+        """Return the sums over the rows of this rank since the last reset."""
         own = [variable for row in self._metrics for metric in row for variable in metric.state]
         return [*self._losses.state, *own]
 

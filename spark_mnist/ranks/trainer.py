@@ -28,7 +28,17 @@ import tensorflow as tf
 from spark_mnist import errors
 from spark_mnist.core import channel, plan, retries
 from spark_mnist.networks import array_files, custom, objectives, registry
-from spark_mnist.ranks import batches, collectives, gpus, hooks, loop, metrics, objective, summaries
+from spark_mnist.ranks import (
+    batches,
+    collectives,
+    gpus,
+    hooks,
+    loop,
+    metrics,
+    objective,
+    pace,
+    summaries,
+)
 from spark_mnist.store import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -87,12 +97,15 @@ class Trainer:
     """Seconds that steps waited for the other ranks' gradients."""
     user_hooks: hooks.Hooks
     outbox: channel.HeartbeatClient
+    start: plan.Progress
+    """Progress to go on from; contents of its files on rank 0 alone."""
+    checkpoint_pace: pace.Pace
 
     def epoch(self, progress: plan.Progress) -> plan.Progress:
-        """Train and validate for one epoch, and return the new progress."""
+        """Train and validate for one epoch, or what is left of it, and return the new progress."""
         epoch = progress.epoch
         with self.train_loop.timer(), _reader_errors(self.training_shard):
-            self._train(epoch)
+            self._train(progress)
         training_rows, validation_rows = self.row_metrics.rows(), 0
         means = self.row_metrics.means()
         if self.training.validation.rows:
@@ -128,15 +141,21 @@ class Trainer:
             not_finite=not is_finite,
         )
 
-    def _train(self, epoch: int) -> None:
+    def _train(self, progress: plan.Progress) -> None:
         sharding, seed, rank = self.training.sharding, self.training.seed, hvd.rank()
+        epoch, first = progress.epoch, progress.step
         self.row_metrics.reset()
         collectives.seed_random_layers(self.model, (seed, epoch, rank))
-        data = self.training_shard.training(sharding, rank=rank, seed=seed, epoch=epoch)
-        self._set_rate(epoch)
-        self.user_hooks.epoch_begin(epoch)
-        self.user_hooks.batch_begin(0)
+        order = {"rank": rank, "seed": seed, "epoch": epoch, "first": first}
+        data = self.training_shard.training(sharding, **order)
+        self._set_rate(epoch + first / sharding.steps)
+        if not first:
+            self.user_hooks.epoch_begin(epoch)
+        self.user_hooks.batch_begin(first)
         statistics = collectives.statistics(self.model)
+        if first:
+            statistics = self._restore_rank_state(len(statistics))
+        self.checkpoint_pace.begin(first)
         block = 1 if self.user_hooks.has_batch_hooks else loop.BLOCK
         for step in self.train_loop.run(data, block):
             means = {"loss": self.row_metrics.loss_here()}
@@ -145,8 +164,55 @@ class Trainer:
             if step < sharding.steps:
                 if step % loop.BLOCK == 0:
                     self._set_rate(epoch + step / sharding.steps)
+                    if self.checkpoint_pace.is_due(step):
+                        self._save_within_epoch(progress, step, statistics)
+                        self.checkpoint_pace.begin(step)
                 self.user_hooks.batch_begin(step)
         collectives.average_statistics(self.model, statistics)
+
+    def _save_within_epoch(
+        self, progress: plan.Progress, step: int, statistics: Sequence[npt.NDArray[Any]]
+    ) -> None:
+        """Write a checkpoint of a step, with what differs between ranks.
+
+        Args:
+            progress: Progress before the epoch.
+            step: Steps of the epoch so far.
+            statistics: Result of ``collectives.statistics`` before the epoch.
+        """
+        rank_state = array_files.pack_arrays([*self._rank_state(), *statistics])
+        rank_states = collectives.gather_bytes(rank_state)
+        if hvd.rank() == 0:
+            files = {**array_files.save(self.model), **self.user_hooks.save()}
+            state = dataclasses.replace(
+                progress,
+                step=step,
+                rate_factor=self.user_hooks.rate_factor,
+                files={**files, plan.RANK_STATES: rank_states},
+            )
+            with self.outbox.long_operation():
+                _save(self.training, state, last=False)
+
+    def _restore_rank_state(self, num_statistics: int) -> list[npt.NDArray[Any]]:
+        """Restore what differs between ranks within an epoch; return the statistics before it."""
+        rank_states = collectives.broadcast_bytes(self.start.files.get(plan.RANK_STATES, b""))
+        size = len(rank_states) // hvd.size()
+        start = hvd.rank() * size
+        arrays = array_files.read_arrays(rank_states[start : start + size])
+        end = len(arrays) - num_statistics
+        sums, others = self.row_metrics.state, self._unshared_variables()
+        for variable, array in zip([*sums, *others], arrays[:end], strict=True):
+            variable.assign(array)
+        return arrays[end:]
+
+    def _rank_state(self) -> list[npt.NDArray[Any]]:
+        """Return copies of all that differs between ranks within an epoch."""
+        sums = [np.asarray(variable) for variable in self.row_metrics.state]
+        return sums + [keras.ops.convert_to_numpy(v) for v in self._unshared_variables()]
+
+    def _unshared_variables(self) -> list[keras.Variable]:
+        """Return the model's variables that differ between ranks within an epoch."""
+        return [*self.model.non_trainable_weights, *collectives.random_states(self.model)]
 
     def _set_rate(self, epoch: float) -> None:
         self.user_hooks.set_rate(self.training.optimizer.rate(epoch, hvd.size()))
@@ -206,7 +272,7 @@ def _reader_errors(shard: batches.Shard) -> Iterator[None]:
 
 def _train(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> plan.RankSuccess:
     trainer = _build_trainer(training, outbox)
-    progress = training.resume or plan.Progress(epoch=training.first_epoch)
+    progress = dataclasses.replace(trainer.start, files={})
     first_epoch = progress.epoch
     is_first_rank = hvd.rank() == 0
 
@@ -265,14 +331,15 @@ def _precision(policy: str) -> Iterator[None]:
         keras.config.set_dtype_policy(outer_policy)
 
 
-def _files_to_start_from(training: plan.TrainingPlan) -> Mapping[str, bytes]:
-    """Read the checkpoint of an earlier attempt, or of the saved model; {} for a new model."""
+def _read_start(training: plan.TrainingPlan) -> plan.Progress:
+    """Read the checkpoint of an earlier attempt, or of the saved model, with their files."""
     if training.resume:
-        checkpoint = checkpoints.newest(training.work)
-        if checkpoint is None or checkpoint.epoch != training.resume.epoch:
-            raise errors.DamagedModel(f"the checkpoint of epoch {training.resume.epoch} is gone")
-        return checkpoint.files
-    return checkpoints.read_start(training.work) if training.starts_from_files else {}
+        checkpoint, resume = checkpoints.newest(training.work), training.resume
+        if checkpoint is None or (checkpoint.epoch, checkpoint.step) != (resume.epoch, resume.step):
+            raise errors.DamagedModel(f"the checkpoint of epoch {resume.epoch} is gone")
+        return checkpoint
+    files = checkpoints.read_start(training.work) if training.starts_from_files else {}
+    return plan.Progress(epoch=training.first_epoch, files=files)
 
 
 def _network_spec(training: plan.TrainingPlan, user_model: keras.Model | None) -> plan.Network:
@@ -446,12 +513,11 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         ),
     )
     model.optimizer.build(model.trainable_variables)
-    callbacks_state = b""
+    start = training.resume or plan.Progress(epoch=training.first_epoch)
     if rank == 0:
         with outbox.long_operation():
-            files = _files_to_start_from(training)
-            array_files.restore(model, files)
-            callbacks_state = files.get(plan.CALLBACKS, b"")
+            start = _read_start(training)
+            array_files.restore(model, start.files)
     collectives.broadcast(model)
     custom.settle(model)
     steps = objective.Objective(model, network.heads, losses, row_metrics, class_weight)
@@ -465,6 +531,8 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         train_loop=loop.Loop(steps.train_step),
         test_loop=loop.Loop(steps.test_step),
         allreduce_wait_s=allreduce_wait_s,
-        user_hooks=hooks.Hooks(training, model, callbacks_state),
+        user_hooks=hooks.Hooks(training, model, start.files.get(plan.CALLBACKS, b"")),
         outbox=outbox,
+        start=start,
+        checkpoint_pace=pace.Pace(training.checkpoint_every),
     )

@@ -45,16 +45,17 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
         "distinct": distinct_rows,
         "epochs": [*map(distinct_rows.index, progress.read)],
     }
+    name = _checkpoint_name(attempt, progress.epoch, progress.step)
     # The state is not at the manifest's top level, which has a key "files" of its own.
     store.publish(
-        _checkpoint_name(attempt, progress.epoch),
+        name,
         {**progress.files, **best},
         lambda _: {"progress": state},
     )
-    previous = _checkpoint_name(attempt, progress.epoch - 1)
     try:
-        if versions := store.versions(previous):
-            store.remove(previous, versions, forget=True)
+        for previous in store.names():
+            if _attempt_prefix(attempt) < previous < name:
+                store.remove(previous, store.versions(previous), forget=True)
     except OSError as error:  # the new one is written, and all are removed when the fit ends
         logger.warning("the checkpoint before could not be removed: %s", error)
 
@@ -137,9 +138,14 @@ def _newest(url: str, load: Callable[[model_store.Store, str, int], Value]) -> V
     return None
 
 
-def _checkpoint_name(attempt: int, epoch: int) -> str:
+def _checkpoint_name(attempt: int, epoch: int, step: int) -> str:
     """Return a name that sorts as the numbers do."""
-    return f"attempt-{attempt:06d}-epoch-{epoch:09d}"
+    within = f"-step-{step:09d}" if step else ""
+    return f"{_attempt_prefix(attempt)}epoch-{epoch:09d}{within}"
+
+
+def _attempt_prefix(attempt: int) -> str:
+    return f"attempt-{attempt:06d}-"
 
 
 def _read(store: model_store.Store, name: str, version: int) -> plan.Progress:
@@ -176,6 +182,7 @@ def _parse_progress(manifest: model_store.Manifest) -> plan.Progress:
     ]
     return plan.Progress(
         epoch=state["epoch"],
+        step=state["step"],
         history=tuple(plan.EpochRecord(**record) for record in state["history"]),
         read=tuple(distinct_rows[index] for index in state["read"]["epochs"]),
         best=plan.BestEpoch(**state["best"]),

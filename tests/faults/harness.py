@@ -49,7 +49,7 @@ def trained(store: str, name: str, epochs: int) -> bool:
     if not epochs:
         return True
     paths = Path(store).glob(f"{name}/.work-*/attempt-*-epoch-*/v000001/manifest.json")
-    return any(int(path.parent.parent.name.rpartition("-")[2]) >= epochs for path in paths)
+    return any(int(path.parent.parent.name.split("-")[3]) >= epochs for path in paths)
 
 
 class Saboteur(threading.Thread):

@@ -4,11 +4,13 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import threading
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import psutil
 import pytest
@@ -134,6 +136,73 @@ def test_a_fit_with_patience_loses_a_rank(fit, store, digits, tmp_path):
     assert spark_mnist.describe("m", store=store).num_epochs == (
         spark_mnist.describe("m", store=str(tmp_path / "calm")).num_epochs
     )
+
+
+def test_the_best_epoch_before_a_lost_rank_is_published(fit, store, digits, tmp_path):
+    """With rates that grow, the first epochs are the best, and a later rank is lost."""
+    options = {"patience": 20, "optimizer": "sgd", "learning_rate": 0.2, "epochs": 14}
+    options["callbacks"] = worsen
+    calm = spark_mnist.fit(digits, "m", **{**OPTIONS, **options, "store": str(tmp_path / "calm")})
+    best = spark_mnist.describe("m", store=str(tmp_path / "calm")).num_epochs
+    assert best < 8 < len(calm.records)
+    with Saboteur(lambda: trained(store, "m", 9), send(signal.SIGKILL, 1)):
+        result = fit(**options)
+    assert result.records == calm.records
+    assert spark_mnist.describe("m", store=store).num_epochs == best
+    for mine, other in zip(arrays(store, "m", 1), arrays(tmp_path / "calm", "m", 1), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def worsen():
+    """Let a learning rate grow after four epochs until it does harm."""
+
+    class Worsen(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            time.sleep(0.2)
+            self.model.optimizer.learning_rate = 0.1 if epoch < 4 else 3.0
+
+    return [Worsen()]
+
+
+def differing():
+    """A network in which ranks differ within an epoch: statistics, and what is dropped."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(8, activation="relu"), keras.layers.BatchNormalization()]
+    layers += [keras.layers.Dropout(0.3), keras.layers.Dense(10, activation="softmax")]
+    return keras.Sequential([keras.Input((784,)), *layers])
+
+
+def in_an_epoch(store):
+    return list(Path(store).glob("m/.work-*/attempt-*-step-*/v000001/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("cache", "rank"), [("1g", 1), pytest.param("none", 0, marks=pytest.mark.slow)]
+)
+def test_a_long_epoch_goes_on_at_its_last_checkpoint(
+    fit, store, digits, tmp_path, caplog, cache, rank
+):
+    options = {"epochs": 2, "batch_size": 1, "network": differing, "optimizer": "adam"}
+    options |= {"cache": cache, "callbacks": slow_steps, "metrics": ["top_k_categorical_accuracy"]}
+    calm = spark_mnist.fit(digits, "m", **{**OPTIONS, **options, "store": str(tmp_path / "calm")})
+    with nothing_left(store), Saboteur(lambda: in_an_epoch(store), send(signal.SIGKILL, rank)):
+        result = fit(**options, checkpoint_every=0.2)
+    assert re.search(r"start again after epoch \d and (32|64|96) steps", caplog.text)
+    assert result.records == calm.records
+    for file in ("weights.npz", "optimizer.npz"):
+        mine, calms = arrays(store, "m", 1, file), arrays(tmp_path / "calm", "m", 1, file)
+        for array, other in zip(mine, calms, strict=True):
+            np.testing.assert_array_equal(array, other)
+
+
+def slow_steps():
+    """Make each step take so long that a rank can be hit between two checkpoints."""
+
+    class Slow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            time.sleep(0.02)
+
+    return [Slow()]
 
 
 @pytest.fixture
