@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from spark_mnist.core import plan, sharding
 
 @dataclass(frozen=True, kw_only=True)
 class RankRows:
-    """The rows of one rank, the same in each epoch of the fit."""
+    """The rows of one rank, the same in each epoch in which there were as many ranks."""
 
     rank: int
     train: int
@@ -30,7 +31,7 @@ class RowCounts:
     train: int
     validation: int
     read: tuple[RankRows, ...]
-    """Rows that each rank read, in rank order."""
+    """Rows that each rank read, in rank order; first those of epochs with more ranks, if any."""
 
 
 def verify(
@@ -50,10 +51,14 @@ def verify(
     """
     train, validation = training.train, training.validation
     ranks = training.sharding.size
-    expected_rows = tuple(
-        (rows_of(train, rank, ranks), rows_of(validation, rank, ranks)) for rank in range(ranks)
-    )
+    expected = {ranks: rows_by_rank(train, validation, ranks)}
+    epochs: Counter[int] = Counter()
     for record, actual_rows in zip(progress.history, progress.read, strict=True):
+        size = len(actual_rows)
+        if size > ranks and size not in expected:  # before ranks were lost for good
+            expected[size] = rows_by_rank(train, validation, size)
+        epochs[size] += 1
+        expected_rows = expected.get(size, expected[ranks])
         if actual_rows != expected_rows:
             raise errors.RowsLost(
                 f"in epoch {record.epoch} the ranks trained and validated on {actual_rows} rows; "
@@ -71,15 +76,19 @@ def verify(
         train=train.rows,
         validation=validation.rows,
         read=tuple(
-            RankRows(
-                rank=rank, train=train_rows, validation=validation_rows, epochs=len(progress.read)
-            )
-            for rank, (train_rows, validation_rows) in enumerate(expected_rows)
+            RankRows(rank=rank, train=train_rows, validation=validation_rows, epochs=epochs[size])
+            for size in sorted(expected, reverse=True)
+            for rank, (train_rows, validation_rows) in enumerate(expected[size])
         ),
     )
 
 
-def rows_of(shards: plan.Shards, rank: int, ranks: int) -> int:
-    """Return the number of rows in the files of one rank."""
-    files = len(shards.urls)
-    return sum(sharding.share(shards.rows, index, files) for index in range(rank, files, ranks))
+def rows_by_rank(train: plan.Shards, validation: plan.Shards, ranks: int) -> plan.RowsByRank:
+    """Return the rows of each rank, for training and for validation.
+
+    Rows are dealt to the files in turn, and files to the ranks.
+    """
+    return tuple(
+        (sharding.share(train.rows, rank, ranks), sharding.share(validation.rows, rank, ranks))
+        for rank in range(ranks)
+    )

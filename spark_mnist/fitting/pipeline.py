@@ -141,31 +141,33 @@ def _train(
     work: str,
     clock: timing.Clock,
 ) -> tuple[plan.TrainingPlan, plan.RankSuccess]:
-    """Write shards and train on them; repeat both where shards are lost before they are read.
+    """Write shards and train on them; repeat both where shards are lost, or slots for ranks.
 
     Returns:
         The plan of the last start of the ranks, and the report of rank 0.
 
     Raises:
         errors.ShardsLost: Shards were lost each time that they were written.
+        errors.RanksLost: Ranks were lost too often, or are fewer than may go on.
     """
-    write_shards = functools.partial(
-        shard_writer.write_shards,
-        setup.row_profile,
-        url=work,
-        ranks=setup.ranks,
-        ratio=fit_options.train_validation_ratio,
-    )
+    has_fewer_ranks = False
     for rewrites in itertools.count():
         logger.debug("writing shards")
         with contextlib.ExitStack() as stack:
             with clock.add_time("prepare"):
-                shards = stack.enter_context(write_shards())
+                write_shards = shard_writer.write_shards(
+                    setup.row_profile,
+                    url=work,
+                    ranks=setup.ranks,
+                    ratio=fit_options.train_validation_ratio,
+                )
+                shards = stack.enter_context(write_shards)
             checkpoints.save_start(work, setup.start.files)
             logger.debug("starting %d ranks", setup.ranks)
             training = _training_plan(setup, fit_options, *shards, work)
             if rewrites:
-                training = launcher.resume_plan(training, rewrites * (fit_options.max_restarts + 1))
+                attempt = rewrites * (fit_options.max_restarts + 1)
+                training = launcher.resume_plan(training, attempt, whole_epochs=has_fewer_ranks)
             try:
                 with clock.add_time("ranks"):
                     reports = _run_ranks(spark, fit_options, name, training, rewrites)
@@ -177,6 +179,14 @@ def _train(
                 if following is not failure_policy.Action.REWRITE_SHARDS:
                     raise
                 logger.warning("%s; all shards are written once more", error)
+            except launcher.FewerSlots as error:
+                if error.free_slots < (fit_options.min_proc or setup.ranks):
+                    raise
+                logger.warning(
+                    "%d of %d slots for ranks are left: the fit goes on with as many ranks",
+                    *(error.free_slots, setup.ranks),
+                )
+                setup.ranks, has_fewer_ranks = error.free_slots, True
     raise AssertionError("unreachable: the count has no end")
 
 

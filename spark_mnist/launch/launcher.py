@@ -45,6 +45,19 @@ FIT_LOCK_POLL_S = 0.5
 """Seconds between two looks whether the fit of another thread has ended."""
 
 
+class FewerSlots(errors.RanksLost):
+    """Ranks were lost, and Spark has not given back the slots of all.
+
+    Args:
+        message: The message.
+        free_slots: Number of free slots.
+    """
+
+    def __init__(self, message: str, free_slots: int) -> None:
+        super().__init__(message)
+        self.free_slots = free_slots
+
+
 @contextlib.contextmanager
 def turn() -> Iterator[None]:
     """Wait for the fits of other threads to end, and make them wait until the block ends."""
@@ -88,7 +101,8 @@ def train(
         errors.RankError: A rank raised an error.
         errors.ShardsLost, errors.RowsLost: A rank could not read all its rows.
         errors.RanksLost: Ranks were lost, hung or did not start, more often than they may start
-            again, or where Spark has no slots for them any more.
+            again.
+        FewerSlots: They were lost, and Spark has no slots for all of them any more.
         errors.NotFinite: The loss is no longer a finite number.
         errors.FitCancelled: Somebody cancelled the ranks' job in Spark.
         errors.RanksDiverged: The ranks ended with different weights.
@@ -124,7 +138,8 @@ def train(
             try:
                 slots.wait_for_slots(spark, training.sharding.size, SLOT_RECOVERY_S)
             except errors.TooFewSlots as error:
-                raise errors.RanksLost(f"{reason}\nNor could they start again: {error}") from error
+                message = f"{reason}\nNor could they start again: {error}"
+                raise FewerSlots(message, slots.free_slots(spark)) from error
     raise AssertionError("unreachable: the count has no end")
 
 
@@ -148,9 +163,21 @@ def train_in_process(training: plan.TrainingPlan) -> Sequence[plan.RankSuccess]:
     return _successes(reports, failure_policy.error_of_reports(reports))
 
 
-def resume_plan(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
-    """Return the plan for another start of the ranks, from the last checkpoint of this fit."""
-    checkpoint = checkpoints.locate(training.work) if training.checkpoints else None
+def resume_plan(
+    training: plan.TrainingPlan, attempt: int, *, whole_epochs: bool = False
+) -> plan.TrainingPlan:
+    """Return the plan for another start of the ranks, from the last checkpoint of this fit.
+
+    Args:
+        training: Plan of the start before.
+        attempt: Number of the next start.
+        whole_epochs: Whether to leave out checkpoints within an epoch.
+    """
+    checkpoint = (
+        checkpoints.locate(training.work, whole_epochs=whole_epochs)
+        if training.checkpoints
+        else None
+    )
     resume = checkpoint and checkpoint[0]
     return dataclasses.replace(training, resume=resume, attempt=attempt)
 

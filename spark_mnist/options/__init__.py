@@ -233,6 +233,12 @@ class FitOptions(RowOptions):
         "number of ranks, one Spark task each",
         "one for each slot of the session, busy or free, that gets at least one batch",
     )
+    min_proc: int | None = option(
+        None,
+        value_types.POSITIVE_INT,
+        "least number of ranks with which a fit goes on where lost executors are not replaced",
+        "as many as at the start",
+    )
     cache: str | int = option(
         "1g",
         value_types.SIZE,
@@ -306,6 +312,10 @@ class FitOptions(RowOptions):
             raise errors.OptionError(
                 f"launcher={IN_PROCESS} runs one rank, not num_proc={self.num_proc}: leave "
                 f"num_proc out, or use launcher={SPARK}"
+            )
+        if self.num_proc and (self.min_proc or 1) > self.num_proc:
+            raise errors.OptionError(
+                f"min_proc={self.min_proc} is more than num_proc={self.num_proc}: lower it"
             )
 
 

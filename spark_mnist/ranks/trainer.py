@@ -334,9 +334,9 @@ def _precision(policy: str) -> Iterator[None]:
 def _read_start(training: plan.TrainingPlan) -> plan.Progress:
     """Read the checkpoint of an earlier attempt, or of the saved model, with their files."""
     if training.resume:
-        checkpoint, resume = checkpoints.newest(training.work), training.resume
-        if checkpoint is None or (checkpoint.epoch, checkpoint.step) != (resume.epoch, resume.step):
-            raise errors.DamagedModel(f"the checkpoint of epoch {resume.epoch} is gone")
+        checkpoint = checkpoints.read(training.work, training.resume)
+        if checkpoint is None:
+            raise errors.DamagedModel(f"the checkpoint of epoch {training.resume.epoch} is gone")
         return checkpoint
     files = checkpoints.read_start(training.work) if training.starts_from_files else {}
     return plan.Progress(epoch=training.first_epoch, files=files)

@@ -23,12 +23,14 @@ START = "start"
 """Name, in the store of a work directory, of what a fit starts from."""
 UNPUBLISHED = "unpublished"
 """Name, in that store, of what publishing needs besides the last checkpoint."""
+STEP = "-step-"
+"""Part of the names of checkpoints within an epoch."""
 BEST_PREFIX = "best/"
 """Prefix of the names of the files of the epoch that would be published."""
 
 
 def save(url: str, attempt: int, progress: plan.Progress) -> None:
-    """Write a checkpoint and remove the one before.
+    """Write a checkpoint and remove those before; within an epoch that of its start stays.
 
     Args:
         url: URL of the fit's work directory.
@@ -54,7 +56,8 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
     )
     try:
         for previous in store.names():
-            if _attempt_prefix(attempt) < previous < name:
+            is_start = progress.step and previous == _checkpoint_name(attempt, progress.epoch, 0)
+            if _attempt_prefix(attempt) < previous < name and not is_start:
                 store.remove(previous, store.versions(previous), forget=True)
     except OSError as error:  # the new one is written, and all are removed when the fit ends
         logger.warning("the checkpoint before could not be removed: %s", error)
@@ -109,28 +112,44 @@ def read_unpublished(url: str) -> tuple[Mapping[str, Any], Mapping[str, model_st
     return manifest, {**checkpoint[1], **store.references(UNPUBLISHED, version)}
 
 
-def newest(url: str) -> plan.Progress | None:
-    """Read the last whole checkpoint of the last attempt that has one.
+def read(url: str, progress: plan.Progress) -> plan.Progress | None:
+    """Read the checkpoint of an epoch and a step, of the last attempt that has it.
 
     Only rank 0 calls this function.
+
+    Args:
+        url: URL of the fit's work directory.
+        progress: Progress that ``locate`` returned.
     """
-    return _newest(url, _read)
+    place = _checkpoint_name(0, progress.epoch, progress.step).removeprefix(_attempt_prefix(0))
+    return _newest(url, _read, lambda name: name.endswith(place))
 
 
-def locate(url: str) -> tuple[plan.Progress, Mapping[str, model_store.StoredFile]] | None:
-    """Find the checkpoint that ``newest`` reads, and leave its files where they are.
+def locate(
+    url: str, *, whole_epochs: bool = False
+) -> tuple[plan.Progress, Mapping[str, model_store.StoredFile]] | None:
+    """Find the last whole checkpoint of the last attempt that has one.
 
     Only the driver calls this function.
+
+    Args:
+        url: URL of the fit's work directory.
+        whole_epochs: Whether to leave out checkpoints within an epoch.
 
     Returns:
         The progress without contents, and the files that would be published.
     """
-    return _newest(url, _locate)
+    return _newest(url, _locate, lambda name: not (whole_epochs and STEP in name))
 
 
-def _newest(url: str, load: Callable[[model_store.Store, str, int], Value]) -> Value | None:
+def _newest(
+    url: str,
+    load: Callable[[model_store.Store, str, int], Value],
+    is_wanted: Callable[[str], bool],
+) -> Value | None:
     store = model_store.Store(url)
-    for name in sorted(set(store.names()) - {START, UNPUBLISHED}, reverse=True):
+    names = filter(is_wanted, set(store.names()) - {START, UNPUBLISHED})
+    for name in sorted(names, reverse=True):
         try:
             return load(store, name, store.resolve_version(name))
         except (errors.DamagedModel, errors.ModelNotFound) as error:
@@ -140,7 +159,7 @@ def _newest(url: str, load: Callable[[model_store.Store, str, int], Value]) -> V
 
 def _checkpoint_name(attempt: int, epoch: int, step: int) -> str:
     """Return a name that sorts as the numbers do."""
-    within = f"-step-{step:09d}" if step else ""
+    within = f"{STEP}{step:09d}" if step else ""
     return f"{_attempt_prefix(attempt)}epoch-{epoch:09d}{within}"
 
 

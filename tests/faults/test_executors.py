@@ -56,3 +56,35 @@ def test_a_part_of_an_executor_is_lost(tmp_path, undisturbed, harm):
     assert (found["again"], found["left"], found["count"]) == (41, [], 3)
     assert "all ranks start again" in done.stderr
     assert not harness.ranks()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("min_proc", [2, 3])
+def test_an_executor_that_stays_away(tmp_path, min_proc):
+    """A fit goes on with two of three ranks, as one that continues on two; or it ends."""
+    environment = {
+        **os.environ,
+        "SPARK_HOME": str(spark_home(tmp_path / "spark")),
+        "PYTHONPATH": str(REPOSITORY),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    done = subprocess.run(
+        [sys.executable, PROGRAMS / "fewer_executors.py", str(min_proc)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["left"] == []
+    if min_proc == 3:
+        assert "Nor could they start again: num_proc=3 ranks must run" in found["error"]
+        return
+    early = found["read"][0][3]
+    assert found["error"] == ""
+    assert found["epochs"] == list(range(1, 31))
+    assert found["read"] == [
+        *([rank, 69 - (rank > 0), 17, early] for rank in range(3)),
+        *([rank, 103 - rank, 26 - rank, 30 - early] for rank in range(2)),
+    ]
+    assert found["ranks"] == 2
+    assert found["losses"][early:] == found["calm"]
+    assert "2 of 3 slots for ranks are left: the fit goes on with as many ranks" in done.stderr
