@@ -107,10 +107,10 @@ def test_a_damaged_version_is_not_rolled_back_to(saved, url):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda url: spark_mnist.describe("n", store=url), LookupError, "no model 'n'.*there is m"),
+        (lambda url: spark_mnist.describe("n", store=url), LookupError, "no model 'n'.*which has m"),
         (lambda url: spark_mnist.describe("m", 9, url), LookupError, "no version 9, only"),
         (lambda url: spark_mnist.delete("m", 9, url), LookupError, "no version 9"),
-        (lambda url: spark_mnist.delete("../m", store=url), ValueError, "cannot be a model's name"),
+        (lambda url: spark_mnist.delete("../m", store=url), ValueError, "is not a valid model name"),
         (lambda url: spark_mnist.describe("m", "1", url), ValueError, "version must be int >= 1, not '1'"),
         (lambda url: spark_mnist.delete("m", True, url), ValueError, "version must be int >= 1, not T"),
         (lambda url: spark_mnist.delete("m", store=""), ValueError, "store must be text, not ''"),

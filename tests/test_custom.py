@@ -269,7 +269,7 @@ def test_a_function_that_raises_is_told_with_its_own_words(digits, store):
 
 
 def test_hidden_and_dropout_are_not_for_own_models(digits, store):
-    with pytest.raises(errors.OptionError, match="not for a model of your own"):
+    with pytest.raises(errors.OptionError, match="do not apply to a network of your own"):
         spark_mnist.fit(digits, "m", network=double_model, hidden="5", store=store)
 
 

@@ -107,9 +107,9 @@ def test_a_bad_row_says_what_is_wrong(root, held_out):
 @pytest.mark.parametrize(
     ("change", "options", "error", "message"),
     [
-        (lambda df: df, {"name": "n"}, errors.ModelNotFound, "no model 'n'.*there is m"),
+        (lambda df: df, {"name": "n"}, errors.ModelNotFound, "no model 'n'.*which has m"),
         (lambda df: df, {"version": 9}, errors.ModelNotFound, "no version 9"),
-        (lambda df: df, {"name": "../m"}, errors.ModelNameError, "cannot be a model's name"),
+        (lambda df: df, {"name": "../m"}, errors.ModelNameError, "is not a valid model name"),
         (
             lambda df: df,
             {"interpret": "true"},

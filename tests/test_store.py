@@ -384,7 +384,7 @@ def test_names_that_could_lead_elsewhere_are_refused(models, name):
         lambda n: models.resolve_version(n),
         lambda n: models.publish(n, FILES, describe),
     ):
-        with pytest.raises(ValueError, match="cannot be a model's name"):
+        with pytest.raises(ValueError, match="is not a valid model name"):
             use(name)
 
 

@@ -391,7 +391,7 @@ def test_other_input_that_cannot_work(spark, store, case):
     ["../m", "/etc/m", "m/../../x", "%2e%2e", "m\0", "\u217f", "m\u2024", ".", "", "a" * 65, "CON:", "m\n"],
 )  # fmt: skip
 def test_a_name_that_could_lead_elsewhere(spark, store, name):
-    with pytest.raises(errors.ModelNameError, match="cannot be a model's name"):
+    with pytest.raises(errors.ModelNameError, match="is not a valid model name"):
         spark_mnist.fit(few(spark, 9), name, store=store, num_proc=1)
 
 
