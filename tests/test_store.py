@@ -77,7 +77,7 @@ def test_what_is_published_is_read(models):
 
 def test_a_missing_model_names_those_there_are(models):
     models.publish("digits", FILES, describe)
-    with pytest.raises(LookupError, match=r"no model 'digit' in .*there is digits.*mean 'digits'"):
+    with pytest.raises(LookupError, match=r"no model 'digit' in .*which has digits.*mean 'digits'"):
         models.resolve_version("digit")
     with pytest.raises(errors.ModelNotFound, match=r"has no version 7, only \[1\]"):
         models.resolve_version("digits", 7)
