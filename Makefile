@@ -20,7 +20,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers bench-torch notebooks pack docs test test-driver test-unit test-session test-ranks test-all coverage test-oldest test-spark faults hosts soak lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-peers bench-torch notebooks pack docs test test-driver test-unit test-session test-ranks test-all coverage test-oldest test-spark faults hosts test-gpu soak lint check-tools clean
 
 help: ## Show this list
 	@awk '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {split($$0, part, ":.*## "); printf "  make %-20s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -145,6 +145,18 @@ faults: setup ## Break fits in every way that the tests know, and count (an hour
 hosts: setup ## Fit on three hosts made of network namespaces, and cut one off (needs root)
 	$(BIN)/pytest tests/cluster --all -s $(ARGS)
 
+test-gpu: .venv-gpu/.synced ## Train and score on the GPUs of this machine, with one rank and with two
+	PATH="$(CURDIR)/.venv-gpu/bin:$$PATH" .venv-gpu/bin/python -m tests.on_gpus $(ARGS)
+
+.venv-gpu/.synced: setup.cfg
+	$(MAKE) --no-print-directory check-tools
+	"$(PYTHON)" -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check "setuptools<70" wheel packaging "cmake<4" "tensorflow[and-cuda]>=2.16.2,<2.22"
+	PATH="$(CURDIR)/.venv-gpu/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 \
+	  HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 CXXFLAGS="'-DTENSORFLOW_VERSION=(__LINE__<30?0:2016002000)'" \
+	  .venv-gpu/bin/pip install --quiet --disable-pip-version-check --no-build-isolation ".[gpu,datasets]" pytest
+	@touch $@
+
 soak: setup ## Fit, predict and evaluate fifty times in one session, and see what grows
 	$(BIN)/pytest tests/test_soak.py --all -s
 
@@ -157,4 +169,4 @@ lint: setup ## ruff, codespell and mypy
 	$(BIN)/mypy
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-oldest .venv-peers .venv-torch .venv-spark-* demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-peers .venv-torch .venv-gpu .venv-spark-* demo-output models build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,9 +26,9 @@ def progress(epoch, best=None):
     )
 
 
-def newest(url):
+def newest(url, ranks=0):
     """What rank 0 reads: the checkpoint that the driver has found."""
-    found = checkpoints.locate(url)
+    found = checkpoints.locate(url, ranks)
     return found and checkpoints.read(url, found[0])
 
 
@@ -83,12 +83,11 @@ def test_only_the_last_is_kept(url, tmp_path):
 
 
 def test_within_an_epoch_the_last_is_kept_and_that_of_its_start(url, tmp_path):
-    within = [dataclasses.replace(progress(2), step=step) for step in (32, 1024)]
+    within = [dataclasses.replace(progress(2), step=step, ranks=3) for step in (32, 1024)]
     for each in (progress(2), *within):
         checkpoints.save(url, 0, each)
-    assert newest(url) == within[1]
-    (start, _) = checkpoints.locate(url, whole_epochs=True)
-    assert checkpoints.read(url, start) == progress(2)
+    assert newest(url, ranks=3) == within[1]
+    assert newest(url, ranks=2) == newest(url) == progress(2)
     assert checkpoints.read(url, within[0]) is None
     checkpoints.save(url, 0, progress(3))
     assert newest(url) == progress(3)

@@ -300,6 +300,8 @@ class Progress:
     """Number of whole epochs of the model's life."""
     step: int = 0
     """Number of steps taken in the epoch that follows."""
+    ranks: int = 0
+    """Number of ranks that took these steps; 0 where there are none."""
     history: tuple[EpochRecord, ...] = ()
     """Records of the epochs of this fit."""
     read: tuple[RowsByRank, ...] = ()

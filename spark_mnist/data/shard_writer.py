@@ -21,6 +21,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from urllib import parse
 
 import fsspec
@@ -41,6 +42,8 @@ PARQUET_OVERHEAD_BYTES = 8
 """Bytes of a row in Parquet besides features, targets and weight: lengths, and the class."""
 BLOCK_BYTES = 128 << 20
 """Parquet's own limit of a row group: well above ours, so that a file never has two."""
+FOOTER_THREADS = 32
+"""Threads that read the files' footers, each of which is a request to a store."""
 SORT_TASK_BYTES = 64 << 20
 """Bytes of features that one task orders."""
 CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
@@ -263,10 +266,8 @@ def _bigint_array(values: Sequence[int]) -> Column:
 
 def _check_footers(urls: tuple[str, ...], sizes: list[int]) -> None:
     """Check by the footers that each file is one row group of its share of the rows."""
-    groups = []
-    for url in urls:
-        footer = retries.call(f"read {url}", functools.partial(_footer, url))
-        groups.append((footer.num_row_groups, footer.num_rows))
+    with futures.ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        groups = [*pool.map(_groups_and_rows, urls)]
     if groups != [(1, size) for size in sizes]:
         total_rows = sum(rows for _, rows in groups)
         raise errors.BadRows(
@@ -276,9 +277,15 @@ def _check_footers(urls: tuple[str, ...], sizes: list[int]) -> None:
         )
 
 
-def _footer(url: str) -> pq.FileMetaData:
-    with fsspec.open(url) as file:
-        return pq.read_metadata(file)
+def _groups_and_rows(url: str) -> tuple[int, int]:
+    """Return the numbers of row groups and of rows of a file, from its footer."""
+
+    def read() -> pq.FileMetaData:
+        with fsspec.open(url) as file:
+            return pq.read_metadata(file)
+
+    footer = retries.call(f"read {url}", read)
+    return footer.num_row_groups, footer.num_rows
 
 
 @contextlib.contextmanager

@@ -150,7 +150,6 @@ def _train(
         errors.ShardsLost: Shards were lost each time that they were written.
         errors.RanksLost: Ranks were lost too often, or are fewer than may go on.
     """
-    has_fewer_ranks = False
     for rewrites in itertools.count():
         logger.debug("writing shards")
         with contextlib.ExitStack() as stack:
@@ -167,7 +166,7 @@ def _train(
             training = _training_plan(setup, fit_options, *shards, work)
             if rewrites:
                 attempt = rewrites * (fit_options.max_restarts + 1)
-                training = launcher.resume_plan(training, attempt, whole_epochs=has_fewer_ranks)
+                training = launcher.resume_plan(training, attempt)
             try:
                 with clock.add_time("ranks"):
                     reports = _run_ranks(spark, fit_options, name, training, rewrites)
@@ -186,7 +185,7 @@ def _train(
                     "%d of %d slots for ranks are left: the fit goes on with as many ranks",
                     *(error.free_slots, setup.ranks),
                 )
-                setup.ranks, has_fewer_ranks = error.free_slots, True
+                setup.ranks = error.free_slots
     raise AssertionError("unreachable: the count has no end")
 
 

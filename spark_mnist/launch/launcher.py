@@ -163,21 +163,10 @@ def train_in_process(training: plan.TrainingPlan) -> Sequence[plan.RankSuccess]:
     return _successes(reports, failure_policy.error_of_reports(reports))
 
 
-def resume_plan(
-    training: plan.TrainingPlan, attempt: int, *, whole_epochs: bool = False
-) -> plan.TrainingPlan:
-    """Return the plan for another start of the ranks, from the last checkpoint of this fit.
-
-    Args:
-        training: Plan of the start before.
-        attempt: Number of the next start.
-        whole_epochs: Whether to leave out checkpoints within an epoch.
-    """
-    checkpoint = (
-        checkpoints.locate(training.work, whole_epochs=whole_epochs)
-        if training.checkpoints
-        else None
-    )
+def resume_plan(training: plan.TrainingPlan, attempt: int) -> plan.TrainingPlan:
+    """Return the plan for another start of the ranks, from the last checkpoint of this fit."""
+    ranks = training.sharding.size
+    checkpoint = checkpoints.locate(training.work, ranks) if training.checkpoints else None
     resume = checkpoint and checkpoint[0]
     return dataclasses.replace(training, resume=resume, attempt=attempt)
 

@@ -98,7 +98,9 @@ class Trainer:
     user_hooks: hooks.Hooks
     outbox: channel.HeartbeatClient
     start: plan.Progress
-    """Progress to go on from; contents of its files on rank 0 alone."""
+    """Progress to go on from, without files, but for those of the best epoch on rank 0."""
+    rank_states: bytes
+    """What differs between ranks within the epoch to go on with; on rank 0 alone."""
     checkpoint_pace: pace.Pace
 
     def epoch(self, progress: plan.Progress) -> plan.Progress:
@@ -187,6 +189,7 @@ class Trainer:
             state = dataclasses.replace(
                 progress,
                 step=step,
+                ranks=hvd.size(),
                 rate_factor=self.user_hooks.rate_factor,
                 files={**files, plan.RANK_STATES: rank_states},
             )
@@ -195,7 +198,7 @@ class Trainer:
 
     def _restore_rank_state(self, num_statistics: int) -> list[npt.NDArray[Any]]:
         """Restore what differs between ranks within an epoch; return the statistics before it."""
-        rank_states = collectives.broadcast_bytes(self.start.files.get(plan.RANK_STATES, b""))
+        rank_states = collectives.broadcast_bytes(self.rank_states)
         size = len(rank_states) // hvd.size()
         start = hvd.rank() * size
         arrays = array_files.read_arrays(rank_states[start : start + size])
@@ -272,7 +275,7 @@ def _reader_errors(shard: batches.Shard) -> Iterator[None]:
 
 def _train(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> plan.RankSuccess:
     trainer = _build_trainer(training, outbox)
-    progress = dataclasses.replace(trainer.start, files={})
+    progress = trainer.start
     first_epoch = progress.epoch
     is_first_rank = hvd.rank() == 0
 
@@ -518,6 +521,7 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         with outbox.long_operation():
             start = _read_start(training)
             array_files.restore(model, start.files)
+    files, start = start.files, dataclasses.replace(start, files={})  # which may be large
     collectives.broadcast(model)
     custom.settle(model)
     steps = objective.Objective(model, network.heads, losses, row_metrics, class_weight)
@@ -531,8 +535,9 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         train_loop=loop.Loop(steps.train_step),
         test_loop=loop.Loop(steps.test_step),
         allreduce_wait_s=allreduce_wait_s,
-        user_hooks=hooks.Hooks(training, model, start.files.get(plan.CALLBACKS, b"")),
+        user_hooks=hooks.Hooks(training, model, files.get(plan.CALLBACKS, b"")),
         outbox=outbox,
         start=start,
+        rank_states=files.get(plan.RANK_STATES, b""),
         checkpoint_pace=pace.Pace(training.checkpoint_every),
     )

@@ -23,7 +23,7 @@ START = "start"
 """Name, in the store of a work directory, of what a fit starts from."""
 UNPUBLISHED = "unpublished"
 """Name, in that store, of what publishing needs besides the last checkpoint."""
-STEP = "-step-"
+WITHIN = "-step-"
 """Part of the names of checkpoints within an epoch."""
 BEST_PREFIX = "best/"
 """Prefix of the names of the files of the epoch that would be published."""
@@ -47,7 +47,8 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
         "distinct": distinct_rows,
         "epochs": [*map(distinct_rows.index, progress.read)],
     }
-    name = _checkpoint_name(attempt, progress.epoch, progress.step)
+    name = f"{_attempt_prefix(attempt)}{_place(progress)}"
+    start = f"{_attempt_prefix(attempt)}{_place(dataclasses.replace(progress, step=0))}"
     # The state is not at the manifest's top level, which has a key "files" of its own.
     store.publish(
         name,
@@ -56,9 +57,9 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
     )
     try:
         for previous in store.names():
-            is_start = progress.step and previous == _checkpoint_name(attempt, progress.epoch, 0)
-            if _attempt_prefix(attempt) < previous < name and not is_start:
-                store.remove(previous, store.versions(previous), forget=True)
+            is_older = _attempt_prefix(attempt) < previous < name and previous != start
+            if is_older and (versions := store.versions(previous)):
+                store.remove(previous, versions, forget=True)
     except OSError as error:  # the new one is written, and all are removed when the fit ends
         logger.warning("the checkpoint before could not be removed: %s", error)
 
@@ -121,12 +122,11 @@ def read(url: str, progress: plan.Progress) -> plan.Progress | None:
         url: URL of the fit's work directory.
         progress: Progress that ``locate`` returned.
     """
-    place = _checkpoint_name(0, progress.epoch, progress.step).removeprefix(_attempt_prefix(0))
-    return _newest(url, _read, lambda name: name.endswith(place))
+    return _newest(url, _read, lambda name: name.endswith(_place(progress)))
 
 
 def locate(
-    url: str, *, whole_epochs: bool = False
+    url: str, ranks: int = 0
 ) -> tuple[plan.Progress, Mapping[str, model_store.StoredFile]] | None:
     """Find the last whole checkpoint of the last attempt that has one.
 
@@ -134,12 +134,15 @@ def locate(
 
     Args:
         url: URL of the fit's work directory.
-        whole_epochs: Whether to leave out checkpoints within an epoch.
+        ranks: Number of ranks that go on from there. Checkpoints within an epoch are left out where
+            another number of ranks took its steps.
 
     Returns:
         The progress without contents, and the files that would be published.
     """
-    return _newest(url, _locate, lambda name: not (whole_epochs and STEP in name))
+    return _newest(
+        url, _locate, lambda name: WITHIN not in name or name.endswith(_ranks_suffix(ranks))
+    )
 
 
 def _newest(
@@ -157,14 +160,20 @@ def _newest(
     return None
 
 
-def _checkpoint_name(attempt: int, epoch: int, step: int) -> str:
-    """Return a name that sorts as the numbers do."""
-    within = f"{STEP}{step:09d}" if step else ""
-    return f"{_attempt_prefix(attempt)}epoch-{epoch:09d}{within}"
-
-
 def _attempt_prefix(attempt: int) -> str:
     return f"attempt-{attempt:06d}-"
+
+
+def _place(progress: plan.Progress) -> str:
+    """Return the end of a checkpoint's name; names sort as the numbers do."""
+    epoch = f"epoch-{progress.epoch:09d}"
+    if not progress.step:
+        return epoch
+    return f"{epoch}{WITHIN}{progress.step:09d}{_ranks_suffix(progress.ranks)}"
+
+
+def _ranks_suffix(ranks: int) -> str:
+    return f"-of-{ranks:06d}"
 
 
 def _read(store: model_store.Store, name: str, version: int) -> plan.Progress:
@@ -202,6 +211,7 @@ def _parse_progress(manifest: model_store.Manifest) -> plan.Progress:
     return plan.Progress(
         epoch=state["epoch"],
         step=state["step"],
+        ranks=state["ranks"],
         history=tuple(plan.EpochRecord(**record) for record in state["history"]),
         read=tuple(distinct_rows[index] for index in state["read"]["epochs"]),
         best=plan.BestEpoch(**state["best"]),
