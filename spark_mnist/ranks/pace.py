@@ -6,8 +6,6 @@ import math
 import time
 from collections.abc import Callable
 
-import horovod.tensorflow as hvd
-
 from spark_mnist.ranks import collectives, loop
 
 EARLY_SHARE = 0.9
@@ -15,7 +13,7 @@ EARLY_SHARE = 0.9
 
 
 class Pace:
-    """Number of steps between two checkpoints, estimated from rank 0's clock.
+    """Number of steps between two checkpoints, estimated from the clocks of all ranks.
 
     Args:
         seconds: Seconds between two checkpoints; infinity for none within an epoch.
@@ -41,8 +39,8 @@ class Pace:
         steps = step - self._first_step
         if math.isinf(self._seconds) or steps < self._interval:
             return False
-        seconds = self._clock() - self._start if hvd.rank() == 0 else 0.0
-        (seconds,) = collectives.allreduce_sum([seconds])
+        total_seconds, ranks = collectives.allreduce_sum([self._clock() - self._start, 1.0])
+        seconds = total_seconds / ranks
         blocks = steps * self._seconds / max(seconds, 1e-6) / loop.BLOCK
         self._interval = loop.BLOCK * max(1, int(blocks))
         return seconds >= EARLY_SHARE * self._seconds
