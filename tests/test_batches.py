@@ -99,6 +99,14 @@ def test_validation_is_every_row_once(make):
     assert all((weights.numpy() == 1).all() for _, _, weights in found)
 
 
+@pytest.mark.parametrize("make", [kept, prefetched, streamed])
+def test_graphs_divide_as_numpy_does(make):
+    data = make(200).validation()
+    features, *_ = tf.function(data.take)(data.source, tf.constant(0))
+    expected = np.arange(200, dtype=np.float32) / np.float32(255)
+    np.testing.assert_array_equal(np.sort(features.numpy()[:, 0]), expected)
+
+
 def test_a_shard_that_lost_rows_is_an_error(digits, tmp_path, monkeypatch):
     with shard_writer.write_shards(
         profile.profile_rows(digits, plan.InputSpec(), seed=0),

@@ -202,7 +202,7 @@ def assert_printed(output):
         [line for line in lines.splitlines() if line.startswith("|")] for lines in (text, output)
     )
     for mine, other in zip(shown, printed, strict=True):
-        words = [NUMBER.sub("", line).split() for line in (mine, other)]
+        words = ["".join(NUMBER.sub("", line).split()) for line in (mine, other)]
         assert words[0] == words[1]
         figures = [[*map(float, NUMBER.findall(line))] for line in (mine, other)]
         assert figures[0] == pytest.approx(figures[1], abs=0.03)

@@ -10,6 +10,7 @@ K = numbers of a target, M = rows of a part, N = rows of the shard, W = numbers 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -124,6 +125,7 @@ class InMemory:
             self.features, self.labels, *self._row_weights = map(_tensor, rows)
             self._order = tf.Variable([], dtype=tf.int64, shape=[None])
             self._weights = tf.Variable([], dtype=tf.float32, shape=[None])
+            self._encoding = _with_tensors(shards.encoding, dtype)
 
     def __len__(self) -> int:
         rows: int = self.labels.shape[0]
@@ -186,7 +188,7 @@ class InMemory:
             row_weights = [tf.gather(weights, index) for weights in self._row_weights]
             labels = tf.gather(self.labels, index)
             step_weights = self._weights[positions]
-        features = registry.inputs(rows, self.shards.encoding, self._dtype)
+        features = registry.inputs(rows, self._encoding, self._dtype)
         return features, labels, step_weights, *row_weights
 
 
@@ -353,6 +355,16 @@ def weights(rows: int, row_sharding: sharding.RowSharding) -> npt.NDArray[np.flo
 def _row_bytes(shards: plan.Shards) -> int:
     """Return the memory that a row takes."""
     return shards.encoding.row_bytes + shards.label_bytes + ROW_OVERHEAD_BYTES
+
+
+def _with_tensors(encoding: plan.Encoding, dtype: str) -> plan.Encoding:
+    """Return an encoding whose scales are tensors.
+
+    Of a plain number TensorFlow's graph would take the reciprocal, and round the features otherwise
+    than a shard that is streamed.
+    """
+    parts = tuple((name, _with_tensors(part, registry.FLOAT32)) for name, part in encoding.parts)
+    return dataclasses.replace(encoding, scale=tf.constant(encoding.scale, dtype), parts=parts)
 
 
 def _aligned_array(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
