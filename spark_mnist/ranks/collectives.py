@@ -121,6 +121,13 @@ def _handle(variable: Any) -> tf.Tensor:
     return tf_variable.handle
 
 
+def timestamp() -> tf.Tensor:
+    """Return seconds, in a graph; always 0 with ``TF_DETERMINISTIC_OPS``, which allows no clock."""
+    if os.environ.get("TF_DETERMINISTIC_OPS", "0").lower() in ("1", "true"):
+        return tf.constant(0.0, tf.float64)
+    return tf.timestamp()
+
+
 def _average_gradients(
     grads: Sequence[Any], variables: Sequence[Any], wait_s: tf.Variable, compressed: bool
 ) -> list[Any]:
@@ -130,7 +137,7 @@ def _average_gradients(
         for grad, variable in zip(grads, variables, strict=True)
     ]
     with tf.control_dependencies([g for g in local_grads if g is not None]):
-        wait_start = tf.timestamp()
+        wait_start = timestamp()
     means: list[Any] = [None] * len(local_grads)
     for bucket in _buckets(local_grads):
         flat = _flatten_bucket([local_grads[index] for index in bucket])
@@ -140,7 +147,7 @@ def _average_gradients(
         ):
             means[index] = part
     with tf.control_dependencies([g for g in means if g is not None]):
-        wait_s.assign_add(tf.timestamp() - wait_start)
+        wait_s.assign_add(timestamp() - wait_start)
     return means
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from spark_mnist.ranks import batches
+from spark_mnist.ranks import batches, collectives
 
 BLOCK = 32
 """Most steps that TensorFlow takes without returning to Python."""
@@ -79,11 +79,11 @@ class Loop:
         take = self._take
 
         def take_step(step: tf.Tensor, wait_s: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            wait_start = tf.timestamp()
+            wait_start = collectives.timestamp()
             with tf.control_dependencies([wait_start]):
                 batch = take(source, step)
             with tf.control_dependencies(tf.nest.flatten(batch)):
-                wait_end = tf.timestamp()
+                wait_end = collectives.timestamp()
             self._step(batch)
             return step + 1, wait_s + wait_end - wait_start
 
