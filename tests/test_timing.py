@@ -6,7 +6,7 @@ import pytest
 from spark_mnist.core import plan
 from spark_mnist.core.sharding import RowSharding
 from spark_mnist.fitting import timing
-from spark_mnist.ranks import batches, loop
+from spark_mnist.ranks import batches, collectives, loop
 
 QUICK = timing.Timing(
     prepare=2.0, start=3.0, train=10.0, validate=1.0, publish=0.1, rows_per_second=48000.0,
@@ -114,3 +114,9 @@ def test_calls_are_as_short_as_their_steps_are_long(monkeypatch, seconds, counts
     done = list(calls.run(batches.Batches(None, lambda source, step: (), 70)))
     assert clock.counts == counts
     assert {32, 64, 70} <= set(done)
+
+
+@pytest.mark.parametrize(("value", "has_clock"), [("1", False), ("true", False), ("0", True)])
+def test_a_step_has_no_clock_where_tensorflow_allows_none(monkeypatch, value, has_clock):
+    monkeypatch.setenv("TF_DETERMINISTIC_OPS", value)
+    assert (float(collectives.timestamp()) > 0) == has_clock
