@@ -167,7 +167,8 @@ def _count_rows(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[in
     counts = rows.groupBy("fault", "class", "bucket").count()
     if not session.has_shuffles(rows):
         slots = rows.sparkSession.sparkContext.defaultParallelism
-        few = {session.SHUFFLE_PARTITIONS: str(slots), session.ADAPTIVE: "false"}
+        partitions = min(slots, int(str(rows.sparkSession.conf.get(session.SHUFFLE_PARTITIONS))))
+        few = {session.SHUFFLE_PARTITIONS: str(partitions), session.ADAPTIVE: "false"}
         with session.temporary_settings(rows.sparkSession, few):
             session.make_plan(counts)
     for row in counts.collect():
