@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -133,7 +134,7 @@ def mistakes(
         source.column.alias("image"), truth.alias("truth"), guess.alias("guess")
     ).where("truth != guess")
     rows: Any = wrong.limit(count).toPandas()
-    pictures = feature_columns.reader(source)(rows["image"])
+    pictures = feature_columns.reader(source)(pa.array(rows["image"]))
     grid_columns = max(1, min(5, len(rows)))
     grid_rows = max(1, -(-len(rows) // grid_columns))
     figure: Figure = figure_class(

@@ -1,5 +1,5 @@
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pytest
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import functions as F
@@ -47,7 +47,9 @@ def test_every_representation_gives_the_same_tensor(spark, form):
     df = frame(spark, FORMS[form], LABELS["int"])
     source = feature_columns.features(df, PICTURES)
     expected = (PICTURE / 255).astype("float32").reshape(1, 784)
-    scored = feature_columns.reader(source)(df.select(source.column).toPandas().iloc[:, 0])
+    scored = feature_columns.reader(source)(
+        pa.array(df.select(source.column).toPandas().iloc[:, 0])
+    )
     packed = df.select(feature_columns.pack(source)).first()[0]
     trained = source.encoding.unpack([bytes(packed)])
     tensor = registry.numbers(scored, source.encoding.scale)
@@ -96,7 +98,7 @@ def test_files_are_no_pixels(spark, kind, content):
     if kind != "BMP":
         source = feature_columns.features(df, PICTURES)
         with pytest.raises(errors.BadRows, match="has a file in image, not pixels: decode it"):
-            feature_columns.reader(source)(pd.Series([content]))
+            feature_columns.reader(source)(pa.array([content]))
 
 
 @pytest.mark.parametrize("form", LABELS)
@@ -195,7 +197,7 @@ def test_a_type_without_tensor_form_is_a_type_error(spark, column):
 def test_rows_to_predict_are_checked_when_they_are_read(spark, bad):
     source = feature_columns.features(frame(spark, FORMS["doubles"], LABELS["int"]), PICTURES)
     with pytest.raises(errors.BadRows, match="a row to predict"):
-        feature_columns.reader(source)(pd.Series([np.zeros(784), bad]))
+        feature_columns.reader(source)(pa.array([np.zeros(784), bad]))
 
 
 def test_large_numbers_that_are_one_float_have_places_of_their_own(spark):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyspark.ml.feature import VectorAssembler
 from pyspark.ml.linalg import Vectors
@@ -44,7 +45,7 @@ def test_every_form_of_features_gives_the_same_tensor(iris):
         assert (input_spec.width, input_spec.classes, input_spec.names) == (4, 3, ())
         source = feature_columns.features(df, input_spec)
         rows = df.select(source.column.alias("x")).toPandas()["x"]
-        tensors[form] = feature_columns.reader(source)(rows)
+        tensors[form] = feature_columns.reader(source)(pa.array(rows))
         assert profile.profile_rows(df, input_spec).rows == 150
     for tensor in tensors.values():
         np.testing.assert_array_equal(tensor, tensors["columns"])

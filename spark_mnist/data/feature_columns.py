@@ -17,23 +17,23 @@ import dataclasses
 import functools
 import logging
 import re
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.ml.functions import vector_to_array
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.sql.pandas.functions import pandas_udf
 
 from spark_mnist import errors
-from spark_mnist.core import plan, requirements
+from spark_mnist.core import plan
+from spark_mnist.data import arrow_batches
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ FILE_SIGNATURES = re.compile(
     re.DOTALL,
 )
 """The same signatures as bytes, without that of BMP."""
+FIRST_BYTES, SIGNATURE_BYTES = b"\x89\xffGRIM\x93", 12
+"""First byte of each of these signatures, and most bytes of one."""
 ARRAYS = "an array of numbers, a Vector or a string of comma-separated numbers"
 """Forms of several numbers a row, for messages."""
 
@@ -168,22 +170,16 @@ def _join_inputs(df: DataFrame, inputs: Sequence[plan.Input]) -> Source:
     encoding = plan.Encoding("uint8", 1.0, width, encodings)
     names = tuple(name for spec in specs for name in spec.features)
     spec = plan.InputSpec(features=names, pixels=False, width=width)
-    dtypes = [None if part.binary else part.encoding.dtype for part in parts]
+    dtypes = [part.encoding.dtype for part in parts]
 
-    def pack_rows(*columns: pd.Series) -> pd.Series:
-        packed = [
-            b"".join(
-                bytes(value) if dtype is None else np.asarray(value, dtype).tobytes()
-                for value, dtype in zip(row, dtypes, strict=True)
-            )
-            if all(value is not None for value in row)
-            else None
-            for row in zip(*columns, strict=True)
-        ]
-        return pd.Series(packed, dtype=object)
+    def join_rows(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
+        for columns in batches:
+            packed = map(arrow_batches.packed, columns, dtypes)
+            yield pc.binary_join_element_wise(*packed, pa.scalar(b""))  # null where any is null
 
     # Spark calls the function for unusable rows, too, whatever condition stands around it.
-    joined = by_batch(pack_rows, "binary")(*(usable(part).column for part in parts))
+    columns = (usable(part).column for part in parts)
+    joined = arrow_batches.by_batch(join_rows, "binary")(*columns)
     return Source(joined, encoding, spec, binary=True, parts=parts)
 
 
@@ -453,13 +449,13 @@ def pack(source: Source) -> Column:
         return source.column
     dtype = source.encoding.dtype
 
-    def pack_rows(rows: pd.Series) -> pd.Series:
-        return pd.Series([np.asarray(row, dtype).tobytes() for row in rows])
+    def pack_rows(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
+        return (arrow_batches.packed(rows, dtype) for (rows,) in batches)
 
-    return by_batch(pack_rows, "binary")(source.column)
+    return arrow_batches.by_batch(pack_rows, "binary")(source.column)
 
 
-def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
+def reader(source: Source) -> Callable[[pa.Array], npt.NDArray[np.generic]]:
     """Return a function for executors that converts a batch of ``source.column`` to ``[B, W]``.
 
     The numbers have the type of the encoding. The function raises ``errors.BadRows`` on a row that
@@ -470,18 +466,18 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
     source_parts = bool(source.parts)
     holds_pixels = binary and not source_parts
 
-    def read(rows: pd.Series) -> npt.NDArray[np.generic]:
-        if source_parts and any(row is None for row in rows):
+    def read(rows: pa.Array) -> npt.NDArray[np.generic]:
+        if source_parts and rows.null_count:
             raise errors.BadRows(f"a row to predict has null, or too few numbers, in {name}")
-        if any(row is None or len(row) != encoding.width for row in rows):
+        if rows.null_count or (arrow_batches.row_lengths(rows) != encoding.width).any():
             raise errors.BadRows(f"a row to predict has no {name} of {size_text}")
-        if holds_pixels and any(FILE_SIGNATURES.match(row) for row in rows):
+        values = arrow_batches.numbers(rows).reshape(-1, encoding.width)
+        if holds_pixels and _has_files(values):
             raise errors.BadRows(
                 f"a row to predict has a file in {name}, not pixels: decode it with {DECODE}"
             )
-        if binary or rows.empty:  # every byte is a pixel
-            return encoding.unpack(rows)
-        values: npt.NDArray[Any] = np.concatenate(rows.to_numpy()).reshape(-1, encoding.width)
+        if binary or not len(rows):  # every byte is a pixel
+            return values.astype(encoding.dtype, copy=False)
         if top is None and not np.isfinite(values).all():
             raise errors.BadRows(f"a row to predict has a number in {name} that is not finite")
         if spec.whole and not _all_whole(values, spec.categories):
@@ -495,26 +491,18 @@ def reader(source: Source) -> Callable[[pd.Series], npt.NDArray[np.generic]]:
     return read
 
 
+def _has_files(pixels: npt.NDArray[np.uint8]) -> bool:
+    """Return whether any row ``[B, W]`` begins as a file does."""
+    candidates = pixels[np.isin(pixels[:, 0], [*FIRST_BYTES])]
+    return any(FILE_SIGNATURES.match(row[:SIGNATURE_BYTES].tobytes()) for row in candidates)
+
+
 def _all_whole(values: npt.NDArray[Any], categories: int) -> bool:
     """Return whether all numbers are whole, and are categories where there are any."""
     is_fitting = values == np.floor(values)
     if categories:
         is_fitting &= (values >= 0) & (values < categories)
     return bool(is_fitting.all())
-
-
-def by_batch(function: Callable[..., Any], return_type: str) -> Callable[..., Column]:
-    """Turn a function on batches into a function on as many columns as it takes.
-
-    Args:
-        function: Takes and returns a pandas Series, or iterators of them, as its annotations say.
-        return_type: Spark type of the values that it returns.
-    """
-    # The stubs demand functionType=, with which Spark would warn that annotations replace it.
-    with warnings.catch_warnings():
-        requirements.ignore_new_pandas()
-        udf: Callable[..., Column] = pandas_udf(function, return_type)  # type: ignore[call-overload]
-    return udf
 
 
 def resolve(df: DataFrame, name: str) -> str:

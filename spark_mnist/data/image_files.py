@@ -10,19 +10,20 @@ import importlib.util
 import io
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from spark_mnist import errors
 from spark_mnist.core import requirements
-from spark_mnist.data import feature_columns
+from spark_mnist.data import arrow_batches, feature_columns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,23 +110,24 @@ def pixels(df: DataFrame, name: str, target: PixelFormat) -> Column:
     if isinstance(data_type, T.BinaryType):
         _limit_batches(df.sparkSession, target)
 
-        def decode_files(files: pd.Series) -> pd.Series:
-            return pd.Series([decode_file(file, target) for file in files], dtype=object)
+        def decode_files(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
+            for (files,) in batches:
+                yield pa.array([decode_file(file.as_py(), target) for file in files], pa.binary())
 
-        return feature_columns.by_batch(decode_files, "binary")(content)
+        return arrow_batches.by_batch(decode_files, "binary")(content)
     if feature_columns.is_image_struct(data_type):
         _limit_batches(df.sparkSession, target)
 
-        def decode_structs(
-            heights: pd.Series, widths: pd.Series, modes: pd.Series, contents: pd.Series
-        ) -> pd.Series:
-            rows = zip(heights, widths, modes, contents, strict=True)
-            return pd.Series([decode_struct(*row, target) for row in rows], dtype=object)
+        def decode_structs(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
+            for columns in batches:
+                heights, widths, modes, contents = (column.to_pylist() for column in columns)
+                rows = zip(heights, widths, modes, contents, strict=True)
+                yield pa.array([decode_struct(*row, target) for row in rows], pa.binary())
 
         sizes = (
             F.coalesce(content.getField(field), F.lit(-1)) for field in ("height", "width", "mode")
         )
-        decode = feature_columns.by_batch(decode_structs, "binary")
+        decode = arrow_batches.by_batch(decode_structs, "binary")
         return decode(*sizes, content.getField("data"))
     raise errors.UnreadableColumn(
         f"column {name!r} is {data_type.simpleString()}; it may be binary, with the content of "

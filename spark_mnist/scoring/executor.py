@@ -13,15 +13,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
 from pyspark import cloudpickle
 
 from spark_mnist.cluster import task
 from spark_mnist.core import plan
+from spark_mnist.data import arrow_batches
 from spark_mnist.scoring import broadcast
 
 Model = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
@@ -40,6 +40,11 @@ class ModelSpec:
     threads: int = field(compare=False)
     losses: bytes = field(compare=False, default=b"")
     """The user's losses by name of the output, pickled; empty where no loss is asked for."""
+
+    @property
+    def units(self) -> int:
+        """Numbers of all outputs of a row."""
+        return sum(output.units for output in self.network.heads)
 
 
 @contextlib.contextmanager
@@ -64,18 +69,18 @@ def _hold_back_native_stderr() -> Iterator[None]:
 
 
 def scores(
-    batches: Iterable[pd.Series],
+    batches: Iterable[tuple[pa.Array, ...]],
     spec: ModelSpec,
     *,
-    read: Callable[[pd.Series], npt.NDArray[np.generic]],
-    convert: Callable[[npt.NDArray[np.float32]], Any],
+    read: Callable[[pa.Array], npt.NDArray[np.generic]],
+    convert: Callable[[npt.NDArray[np.float32]], pa.Array],
     batch_size: int,
     drops_bad_rows: bool,
-) -> Iterator[pd.Series]:
+) -> Iterator[pa.Array]:
     """Score the batches of one partition.
 
     Args:
-        batches: Features, a row each.
+        batches: Features, in one column.
         spec: Specification of the model.
         read: Function that makes the features of a batch an array ``[B, W]``.
         convert: Function that makes outputs ``[B, U]`` a value for each row.
@@ -83,32 +88,30 @@ def scores(
         drops_bad_rows: Whether a row that is null gets null.
     """
     model = _model(spec, _gpu())
-    for rows in batches:
-        usable_rows = rows[rows.notna()] if drops_bad_rows else rows
+    for (rows,) in batches:
+        usable_rows = rows.drop_null() if drops_bad_rows else rows
         features = read(usable_rows)
-        parts = [
-            model(features[start : start + batch_size])
-            for start in range(0, len(features), batch_size)
-        ]
-        values = convert(np.concatenate(parts)) if parts else []
-        if len(usable_rows) < len(rows):
-            remaining = iter(values)
-            values = [next(remaining) if is_usable else None for is_usable in rows.notna()]
-        yield pd.Series(values, dtype=object if len(usable_rows) < len(rows) else None)
+        outputs = np.empty((len(features), spec.units), np.float32)
+        for start in range(0, len(features), batch_size):
+            part = slice(start, start + batch_size)
+            outputs[part] = model(features[part])
+        values = convert(outputs)
+        is_whole = len(usable_rows) == len(rows)
+        yield values if is_whole else arrow_batches.spread(values, rows.is_valid())
 
 
 def outputs_and_losses(
-    batches: Iterable[tuple[pd.Series, pd.Series]],
+    batches: Iterable[tuple[pa.Array, ...]],
     spec: ModelSpec,
     *,
-    read: Callable[[pd.Series], npt.NDArray[np.generic]],
+    read: Callable[[pa.Array], npt.NDArray[np.generic]],
     convert: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]],
     batch_size: int,
-) -> Iterator[pd.Series]:
+) -> Iterator[pa.Array]:
     """Score the batches of one partition, and compute the loss of each output of each row.
 
     Args:
-        batches: Features and targets, a row each.
+        batches: Features and targets, in a column each.
         spec: Specification of the model, with its losses.
         read: Function that makes the features of a batch an array ``[B, W]``.
         convert: Function that makes outputs ``[B, U]`` those in the units of the labels.
@@ -118,15 +121,16 @@ def outputs_and_losses(
         For each row the outputs, then the loss of each output; NaN where there is none.
     """
     model, row_losses = _model(spec, _gpu()), _row_losses(spec)
+    num_values = spec.units + len(spec.network.heads)
     for rows, targets in batches:
         features = read(rows)
-        values = []
+        labels = arrow_batches.numbers(targets).reshape(len(rows), -1)
+        values = np.empty((len(rows), num_values))
         for start in range(0, len(features), batch_size):
             part = slice(start, start + batch_size)
             outputs = model(features[part])
-            labels = np.stack(targets.iloc[part].to_numpy())
-            values += [*np.hstack([convert(outputs), row_losses(outputs, labels)])]
-        yield pd.Series(values, dtype=object)
+            values[part] = np.hstack([convert(outputs), row_losses(outputs, labels[part])])
+        yield arrow_batches.lists(values)
 
 
 def _row_losses(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
 from pyspark import cloudpickle
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from spark_mnist import errors, options
 from spark_mnist.cluster import slots
 from spark_mnist.core import plan
-from spark_mnist.data import feature_columns, profile
+from spark_mnist.data import arrow_batches, feature_columns, profile
 from spark_mnist.scoring import broadcast, executor, measures
 from spark_mnist.store import manifests
 
@@ -50,7 +50,7 @@ def probabilities(
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The features do not fit.
     """
-    return _score_column(df, saved, batch_size, mode, "array<float>", list)
+    return _score_column(df, saved, batch_size, mode, "array<float>", arrow_batches.lists)
 
 
 def outputs(
@@ -63,7 +63,12 @@ def outputs(
     """
     convert = _unit_converter(saved.network.heads)
     return _score_column(
-        df, saved, batch_size, mode, "array<double>", lambda scores: [*convert(scores)]
+        df,
+        saved,
+        batch_size,
+        mode,
+        "array<double>",
+        lambda scores: arrow_batches.lists(convert(scores)),
     )
 
 
@@ -86,12 +91,12 @@ def outputs_and_losses(
     source, spec = _source_and_spec(df, saved, losses)
     read, convert = feature_columns.reader(source), _unit_converter(saved.network.heads)
 
-    def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
+    def score(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
         return executor.outputs_and_losses(
             batches, spec, read=read, convert=convert, batch_size=batch_size
         )
 
-    return feature_columns.by_batch(score, "array<double>")(source.column, target)
+    return arrow_batches.by_batch(score, "array<double>")(source.column, target)
 
 
 def _unit_converter(
@@ -115,7 +120,9 @@ def classes(
 
     See ``probabilities`` for the arguments and the exceptions.
     """
-    return _score_column(df, saved, batch_size, mode, "int", lambda scores: scores.argmax(axis=1))
+    return _score_column(
+        df, saved, batch_size, mode, "int", lambda scores: pa.array(scores.argmax(axis=1), "int32")
+    )
 
 
 def _score_column(
@@ -124,7 +131,7 @@ def _score_column(
     batch_size: int,
     mode: str,
     return_type: str,
-    convert: Callable[[npt.NDArray[np.float32]], Any],
+    convert: Callable[[npt.NDArray[np.float32]], pa.Array],
 ) -> Column:
     """Return a column of what ``convert`` makes of each row's class probabilities ``[B, C]``."""
     source, spec = _source_and_spec(df, saved)
@@ -133,7 +140,7 @@ def _score_column(
     if drops_bad_rows:
         source = feature_columns.usable(source)
 
-    def score(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+    def score(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
         return executor.scores(
             batches,
             spec,
@@ -143,7 +150,7 @@ def _score_column(
             drops_bad_rows=drops_bad_rows,
         )
 
-    return feature_columns.by_batch(score, return_type)(source.column)
+    return arrow_batches.by_batch(score, return_type)(source.column)
 
 
 def _source_and_spec(
