@@ -131,7 +131,14 @@ class RankError(TrainingError):
 
 
 class RanksLost(TrainingError):
-    """Ranks died, hung or did not start, more often than restarts are allowed."""
+    """Ranks died, hung or did not start, more often than restarts are allowed.
+
+    ``free_slots`` says how many slots Spark had left where they were too few for all ranks.
+    """
+
+    def __init__(self, message: str, free_slots: int | None = None) -> None:
+        super().__init__(message, free_slots)  # pickle needs both
+        self.free_slots = free_slots
 
 
 class FitCancelled(TrainingError):

@@ -17,6 +17,7 @@ from spark_mnist import datasets, errors, options
 from spark_mnist.cli import app, outputs
 from spark_mnist.options import grammar
 from tests.conftest import REPOSITORY
+from tests.faults import harness
 
 MYMNIST = str(Path(sys.executable).parent / "mymnist")
 
@@ -292,9 +293,7 @@ def test_an_interrupt_exits_with_130_and_leaves_the_version_before(home):
     before = {path: path.read_bytes() for path in (home / "models").rglob("*") if path.is_file()}
     command = [MYMNIST, "fit", "test_model", "epochs=5000", "--input", "digits:train"]
     with subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("epoch 3/"):
-                break
+        harness.wait(lambda: harness.trained(str(home / "models"), "test_model", 3))
         assert len(ranks(home)) >= 2
         process.send_signal(signal.SIGINT)
         process.stderr.read()

@@ -22,39 +22,52 @@ def failure(rank, time=1.0, **values):
 
 
 LOST, SHARDS = errors.RanksLost("gone"), errors.ShardsLost("deleted")
+OTHERS = [
+    errors.RankError("raised", rank=1, rank_traceback=""),
+    errors.RowsLost("short"),
+    errors.NotFinite("nan"),
+    errors.RanksDiverged("differ"),
+    errors.FitCancelled("cancelled"),
+    errors.TrainingError("exit code 1"),
+    ValueError("a defect"),
+]
 
 
 @pytest.mark.parametrize(
-    ("error", "restarts", "rewrites", "max_restarts", "expected"),
+    ("error", "restarts", "max_restarts", "expected"),
     [
-        (LOST, 0, 0, 2, Action.RESTART_RANKS),
-        (LOST, 1, 5, 2, Action.RESTART_RANKS),
-        (LOST, 2, 0, 2, Action.RAISE),
-        (LOST, 0, 0, 0, Action.RAISE),
-        (SHARDS, 0, 0, 2, Action.REWRITE_SHARDS),
-        (SHARDS, 2, 1, 2, Action.REWRITE_SHARDS),
-        (SHARDS, 0, 2, 2, Action.RAISE),
-        (SHARDS, 0, 0, 0, Action.REWRITE_SHARDS),
-        (SHARDS, 0, 1, 0, Action.RAISE),
-        *(
-            (error, 0, 0, 9, Action.RAISE)
-            for error in (
-                errors.RankError("raised", rank=1, rank_traceback=""),
-                errors.RowsLost("short"),
-                errors.NotFinite("nan"),
-                errors.RanksDiverged("differ"),
-                errors.FitCancelled("cancelled"),
-                errors.TrainingError("exit code 1"),
-                ValueError("a defect"),
-            )
-        ),
+        (LOST, 0, 2, True),
+        (LOST, 1, 2, True),
+        (LOST, 2, 2, False),
+        (LOST, 0, 0, False),
+        (SHARDS, 0, 2, False),
+        *((error, 0, 9, False) for error in OTHERS),
     ],
 )
-def test_what_follows_an_error(error, restarts, rewrites, max_restarts, expected):
-    following = failure_policy.action(
-        error, restarts=restarts, rewrites=rewrites, max_restarts=max_restarts
-    )
-    assert following is expected
+def test_lost_ranks_start_again(error, restarts, max_restarts, expected):
+    restart = failure_policy.may_restart(error, restarts=restarts, max_restarts=max_restarts)
+    assert restart is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "rewrites", "max_restarts", "expected"),
+    [
+        (SHARDS, 0, 2, Action.REWRITE_SHARDS),
+        (SHARDS, 1, 2, Action.REWRITE_SHARDS),
+        (SHARDS, 2, 2, Action.RAISE),
+        (SHARDS, 0, 0, Action.REWRITE_SHARDS),
+        (SHARDS, 1, 0, Action.RAISE),
+        (errors.RanksLost("gone", 4), 9, 2, Action.USE_FEWER_RANKS),
+        (errors.RanksLost("gone", 3), 0, 0, Action.USE_FEWER_RANKS),
+        (errors.RanksLost("gone", 2), 0, 2, Action.RAISE),
+        (errors.RanksLost("gone", 0), 0, 2, Action.RAISE),
+        (LOST, 0, 2, Action.RAISE),
+        *((error, 0, 9, Action.RAISE) for error in OTHERS),
+    ],
+)
+def test_what_follows_where_ranks_do_not_start_again(error, rewrites, max_restarts, expected):
+    action = failure_policy.action(error, rewrites=rewrites, max_restarts=max_restarts, min_proc=3)
+    assert action is expected
 
 
 BOTH = [success(0), success(1)]

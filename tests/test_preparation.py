@@ -37,7 +37,7 @@ def test_each_fault_is_told_and_the_rest_is_looked_at_all_the_same(digits, store
         *("settings", "slots", "model", "rows")
     ]
     assert "secure=true needs spark.authenticate" in checks["settings"][1]
-    assert "num_proc=5 ranks must run" in checks["slots"][1]
+    assert "5 ranks must run" in checks["slots"][1]
     assert "no model 'preflight'" in checks["model"][1]
     assert checks["rows"][1] == "not looked at, since a fit could not start"
     assert "FAIL settings" in str(told)

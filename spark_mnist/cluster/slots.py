@@ -113,11 +113,14 @@ def ranks(spark: SparkSession, num_proc: int | None) -> int:
 def _too_few_message(spark: SparkSession, ranks: int, num_free: int) -> str:
     num_slots = slots(spark)
     free_text = f", {num_free} of them free" if num_free < num_slots else ""
-    wait_hint = "wait for the jobs that use them, " if num_free < num_slots else ""
-    lower_hint = "lower num_proc, " if ranks > 1 else ""
+    remedies = ["give the session more executors or cores"]
+    if ranks > 1:
+        remedies.insert(0, "lower num_proc")
+    if num_free < num_slots:
+        remedies.insert(0, "wait for the jobs that use them")
     message = (
-        f"num_proc={ranks} ranks must run at the same time, and Spark has {num_slots} "
-        f"slots{free_text}: {wait_hint}{lower_hint}or give the session more executors or cores"
+        f"{ranks} {'ranks' if ranks > 1 else 'rank'} must run at the same time, and Spark has "
+        f"{num_slots} slots{free_text}: {', or '.join(remedies)}"
     )
     gpus = spark.sparkContext.getConf().get(TASK_GPUS)
     if gpus:

@@ -1,4 +1,4 @@
-"""Values that driver and ranks share, and the messages between them.
+"""What all sides use: the plan, the channel, package checks, retries, metrics from sums.
 
 Nothing here imports Spark, TensorFlow or Petastorm. Runs on: driver, rank, Spark task.
 """

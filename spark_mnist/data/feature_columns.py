@@ -37,8 +37,6 @@ from spark_mnist.data import arrow_batches
 
 logger = logging.getLogger(__name__)
 
-FIT_RESULT = "epoch int, losses map<string,double>, metrics map<string,double>"
-"""Schema of the table that ``fit`` returns as a DataFrame."""
 ARROW_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 """Spark's setting for the number of rows that it sends to Python at once."""
 ARROW_BATCH_BYTES = 128 << 20

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_mnist import errors, options
 from spark_mnist.cluster import signals
 from spark_mnist.core import plan, retries, sharding
-from spark_mnist.data import feature_columns, row_counts, shard_writer
+from spark_mnist.data import row_counts, shard_writer
 from spark_mnist.fitting import preparation, results, timing
 from spark_mnist.launch import failure_policy, launcher
 from spark_mnist.networks import objectives
@@ -150,7 +150,8 @@ def _train(
         errors.ShardsLost: Shards were lost each time that they were written.
         errors.RanksLost: Ranks were lost too often, or are fewer than may go on.
     """
-    for rewrites in itertools.count():
+    rewrites = 0
+    for rounds in itertools.count():
         logger.debug("writing shards")
         with contextlib.ExitStack() as stack:
             with clock.add_time("prepare"):
@@ -164,28 +165,31 @@ def _train(
             checkpoints.save_start(work, setup.start.files)
             logger.debug("starting %d ranks", setup.ranks)
             training = _training_plan(setup, fit_options, *shards, work)
-            if rewrites:
-                attempt = rewrites * (fit_options.max_restarts + 1)
+            if rounds:
+                attempt = rounds * (fit_options.max_restarts + 1)
                 training = launcher.resume_plan(training, attempt)
             try:
                 with clock.add_time("ranks"):
-                    reports = _run_ranks(spark, fit_options, name, training, rewrites)
+                    reports = _run_ranks(spark, fit_options, name, training)
                 return training, reports[0]
-            except errors.ShardsLost as error:
-                following = failure_policy.action(
-                    error, restarts=0, rewrites=rewrites, max_restarts=fit_options.max_restarts
+            except (errors.RanksLost, errors.ShardsLost) as error:
+                action = failure_policy.action(
+                    error,
+                    rewrites=rewrites,
+                    max_restarts=fit_options.max_restarts,
+                    min_proc=fit_options.min_proc or setup.ranks,
                 )
-                if following is not failure_policy.Action.REWRITE_SHARDS:
+                if action is failure_policy.Action.RAISE:
                     raise
-                logger.warning("%s; all shards are written once more", error)
-            except launcher.FewerSlots as error:
-                if error.free_slots < (fit_options.min_proc or setup.ranks):
-                    raise
-                logger.warning(
-                    "%d of %d slots for ranks are left: the fit goes on with as many ranks",
-                    *(error.free_slots, setup.ranks),
-                )
-                setup.ranks = error.free_slots
+                if isinstance(error, errors.RanksLost) and error.free_slots:
+                    logger.warning(
+                        "%d of %d slots for ranks are left: the fit goes on with as many ranks",
+                        *(error.free_slots, setup.ranks),
+                    )
+                    setup.ranks = min(setup.ranks, error.free_slots)
+                else:
+                    rewrites += 1
+                    logger.warning("%s; all shards are written once more", error)
     raise AssertionError("unreachable: the count has no end")
 
 
@@ -194,7 +198,6 @@ def _run_ranks(
     fit_options: options.FitOptions,
     name: str,
     training: plan.TrainingPlan,
-    rewrites: int,
 ) -> Sequence[plan.RankSuccess]:
     """Train on Spark's ranks or in this process, and return the ranks' reports."""
     if fit_options.launcher == options.IN_PROCESS:
@@ -205,7 +208,6 @@ def _run_ranks(
         title=name,
         visible=fit_options.verbose > 0,
         max_restarts=fit_options.max_restarts,
-        rewrites=rewrites,
         ports=value_types.ports(fit_options.port) or (0,),
     )
 
@@ -303,4 +305,4 @@ def _training_plan(
 
 def _history(spark: SparkSession, records: tuple[plan.EpochRecord, ...]) -> DataFrame:
     rows = [(record.epoch, record.losses, record.metrics) for record in records]
-    return spark.createDataFrame(rows, feature_columns.FIT_RESULT)
+    return spark.createDataFrame(rows, results.HISTORY)

@@ -18,6 +18,8 @@ from spark_mnist.data import row_counts
 from spark_mnist.fitting import timing
 from spark_mnist.store import manifests
 
+HISTORY = "epoch int, losses map<string,double>, metrics map<string,double>"
+"""Schema of the table that ``fit`` returns as a DataFrame."""
 MAX_TABLE_EPOCHS = 20
 """Most rows of the table that a notebook shows; the curve has all epochs."""
 

@@ -9,7 +9,6 @@ server the rank, frozen or not.
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import select
 import socket
@@ -22,7 +21,7 @@ import psutil
 from pyspark import TaskContext
 
 from spark_mnist.cluster import task
-from spark_mnist.core import channel, plan
+from spark_mnist.core import channel, plan, processes
 from spark_mnist.launch import rank_process
 
 OUTPUT_MESSAGE_BYTES = 4000
@@ -175,6 +174,6 @@ def _interface(address: str) -> str:
 
 def _boot_id() -> str:
     """Return an id of this machine, or of this container's network; names may repeat."""
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
-        return f"{file.read().strip()} {os.readlink('/proc/self/ns/net')}"
+    with contextlib.suppress(OSError):
+        return processes.machine_id("net")
     return ""

@@ -25,27 +25,38 @@ PYTHON_ERROR_EXIT_CODE = 1
 
 
 class Action(enum.Enum):
-    """Reaction to an error of the ranks."""
+    """Reaction to an error after which the ranks were not started again on the same shards."""
 
-    RESTART_RANKS = enum.auto()
-    """Start all ranks again, from the last checkpoint."""
     REWRITE_SHARDS = enum.auto()
     """Write all shards again, and start all ranks from the last checkpoint."""
+    USE_FEWER_RANKS = enum.auto()
+    """Write all shards for as many ranks as Spark has free slots, and start these."""
     RAISE = enum.auto()
     """Raise the error."""
 
 
-def action(error: Exception, *, restarts: int, rewrites: int, max_restarts: int) -> Action:
-    """Return what follows an error of the ranks.
+def may_restart(error: Exception, *, restarts: int, max_restarts: int) -> bool:
+    """Return whether all ranks start again on the same shards, from the last checkpoint.
 
     Args:
         error: Error of the last start.
         restarts: Restarts of the ranks on the same shards so far.
-        rewrites: How often shards were written again so far.
-        max_restarts: Value of the option of that name. Shards are written again once at least.
+        max_restarts: Value of the option of that name.
     """
-    if isinstance(error, errors.RanksLost) and restarts < max_restarts:
-        return Action.RESTART_RANKS
+    return isinstance(error, errors.RanksLost) and restarts < max_restarts
+
+
+def action(error: Exception, *, rewrites: int, max_restarts: int, min_proc: int) -> Action:
+    """Return what follows an error after which the ranks may not start again.
+
+    Args:
+        error: Error of the last start.
+        rewrites: How many times lost shards were written again so far.
+        max_restarts: Value of the option of that name. Shards are written again once at least.
+        min_proc: Least number of ranks that may go on.
+    """
+    if isinstance(error, errors.RanksLost) and (error.free_slots or 0) >= min_proc:
+        return Action.USE_FEWER_RANKS
     if isinstance(error, errors.ShardsLost) and rewrites < max(1, max_restarts):
         return Action.REWRITE_SHARDS
     return Action.RAISE

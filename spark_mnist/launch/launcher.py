@@ -45,19 +45,6 @@ FIT_LOCK_POLL_S = 0.5
 """Seconds between two looks whether the fit of another thread has ended."""
 
 
-class FewerSlots(errors.RanksLost):
-    """Ranks were lost, and Spark has not given back the slots of all.
-
-    Args:
-        message: The message.
-        free_slots: Number of free slots.
-    """
-
-    def __init__(self, message: str, free_slots: int) -> None:
-        super().__init__(message)
-        self.free_slots = free_slots
-
-
 @contextlib.contextmanager
 def turn() -> Iterator[None]:
     """Wait for the fits of other threads to end, and make them wait until the block ends."""
@@ -78,7 +65,6 @@ def train(
     title: str,
     visible: bool,
     max_restarts: int,
-    rewrites: int,
     ports: Sequence[int],
 ) -> Sequence[plan.RankSuccess]:
     """Train on as many Spark tasks as the plan has ranks.
@@ -91,7 +77,6 @@ def train(
         title: Title of the progress bar.
         visible: Whether to show progress.
         max_restarts: Most restarts of the ranks.
-        rewrites: How often the shards were written again before.
         ports: Ports on which the driver may listen; 0 is any port.
 
     Returns:
@@ -101,8 +86,7 @@ def train(
         errors.RankError: A rank raised an error.
         errors.ShardsLost, errors.RowsLost: A rank could not read all its rows.
         errors.RanksLost: Ranks were lost, hung or did not start, more often than they may start
-            again.
-        FewerSlots: They were lost, and Spark has no slots for all of them any more.
+            again, or Spark has no slots for all of them any more.
         errors.NotFinite: The loss is no longer a finite number.
         errors.FitCancelled: Somebody cancelled the ranks' job in Spark.
         errors.RanksDiverged: The ranks ended with different weights.
@@ -120,10 +104,9 @@ def train(
             try:
                 return _attempt(spark, training, bar, ports)
             except errors.TrainingError as error:
-                following = failure_policy.action(
-                    error, restarts=restarts, rewrites=rewrites, max_restarts=max_restarts
-                )
-                if following is not failure_policy.Action.RESTART_RANKS:
+                if not failure_policy.may_restart(
+                    error, restarts=restarts, max_restarts=max_restarts
+                ):
                     raise
                 reason = str(error)
             # Outside of the except block, in which an interrupt would wait.
@@ -139,7 +122,7 @@ def train(
                 slots.wait_for_slots(spark, training.sharding.size, SLOT_RECOVERY_S)
             except errors.TooFewSlots as error:
                 message = f"{reason}\nNor could they start again: {error}"
-                raise FewerSlots(message, slots.free_slots(spark)) from error
+                raise errors.RanksLost(message, slots.free_slots(spark)) from error
     raise AssertionError("unreachable: the count has no end")
 
 

@@ -20,11 +20,11 @@ from multiprocessing import util as multiprocessing_util
 from multiprocessing.connection import Connection
 from typing import Any
 
-from spark_mnist.ranks import warm_server
+from spark_mnist.launch import warm_server
 
 ENTRY_MODULE = "spark_mnist.ranks.entry"
 """Module with the entry point of a rank; only the server imports it."""
-SERVER_MODULE = "spark_mnist.ranks.warm_server"
+SERVER_MODULE = "spark_mnist.launch.warm_server"
 """Module that ends the server with its parent; the server imports it first."""
 
 

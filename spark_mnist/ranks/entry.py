@@ -19,8 +19,7 @@ import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-from spark_mnist.core import channel, plan
-from spark_mnist.ranks import warm_server
+from spark_mnist.core import channel, plan, processes
 
 PR_SET_NAME = 15
 """Option of Linux's ``prctl`` that sets the name of a process."""
@@ -53,10 +52,10 @@ def main(connection: Connection, output: Connection) -> None:
             ``plan.TrainingPlan``, takes a pickled ``plan.RankReport``.
         output: Connection that takes everything that the process prints.
     """
-    for signal_number in warm_server.END_SIGNALS:
+    for signal_number in processes.END_SIGNALS:
         signal.signal(signal_number, signal.SIG_DFL)
     # A rank ends with its server, which ends with the agent.
-    warm_server.end_with_parent(signal.SIGKILL)
+    processes.end_with_parent(signal.SIGKILL)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     try:

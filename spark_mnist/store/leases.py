@@ -17,6 +17,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from spark_mnist.core import processes
+
 logger = logging.getLogger(__name__)
 
 RENEWAL_S = 60.0
@@ -96,5 +98,4 @@ def _machine_id() -> str:
 
     Other users' processes may be hidden from this one.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
+    return f"{processes.machine_id('pid')} {os.getuid()}"

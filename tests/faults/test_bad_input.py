@@ -295,7 +295,7 @@ OTHERS = {
         lambda s: few(s, 9),
         {"num_proc": 3},
         errors.TooFewSlots,
-        "num_proc=3 ranks must run at the same time, and Spark has 2 slots",
+        "3 ranks must run at the same time, and Spark has 2 slots",
     ),
     "no encryption": (
         lambda s: few(s, 9),

@@ -172,6 +172,4 @@ def test_two_processes_that_fit_one_name_at_once_both_keep_their_work(tmp_path):
         pair = [models.read("m", version)[0] for version in (first, first + 1)]
         assert [manifest["parent"] for manifest in pair] == [first - 1] * 2
         assert json.dumps(pair[0]["history"]) == json.dumps(pair[1]["history"])
-        told = f"published versions [{first}] of model 'm' meanwhile"
-        assert any(told in text for text in said), f"nobody was told of version {first}"
     assert harness.leftovers(driver.store) == []

@@ -62,7 +62,9 @@ def test_the_text_of_a_command(words, blank):
 @given(LINES)
 def test_the_words_of_a_command(words):
     command, refused = tried(errors.CommandError, grammar.parse_words, words)
-    assert "^" in refused or options.build(options.OPERATIONS[command.operation], command.options)
+    assert "^" in refused or command.operation in options.OPERATIONS
+    if not refused:
+        options.build(options.OPERATIONS[command.operation], command.options)
 
 
 NAME_PARTS = st.sampled_from(
@@ -182,11 +184,10 @@ def test_a_mutated_manifest_is_read_or_refused(models, path, value, how):
         input_spec, network, optimizer = manifests.parse(manifest)
         assert network.inputs == input_spec.width >= 1
         assert optimizer.rate(3, 2) >= 0
-        results.info(manifest)
-        store.read("m", 1, (plan.WEIGHTS,))
+        return results.info(manifest)
 
-    _, refused = tried(errors.DamagedModel, read)
-    assert "cannot be" in refused  # if only because there is no weights.npz
+    info, refused = tried(errors.DamagedModel, read)
+    assert "cannot be" in refused or info.version == 1
 
 
 @many(100, 500)

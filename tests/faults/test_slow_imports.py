@@ -33,5 +33,4 @@ def test_an_import_that_takes_longer_than_a_heartbeat_may(tmp_path):
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "start again" not in done.stderr
     assert done.stdout.startswith("start ")
