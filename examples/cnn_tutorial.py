@@ -29,5 +29,5 @@ spark_mnist.fit(
     epochs=5,
     train_validation_ratio=0.9,
 )
-found = spark_mnist.evaluate(read(spark, "test"), "cnn_tutorial", rate=1, batch_size=500)
-print(f"test accuracy: {found.first()['metrics']['accuracy']:.4f}")
+evaluation = spark_mnist.evaluate(read(spark, "test"), "cnn_tutorial", rate=1, batch_size=500)
+print(f"test accuracy: {evaluation.first()['metrics']['accuracy']:.4f}")

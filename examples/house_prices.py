@@ -64,10 +64,10 @@ spark_mnist.fit(
     num_proc=2,
     epochs=20,
 )
-found = spark_mnist.evaluate(test, "house_prices", rate=1, batch_size=1000).first()["metrics"]
+evaluation = spark_mnist.evaluate(test, "house_prices", rate=1, batch_size=1000).first()["metrics"]
 
 assemble = VectorAssembler(inputCols=features, outputCol="vector").transform
 linear = LinearRegression(featuresCol="vector").fit(assemble(train)).transform(assemble(test))
 r2 = RegressionEvaluator(metricName="r2").evaluate(linear)
-print(f"test r2: {found['r2']:.4f}, of linear regression: {r2:.4f}")
-print(f"mean error of the network: {found['mae']:.1f}")
+print(f"test r2: {evaluation['r2']:.4f}, of linear regression: {r2:.4f}")
+print(f"mean error of the network: {evaluation['mae']:.1f}")

@@ -24,8 +24,8 @@ spark_mnist.fit(
     epochs=60,
     train_validation_ratio=1.0,
 )
-found = spark_mnist.evaluate(test, "iris", rate=1).first()
-print(f"test accuracy: {found['metrics']['accuracy']:.4f}")
+evaluation = spark_mnist.evaluate(test, "iris", rate=1).first()
+print(f"test accuracy: {evaluation['metrics']['accuracy']:.4f}")
 
 flowers = [(6.4, 3.2, 4.5, 1.5), (5.8, 3.1, 5.0, 1.7)]
 new = spark.createDataFrame(flowers, MEASURES)

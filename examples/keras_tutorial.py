@@ -48,8 +48,9 @@ result = spark_mnist.fit(
     epochs=15,
 )
 result.plot().savefig("keras_tutorial.png")
-found = spark_mnist.evaluate(test, "keras_tutorial", rate=1, batch_size=1000).first()
-print(f"test loss: {found['losses']['loss']:.4f}, accuracy: {found['metrics']['accuracy']:.4f}")
+evaluation = spark_mnist.evaluate(test, "keras_tutorial", rate=1, batch_size=1000).first()
+loss, accuracy = evaluation["losses"]["loss"], evaluation["metrics"]["accuracy"]
+print(f"test loss: {loss:.4f}, accuracy: {accuracy:.4f}")
 
 # The model was saved under its name. To take it out of Spark, export it and load it with Keras.
 picture = test.first()

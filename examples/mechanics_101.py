@@ -18,8 +18,8 @@ TRAINING_ROWS = {"mnist": 50_000, "digits": 1_000}
 
 def show_precision(title: str, rows: DataFrame) -> None:
     """Print one evaluation in the tutorial's words."""
-    found = spark_mnist.evaluate(rows, "mechanics_101", rate=1, batch_size=1000, details=True)
-    row = found.first()
+    evaluation = spark_mnist.evaluate(rows, "mechanics_101", rate=1, batch_size=1000, details=True)
+    row = evaluation.first()
     print(
         f"{title} Data Eval:\n  Num examples: {row['num_examples']}  "
         f"Num correct: {row['num_correct']}  Precision @ 1: {row['precision_at_1']:0.04f}"

@@ -33,5 +33,5 @@ spark_mnist.fit(
     epochs=STEPS * BATCH // TRAINING_ROWS[data],
     train_validation_ratio=1.0,
 )
-found = spark_mnist.evaluate(read(spark, "test"), "softmax_tutorial", rate=1, batch_size=1000)
-print(f"test accuracy: {found.first()['metrics']['accuracy']:.4f}")
+evaluation = spark_mnist.evaluate(read(spark, "test"), "softmax_tutorial", rate=1, batch_size=1000)
+print(f"test accuracy: {evaluation.first()['metrics']['accuracy']:.4f}")

@@ -127,6 +127,6 @@ predictions = spark_mnist.predict(held_out, "store_sales", batch_size=1000)
 squares = [F.pow(1 - F.col(name) / F.col("sales"), 2) for name in ("prediction", "store_mean")]
 errors = predictions.join(by_store, "store").select(*(F.sqrt(F.mean(s)) for s in squares)).first()
 print(f"held-out RMSPE: {errors[0]:.4f}, mean by store: {errors[1]:.4f}")
-found = spark_mnist.evaluate(held_out, "store_sales", rate=1, batch_size=1000, loss=log_error)
-metrics = found.first()["metrics"]
+evaluation = spark_mnist.evaluate(held_out, "store_sales", rate=1, batch_size=1000, loss=log_error)
+metrics = evaluation.first()["metrics"]
 print(f"held-out r2: {metrics['r2']:.4f}, mean error: {metrics['mae']:.0f}")

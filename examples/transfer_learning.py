@@ -96,8 +96,8 @@ def trained_base(model_name: str):
 
 def accuracy(rows: DataFrame, model_name: str) -> float:
     """Return the accuracy of a saved model on all rows."""
-    found = spark_mnist.evaluate(rows, model_name, rate=1, batch_size=500).first()
-    return found["metrics"]["accuracy"]
+    evaluation = spark_mnist.evaluate(rows, model_name, rate=1, batch_size=500).first()
+    return evaluation["metrics"]["accuracy"]
 
 
 spark = SparkSession.builder.appName("transfer_learning").getOrCreate()

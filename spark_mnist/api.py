@@ -107,6 +107,9 @@ def preflight(
 
     Raises:
         errors.OptionError, errors.UnknownOption: The options are not understood.
+        errors.NotADataFrame: ``df`` is something else.
+        errors.ModelNameError: The name cannot be a model's.
+        errors.ClusterError: The session is Spark Connect's, or was stopped.
     """
     if df is not None:
         session.check_input(df)
@@ -163,7 +166,7 @@ def predict(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
 
 @_with_options(options.EvaluateOptions)
 def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
-    """Measure a model on random shares of the rows of a DataFrame.
+    """Measure a model on random samples of the rows of a DataFrame.
 
     Args:
         df: Rows with the features and the label that the model was trained on.
@@ -175,10 +178,11 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
         map<string,double>. Classes have ``accuracy``; two classes also ``precision``, ``recall``
         and ``auc``; labels ``accuracy``, ``f1_micro`` and ``f1_macro``; numbers ``mse``, ``rmse``,
         ``mae`` and ``r2``; those of one of several outputs have its name before theirs, as
-        ``price_mae``. A share that drew no row has null in place of numbers. With ``by``, one
-        row for each evaluation and value of that column, which follows ``no``. With ``details``,
-        then ``num_examples`` and ``num_correct`` bigint, ``precision_at_1`` double, ``confusion``
-        array<array<bigint>> (rows by label and predicted class) and ``classes``, an array of
+        ``price_mae``. A sample without rows has null in place of numbers. With ``by``, one
+        row for each evaluation and value of that column, which comes after ``no``. With
+        ``details``, then ``num_examples`` and ``num_correct`` bigint, ``precision_at_1`` double,
+        ``confusion`` array<array<bigint>> (rows by label and predicted class) and ``classes``, an
+        array of
         structs: class, num_examples, precision, recall, f1.
 
     Raises:
@@ -199,7 +203,7 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     if evaluate_options.details and (len(outputs) > 1 or outputs[0].task not in plan.CLASS_TASKS):
         raise errors.OptionError("details=true is for a model with one output that learns classes")
     training_start.check_loss_names(model_name, evaluate_options.loss, outputs)
-    losses = training_start.own_losses(evaluate_options.loss, outputs)
+    losses = training_start.custom_losses(evaluate_options.loss, outputs)
     row_profile = profile.profile_rows(
         df,
         model.input_spec,

@@ -60,6 +60,7 @@ def digits(spark: SparkSession, split: str) -> DataFrame:
 
     Raises:
         errors.DatasetError: There is no such split, or scikit-learn is not installed.
+        errors.ClusterError: The session was stopped.
     """
     session.check_session(spark)
     _check_split(split)
@@ -89,6 +90,7 @@ def iris(spark: SparkSession, split: str | None = None) -> DataFrame:
 
     Raises:
         errors.DatasetError: There is no such split, or scikit-learn is not installed.
+        errors.ClusterError: The session was stopped.
     """
     session.check_session(spark)
     if split is not None:
@@ -116,6 +118,7 @@ def mnist(spark: SparkSession, split: str, path: str | os.PathLike[str] | None =
 
     Raises:
         errors.DatasetError: There is no such split, or the files are missing or not MNIST's.
+        errors.ClusterError: The session was stopped.
     """
     session.check_session(spark)
     _check_split(split)
@@ -156,6 +159,7 @@ def images(
         errors.OptionError: ``size`` or ``mode`` has a value that is not allowed.
         errors.DatasetError: Nothing matches the path, or Spark cannot read there.
         errors.VersionError: Pillow is not installed.
+        errors.ClusterError: The session was stopped.
     """
     session.check_session(spark)
     target = image_files.pixel_format(size, mode)

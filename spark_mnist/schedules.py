@@ -1,6 +1,7 @@
 """Learning-rate schedules, for the option ``lr_schedule`` in Python. Runs on: driver.
 
-Each is the value that its text is in the command: ``Cosine(20)`` is ``cosine:20``.
+Each is the value that its text is in the command: ``Cosine(20)`` is ``cosine:20``. ``fit`` raises
+``errors.OptionError`` where a factor is not above 0 or a number of epochs is below 1.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Exponential:
     """Multiply the learning rate by a factor in each epoch."""
 
     factor: float
+    """Factor above 0; 0.95 lowers the rate by 5 % an epoch."""
 
     def __str__(self) -> str:
         return f"exponential:{_decimal(self.factor)}"
@@ -37,6 +39,7 @@ class Step:
     epochs: int
     """Epochs between two steps."""
     factor: float
+    """Factor above 0; 0.5 halves the rate at each step."""
 
     def __str__(self) -> str:
         return f"step:{self.epochs}:{_decimal(self.factor)}"

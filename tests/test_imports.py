@@ -27,8 +27,10 @@ ORDER = [
     *("store", "ranks", "scoring", "launch", "fitting", "catalog", "api", "datasets", "ml", "cli"),
 ]
 """Packages and modules of the package; each imports only from those before it."""
-SIDES = ("driver", "rank", "rank 0", "Spark task", "Spark tasks")
+SIDES = {"driver", "rank", "Spark task"}
 OF_DRIVER = {
+    "options",
+    "datasets",
     "cluster",
     "data",
     "plots",
@@ -40,7 +42,7 @@ OF_DRIVER = {
     "ml",
     "cli",
 }
-"""Packages that no module of ``ranks`` may import, apart from the two modules named below."""
+"""Packages that no module of ``ranks`` imports at its top, nor any module that it imports there."""
 SEAMS = {
     "horovod": {"ranks.collectives", "ranks.hooks", "ranks.trainer"},
     "petastorm": set(),  # it needs what compat gives it
@@ -81,13 +83,21 @@ SEAMS = {
 
 def imported(path, *, late=True):
     """Names of the modules that a file imports: at its top, or also late, inside functions."""
-    body = ast.parse(path.read_text()).body
-    nodes = [inner for node in body for inner in ast.walk(node)] if late else body
-    for node in nodes:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if late else outside_functions(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def outside_functions(node):
+    """Statements of a module that run when it is imported, also those within its blocks."""
+    for child in ast.iter_child_nodes(node):
+        is_typing = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not is_typing and not isinstance(child, ast.FunctionDef | ast.Lambda):
+            yield child
+            yield from outside_functions(child)
 
 
 def modules():
@@ -133,12 +143,31 @@ def test_no_modules_import_each_other():
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_each_package_says_which_side_runs_it():
-    for path in PACKAGE.glob("*/__init__.py"):
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
-        sides = re.search(r"Runs on: ([^.;]+)[.;]", docstring.replace("\n", " "))
-        assert sides, path
-        assert {*sides[1].split(", ")} <= {*SIDES}, path
+def sides(path):
+    """The machines that run a module, as its docstring says."""
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    match = re.search(r"Runs on: ([^.;]+)[.;]", docstring.replace("\n", " "))
+    assert match, path
+    return {*match[1].split(", ")}
+
+
+def test_each_module_runs_where_its_package_does():
+    for package in PACKAGE.glob("*/__init__.py"):
+        assert sides(package) <= SIDES, package
+        for path in package.parent.glob("*.py"):
+            if path.stem != "__main__":
+                assert sides(path) <= sides(package), path
+
+
+def test_the_architecture_names_every_module_where_it_runs():
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    assert {row[0] for row in rows} >= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    for package, text, places in rows:
+        folder = PACKAGE / package
+        names = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+        assert {*re.findall(r"`(\w+)`", text)} >= names, package
+        assert {*places.split(", ")} == sides(folder / "__init__.py"), package
 
 
 def test_ranks_import_nothing_of_the_driver():

@@ -65,6 +65,7 @@ def describe(
         store: As for ``models``.
 
     Raises:
+        errors.ModelNameError: The name cannot be a model's.
         errors.ModelNotFound: There is no such model or version.
         errors.DamagedModel: The manifest of the version cannot be understood.
     """
@@ -87,6 +88,7 @@ def delete(model_name: str, version: int | None = None, store: str | None = None
         The numbers of the deleted versions.
 
     Raises:
+        errors.ModelNameError: The name cannot be a model's.
         errors.ModelNotFound: There is no such model or version.
     """
     store_handle = open_for_version(version, store)
@@ -108,6 +110,7 @@ def rollback(model_name: str, version: int, store: str | None = None) -> int:
         The number of the copy. Nothing is deleted.
 
     Raises:
+        errors.ModelNameError: The name cannot be a model's.
         errors.ModelNotFound: There is no such model or version.
         errors.DamagedModel: The version's files differ from those that were written.
         errors.OptionError: ``version`` is missing.
@@ -139,6 +142,7 @@ def publish(model_name: str, work: str, store: str | None = None) -> int:
         The number of the new version.
 
     Raises:
+        errors.ModelNameError: The name cannot be a model's.
         errors.ModelNotFound: There is no trained model in that directory.
         errors.DamagedModel: The model's files differ from those that were written.
     """

@@ -108,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--master", help="Spark master; not with spark-submit")
     verbosity = parser.add_mutually_exclusive_group()
     verbosity.add_argument("--verbose", action="store_true", help="log the output of the ranks")
-    verbosity.add_argument("--quiet", action="store_true", help="the same as verbose=0")
+    verbosity.add_argument(
+        "--quiet", action="store_true", help="hide progress, and log warnings and errors alone"
+    )
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="version", version=f"mymnist {__version__}")
     return parser

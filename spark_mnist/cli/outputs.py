@@ -97,7 +97,7 @@ class Writer:
             is_there = self._files.exists(self._path)
             if is_there and not self._overwrite:
                 raise errors.DatasetError(
-                    f"--output {self._user_path}: another has written there meanwhile; add "
+                    f"--output {self._user_path}: another process wrote there in the meantime; add "
                     "--overwrite"
                 )
             former_path = self._temporary_path.suffix(".former")

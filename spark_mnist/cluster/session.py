@@ -130,7 +130,7 @@ def settings(spark: SparkSession) -> dict[str, str]:
     values = {row["key"].removeprefix(options.SETTING): row["value"] for row in rows}
     for name in values:
         if name not in options.FIELDS:
-            hint = errors.did_you_mean(name, options.FIELDS)
+            hint = options.hint(name, options.FIELDS)
             raise errors.UnknownOption(
                 f"Spark's setting {options.SETTING}{name}: no option {name!r}{hint}"
             )

@@ -50,10 +50,8 @@ def interruptible() -> Iterator[None]:
         for number in numbers:
             signal.signal(number, first_signal.handle)
         yield
-    except (
-        BaseException
-    ) as raised:  # raised again below, or replaced by the interrupt that caused it
-        error = raised
+    except BaseException as raised:
+        error = raised  # raised again below, or replaced by the interrupt that caused it
     finally:
         first_signal.end()
         for number, handler in previous_handlers.items():

@@ -35,6 +35,8 @@ MULTILABEL, REGRESSION = "multilabel", "regression"
 TASKS = (CLASSIFICATION, BINARY, MULTILABEL, REGRESSION)
 CLASS_TASKS = (CLASSIFICATION, BINARY)
 """Tasks whose label is one class of a row."""
+THRESHOLD = 0.5
+"""Probability above which a label, or the second of two classes, is predicted."""
 BALANCED = "balanced"
 """Class weights that give every class the same weight in the loss."""
 
@@ -57,7 +59,7 @@ class Input:
     pixels: bool = False
     """Whether the column holds bytes, which are divided by 255."""
     width: int
-    """Numbers of a row."""
+    """How many numbers a row has."""
     whole: bool = False
     """Whether the numbers must be whole, as the model's input has an integer dtype."""
     categories: int = 0
@@ -74,7 +76,7 @@ class InputSpec:
     pixels: bool = True
     """Whether the numbers are brightnesses: bytes are divided by 255, floats lie in 0..1."""
     width: int = 784
-    """Numbers of a row."""
+    """How many numbers a row has."""
     classes: int = 10
     names: tuple[str, ...] = ()
     """Names of the classes, by number; empty where the numbers are the names."""
@@ -134,7 +136,7 @@ class Output:
 
     @property
     def target_size(self) -> int:
-        """Numbers of a row's target: a class is one number."""
+        """How many numbers a row's target has: a class is one number."""
         return 1 if self.task in CLASS_TASKS else self.size
 
     @property
@@ -233,7 +235,7 @@ class Encoding:
     scale: float
     """Divisor that turns a stored number into the network's."""
     width: int
-    """Numbers of a row; bytes of a row where there are ``parts``."""
+    """How many numbers a row has; how many bytes, where there are ``parts``."""
     parts: tuple[tuple[str, Encoding], ...] = ()
     """Name and encoding of each of several inputs, whose bytes follow each other."""
 
@@ -258,7 +260,7 @@ class Shards:
     encoding: Encoding
     """Encoding of the features of a row."""
     target_size: int = 0
-    """Numbers of a row's target, as doubles; 0 where it is one class, an integer."""
+    """How many numbers a row's target has, as doubles; 0 where it is one class, an integer."""
     weighted: bool = False
     """Whether each row has a weight in the loss."""
 
@@ -275,7 +277,9 @@ class EpochRecord:
     epoch: int
     """Number of the epoch, from 1, over all fits of the model."""
     losses: dict[str, float]
+    """Mean losses by name; those of validation rows begin with ``val_``."""
     metrics: dict[str, float]
+    """Metrics by name, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,12 @@ MAX_CLASSES = 1000
 FEW_CLASSES = 20
 """Most whole numbers that are taken for classes however few rows each has."""
 MIN_ROWS_PER_CLASS = 20
-"""Least rows that each of more whole numbers has on average; with fewer they are a quantity."""
+"""Least mean number of rows of a class, where there are more whole numbers than ``FEW_CLASSES``.
+
+With fewer the label is a quantity.
+"""
 MAX_FRACTIONAL_SHARE = 0.2
-"""Largest share of rows whose label is no whole number, for which such a label is damaged.
+"""Largest share of rows with a fraction as label that still counts as damaged rows.
 
 With a larger share the label is a quantity.
 """
@@ -130,7 +133,7 @@ def _label_array(df: DataFrame, name: str) -> Column:
 def classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     """Return the number of classes in a label column, and their names where they have any.
 
-    Names are what text says, or whole numbers where these are not 0, 1, ... without a gap.
+    Names are the texts of the column, or its whole numbers if these are not 0, 1, ... in turn.
 
     Raises:
         errors.MissingColumn, errors.UnreadableColumn: The column cannot be a label.
@@ -154,7 +157,7 @@ def classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
-    """Return the same for a column of numbers, or of text that has only numbers."""
+    """Return number and names of the classes of a column of numbers, which may be text."""
     number = _number_column(df, name)
     counts = (
         df.where(number.isNotNull() & ~F.isnan(number))

@@ -15,8 +15,11 @@ class RankRows:
     """The rows of one rank, the same in each epoch in which there were as many ranks."""
 
     rank: int
+    """Number of the rank, from 0."""
     train: int
+    """Number of rows that the rank trained on."""
     validation: int
+    """Number of rows that the rank validated on."""
     epochs: int
     """Number of epochs in which the rank used each of these rows once."""
 
@@ -26,10 +29,13 @@ class RowCounts:
     """The rows of a fit: ``given`` is ``dropped``, ``train`` and ``validation`` together."""
 
     given: int
+    """Number of rows of the input."""
     dropped: Mapping[str, int]
     """Number of rows that could not be used, by reason."""
     train: int
+    """Number of rows that trained."""
     validation: int
+    """Number of rows that validated."""
     read: tuple[RankRows, ...]
     """Rows that each rank read, in rank order; first those of epochs with more ranks, if any."""
 

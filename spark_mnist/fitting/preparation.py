@@ -46,7 +46,9 @@ class Check:
     """Result of one check."""
 
     name: str
+    """What was checked."""
     ok: bool
+    """Whether a fit could start, as far as this check tells."""
     detail: str
     """Facts that the check established, or the fault and its remedy."""
 

@@ -59,10 +59,13 @@ class ModelInfo:
     """One version of a named model; a notebook shows it as table and curve."""
 
     name: str
+    """Name of the model."""
     version: int
+    """Number of the version, from 1."""
     parent: int | None
     """The version from which this one was trained on, or of which it is a copy."""
     created: datetime.datetime
+    """When the version was published, in UTC."""
     num_epochs: int
     """Epochs of training so far, over this version and those before it."""
     losses: Mapping[str, float]
@@ -74,9 +77,11 @@ class ModelInfo:
     network: plan.Network
     optimizer: plan.Optimizer
     ranks: int
+    """Number of ranks that trained it."""
     batch_size: int
     """Rows of one step on one rank."""
     seed: int
+    """Seed of everything random in the fit."""
     rows: Mapping[str, Any]
     """Rows that trained and validated in the last fit; see ``row_counts.RowCounts``."""
     libraries: Mapping[str, str | None] = field(repr=False)

@@ -217,13 +217,13 @@ def _functions(fit_options: options.FitOptions, outputs: Sequence[plan.Output]) 
             if isinstance(metric, str):
                 objectives.check_metric(output.task, metric)
     return {
-        "losses": own_losses(fit_options.loss, outputs),
+        "losses": custom_losses(fit_options.loss, outputs),
         "metrics": metrics,
         "optimizer_fn": None if isinstance(fit_options.optimizer, str) else fit_options.optimizer,
     }
 
 
-def own_losses(option: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
+def custom_losses(option: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
     """Return the losses of the option ``loss`` that are no names, by name of the output.
 
     Raises:

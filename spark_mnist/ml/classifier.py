@@ -13,7 +13,7 @@ from spark_mnist import errors
 from spark_mnist.core import plan
 from spark_mnist.ml.params import ClassifierParams
 from spark_mnist.ml.stages import ColumnFn, StoreEstimator, StoreModel
-from spark_mnist.scoring import score_columns
+from spark_mnist.scoring import measures, score_columns
 
 
 class MnistClassifierModel(StoreModel, ClassifierParams):
@@ -78,11 +78,11 @@ def _prediction(scores: Column, output: plan.Output, thresholds: Any) -> Column:
     if thresholds:
         limits = F.array(*(F.lit(float(limit)) for limit in thresholds))
         scaled = F.zip_with(probabilities, limits, _scaled)
-        class_index = score_columns.predicted_class(scaled)
+        class_index = measures.predicted_class(scaled)
     elif output.task == plan.BINARY:
         class_index = score_columns.prediction(scores, output)
     else:
-        class_index = score_columns.predicted_class(probabilities)
+        class_index = measures.predicted_class(probabilities)
     label = (
         score_columns.class_name(class_index, output) if output.has_integer_names else class_index
     )

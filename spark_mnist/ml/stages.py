@@ -134,10 +134,8 @@ class StoreEstimator(Estimator[ModelT], FitParams):
         session.check_input(dataset)
         store = location.open_store(option_values.get("store"), dataset.sparkSession)
         name = self.getModelName()
-        with (
-            signals.interruptible(),
-            launcher.turn(),
-        ):  # without the turn, a fit of another thread with keep=1 could delete the version
+        # Without the turn, a fit of another thread with keep=1 could delete the version.
+        with signals.interruptible(), launcher.turn():
             result = api.fit(dataset, name, **option_values)
             network = option_values.get("network")
             saved_version = manifests.load(store, name, result.version, network)

@@ -460,10 +460,8 @@ def _is_allowed(config: Mapping[str, Any]) -> bool:
         return True
     if name in LOOKUP_LAYERS and not isinstance(config["config"].get("vocabulary"), list):
         return False
-    if (name, module) == (
-        "Cast",
-        "keras.src.ops.core",
-    ):  # other operations of this module take functions
+    # Other operations of this module take functions.
+    if (name, module) == ("Cast", "keras.src.ops.core"):
         return True
     registered_names = (None, name) if module in INNER_MODULES else (None,)
     is_keras = module in PUBLIC_MODULES or module in INNER_MODULES

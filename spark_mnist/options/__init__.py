@@ -119,7 +119,7 @@ class FitOptions(RowOptions):
         "image",
     )
     label: str | Mapping[str, str] | None = option(
-        None, value_types.LABEL, "column with what to learn of each row", "label"
+        None, value_types.LABEL, "column that the model learns to predict", "label"
     )
     task: str | Mapping[str, str] | None = option(
         None,
@@ -131,7 +131,7 @@ class FitOptions(RowOptions):
         None, value_types.LOSS, *LOSS
     )
     loss_weights: Mapping[str, float] | None = option(
-        None, value_types.LOSS_WEIGHTS, "factors of the outputs' losses in their sum", "1 each"
+        None, value_types.LOSS_WEIGHTS, "weight of each output's loss in the total loss", "1 each"
     )
     metrics: str | Sequence[Any] | Callable[..., Any] | Mapping[str, Any] | None = option(
         None,
@@ -145,7 +145,7 @@ class FitOptions(RowOptions):
     class_weight: str | Mapping[Any, float] | None = option(
         None,
         value_types.CLASS_WEIGHT,
-        "factors of the training rows' losses by class; balanced gives all classes the same weight "
+        "weight of each class in the training loss; balanced gives all classes the same weight "
         "together",
         "1 each",
     )
@@ -231,7 +231,7 @@ class FitOptions(RowOptions):
         None,
         value_types.POSITIVE_INT,
         "number of ranks, one Spark task each",
-        "one for each slot of the session, busy or free, that gets at least one batch",
+        "as many as the session has slots, busy or free, and no more than there are full batches",
     )
     min_proc: int | None = option(
         None,
@@ -264,7 +264,7 @@ class FitOptions(RowOptions):
     max_restarts: int = option(
         2,
         value_types.NON_NEGATIVE_INT,
-        "how often to restart all ranks from the last checkpoint after one is lost",
+        "how many times to restart all ranks from the last checkpoint after one is lost",
     )
     checkpoint_every: float = option(
         600.0,
@@ -379,7 +379,7 @@ OPERATIONS: Mapping[str, type[Options]] = {
     "doctor": FitOptions,
 }
 
-MANUAL = (
+FIRST_OPTIONS = (
     "epochs",
     "batch_size",
     "train_validation_ratio",
@@ -388,13 +388,15 @@ MANUAL = (
     "repeat",
     "interpret",
 )
-"""First options of the table, in the order of the manual; others follow in that of the classes."""
+"""First options of the table; the others follow in the order of the classes."""
 
 _ALL = {
     field.name: field for options in OPERATIONS.values() for field in dataclasses.fields(options)
 }
 
-FIELDS: Mapping[str, dataclasses.Field[Any]] = {name: _ALL[name] for name in (*MANUAL, *_ALL)}
+FIELDS: Mapping[str, dataclasses.Field[Any]] = {
+    name: _ALL[name] for name in (*FIRST_OPTIONS, *_ALL)
+}
 """Every option of any operation, by name."""
 
 

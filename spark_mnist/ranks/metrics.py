@@ -17,9 +17,6 @@ from spark_mnist.core import figures, plan
 from spark_mnist.networks import objectives
 from spark_mnist.ranks import collectives
 
-THRESHOLD = 0.5
-"""Probability from which a label counts as predicted."""
-
 
 class RowMetric(Protocol):
     """Figures of one output as sums over rows."""
@@ -77,7 +74,7 @@ class BinaryCounts(_Sums):
 
     def update(self, target: Any, value: Any) -> None:
         """Add flags and probabilities, ``[B, 1]`` each."""
-        truth, guess = target > THRESHOLD, value > THRESHOLD
+        truth, guess = target > plan.THRESHOLD, value > plan.THRESHOLD
         both, either = truth & guess, truth | guess
         counts = [tf.math.count_nonzero(flags) for flags in (both, truth, guess, either)]
         rows = tf.size(target, tf.int64)
@@ -102,7 +99,7 @@ class LabelCounts(_Sums):
 
     def update(self, target: Any, value: Any) -> None:
         """Add flags and probabilities, ``[B, C]`` each."""
-        truth, guess = target > THRESHOLD, value > THRESHOLD
+        truth, guess = target > plan.THRESHOLD, value > plan.THRESHOLD
         counts = [tf.math.count_nonzero(flags, axis=0) for flags in (truth & guess, truth, guess)]
         equal = tf.math.count_nonzero(truth == guess)
         self.add(*counts, equal, tf.size(target))
@@ -221,17 +218,21 @@ class Metrics:
         self._metrics: list[list[RowMetric]] = []
         start = 0
         for output in outputs:
-            own: list[RowMetric] = []
+            output_metrics: list[RowMetric] = []
             if output.task == plan.REGRESSION:
                 end = start + output.target_size
-                own.append(NumberErrors(output, None if center is None else center[start:end]))
+                output_metrics.append(
+                    NumberErrors(output, None if center is None else center[start:end])
+                )
             else:
-                own.append(TASK_METRICS[output.task](output))
+                output_metrics.append(TASK_METRICS[output.task](output))
             start += output.target_size
             if output.task == plan.BINARY:
-                own.append(KerasMetric(output, keras.metrics.AUC(name="auc")))
-            own += [KerasMetric(output, metric) for metric in further.get(output.name, ())]
-            self._metrics.append(own)
+                output_metrics.append(KerasMetric(output, keras.metrics.AUC(name="auc")))
+            output_metrics += [
+                KerasMetric(output, metric) for metric in further.get(output.name, ())
+            ]
+            self._metrics.append(output_metrics)
 
     def update(
         self, targets: Sequence[Any], values: Sequence[Any], losses: Sequence[Any], weights: Any
@@ -296,8 +297,10 @@ class Metrics:
     @property
     def state(self) -> list[tf.Variable]:
         """Return the sums over the rows of this rank since the last reset."""
-        own = [variable for row in self._metrics for metric in row for variable in metric.state]
-        return [*self._losses.state, *own]
+        variables = [
+            variable for row in self._metrics for metric in row for variable in metric.state
+        ]
+        return [*self._losses.state, *variables]
 
 
 def record(epoch: int, means: dict[str, float]) -> plan.EpochRecord:

@@ -139,11 +139,11 @@ def _row_losses(
     """Return a function of outputs ``[B, U]`` and targets ``[B, K]`` that gives losses."""
     from spark_mnist.networks import objectives
 
-    heads, own_losses = spec.network.heads, cloudpickle.loads(spec.losses)
+    heads, custom_losses = spec.network.heads, cloudpickle.loads(spec.losses)
     losses = [
         None
-        if output.loss == plan.CUSTOM and output.name not in own_losses
-        else objectives.make_loss(output, own_losses.get(output.name))
+        if output.loss == plan.CUSTOM and output.name not in custom_losses
+        else objectives.make_loss(output, custom_losses.get(output.name))
         for output in heads
     ]
     ends = np.cumsum([output.units for output in heads])[:-1]

@@ -47,9 +47,8 @@ def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
     columns = [F.count("*").alias("rows")]
     for number, (output, start, target_start) in enumerate(slices):
         columns += _sums(output, number, start, target_start)
-        loss = F.get(F.col(SCORES), sum(each.units for each in outputs) + number)
-        # Arrow makes null of NaN, and a sum would skip it.
-        is_known = F.count(loss) == F.count("*")
+        loss = _loss(sum(each.units for each in outputs) + number)
+        is_known = F.count(loss) == F.count("*")  # a sum would skip null
         columns.append(F.when(is_known, F.sum(loss)).alias(f"loss_{number}"))
     rows = drawn.groupBy("no", "group").agg(*columns).collect()
     areas = {
@@ -80,18 +79,18 @@ def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
 
 def cells(drawn: DataFrame, output: plan.Output) -> list[Cell]:
     """Count the rows of one output that learns classes by label and predicted class."""
-    own = F.slice(F.col(SCORES), 1, output.units)
+    output_scores = F.slice(F.col(SCORES), 1, output.units)
     predicted = (
-        (F.get(own, 0) > 0.5).cast("int")
+        (F.get(output_scores, 0) > plan.THRESHOLD).cast("int")
         if output.task == plan.BINARY
-        else (F.call_function("array_position", own, F.array_max(own)) - 1).cast("int")
+        else predicted_class(output_scores)
     )
     counts = (
         drawn.select(
             *("no", "group"),
             F.get(F.col(TARGET), 0).cast("int").alias("label"),
             predicted.alias("predicted"),
-            F.get(F.col(SCORES), output.units).alias("loss"),
+            _loss(output.units).alias("loss"),
         )
         .groupBy("no", "group", "label", "predicted")
         .agg(
@@ -100,6 +99,18 @@ def cells(drawn: DataFrame, output: plan.Output) -> list[Cell]:
         )
     )
     return [Cell(**row.asDict()) for row in counts.collect()]
+
+
+def _loss(index: int) -> Column:
+    """Return the loss of an output at its place in ``SCORES``; null where it is not known."""
+    loss = F.get(F.col(SCORES), index)
+    return F.when(~F.isnan(loss), loss)
+
+
+def predicted_class(scores: Column) -> Column:
+    """Return the class of highest probability, the first of equals, as an int."""
+    first = F.call_function("array_position", scores, F.array_max(scores))
+    return (first - 1).cast("int")
 
 
 def metric_names(outputs: Sequence[plan.Output]) -> tuple[list[str], list[str]]:
@@ -122,9 +133,9 @@ def _sums(output: plan.Output, number: int, start: int, target_start: int) -> li
     """Return the sums from which ``_metrics`` makes the metrics of an output."""
     scores, target = F.col(SCORES), F.col(TARGET)
     if output.task == plan.CLASSIFICATION:
-        own = F.slice(scores, start + 1, output.units)
-        best = F.call_function("array_position", own, F.array_max(own)) - 1
-        return [F.count_if(best == F.get(target, target_start)).alias(f"correct_{number}")]
+        output_scores = F.slice(scores, start + 1, output.units)
+        is_correct = predicted_class(output_scores) == F.get(target, target_start)
+        return [F.count_if(is_correct).alias(f"correct_{number}")]
     columns = []
     for index in range(output.units):
         score, label = F.get(scores, start + index), F.get(target, target_start + index)
@@ -135,7 +146,7 @@ def _sums(output: plan.Output, number: int, start: int, target_start: int) -> li
                 "variance": F.var_pop(label),
             }
         else:
-            guess, truth = score > 0.5, label > 0.5
+            guess, truth = score > plan.THRESHOLD, label > plan.THRESHOLD
             sums = {
                 "both": F.count_if(guess & truth),
                 "truth": F.count_if(truth),

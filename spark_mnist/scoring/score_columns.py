@@ -30,8 +30,6 @@ from spark_mnist.store import manifests
 logger = logging.getLogger(__name__)
 SCORES, CLASS = "__spark_mnist_scores", "__spark_mnist_class"
 """Names of intermediate columns, unlike any of a user's."""
-THRESHOLD = 0.5
-"""Probability above which a label, or the second of two classes, is predicted."""
 LEAST = 1e-37
 """Least probability whose logarithm counts: that of the smallest normal float32."""
 
@@ -181,12 +179,6 @@ def _source_and_spec(
     return source, spec
 
 
-def predicted_class(scores: Column) -> Column:
-    """Return the class of highest probability, the first of equals, as an int."""
-    first = F.call_function("array_position", scores, F.array_max(scores))
-    return (first - 1).cast("int")
-
-
 def predictions(
     df: DataFrame, class_column: Column, input_spec: plan.InputSpec, *, interpret: bool
 ) -> DataFrame:
@@ -264,12 +256,12 @@ def output_predictions(
     names = output_columns(outputs, interpret=interpret, probabilities=probabilities)
     columns, start = [], 0
     for output in outputs:
-        own = F.slice(F.col(SCORES), start + 1, output.units)
-        columns.append(prediction(own, output))
+        output_scores = F.slice(F.col(SCORES), start + 1, output.units)
+        columns.append(prediction(output_scores, output))
         if interpret and output.task != plan.REGRESSION:
-            columns.append(_interpreted(own, output))
+            columns.append(_interpreted(output_scores, output))
         if probabilities and output.task != plan.REGRESSION:
-            columns.append(probability(own, output).cast("array<float>"))
+            columns.append(probability(output_scores, output).cast("array<float>"))
         start += output.units
     return (
         df.select("*", scores.alias(SCORES))
@@ -281,11 +273,11 @@ def output_predictions(
 def prediction(scores: Column, output: plan.Output) -> Column:
     """Return what an output predicts: flags of classes or labels, a class 0 or 1, or numbers."""
     if output.task == plan.CLASSIFICATION:
-        return _one_hot(predicted_class(scores), output.size)
+        return _one_hot(measures.predicted_class(scores), output.size)
     if output.task == plan.BINARY:
-        return (F.get(scores, 0) > THRESHOLD).cast("int")
+        return (F.get(scores, 0) > plan.THRESHOLD).cast("int")
     if output.task == plan.MULTILABEL:
-        return F.transform(scores, lambda number: (number > THRESHOLD).cast("int"))
+        return F.transform(scores, lambda number: (number > plan.THRESHOLD).cast("int"))
     return F.get(scores, 0) if output.size == 1 else scores
 
 
@@ -301,14 +293,14 @@ def _interpreted(scores: Column, output: plan.Output) -> Column:
     """Return the predicted class or labels as people read them."""
     if output.task != plan.MULTILABEL:
         label = (
-            predicted_class(scores)
+            measures.predicted_class(scores)
             if output.task == plan.CLASSIFICATION
             else prediction(scores, output)
         )
         return class_name(label, output)
     names = F.array(*map(F.lit, output.names or range(output.size)))
     flags = F.arrays_zip(names.alias("name"), scores.alias("score"))
-    present = F.filter(flags, lambda each: each["score"] > THRESHOLD)
+    present = F.filter(flags, lambda each: each["score"] > plan.THRESHOLD)
     return F.when(scores.isNotNull(), F.transform(present, lambda each: each["name"]))
 
 
@@ -347,7 +339,7 @@ def evaluations(
     rows = df.select(scores.alias("scores"), label.alias("label"), group.alias("group")).select(
         "group",
         "label",
-        predicted_class(F.col("scores")).alias("predicted"),
+        measures.predicted_class(F.col("scores")).alias("predicted"),
         _cross_entropy(F.col("scores"), F.col("label")).alias("loss"),
     )
     cells = (

@@ -1,7 +1,7 @@
 """Lease files: record which process owns a directory, so that a later fit knows what is abandoned.
 
-A lease names a process. On the machine, and in the container, that wrote it, it tells for sure
-whether that process still runs. Elsewhere the age of the lease tells, since its owner renews it.
+A lease names a process. In the container that wrote it the process id shows whether the owner still
+runs. Elsewhere the age of the lease shows it, since its owner renews it.
 Runs on: driver, rank.
 """
 

@@ -384,7 +384,7 @@ class Store:
 
         Args:
             name: Name of the model.
-            spare: Function of the URL of a work directory whose fit is gone: whether to keep it.
+            spare: Function of the URL of an abandoned work directory; returns whether to keep it.
         """
         self._check_name(name)
         paths = [
@@ -405,7 +405,7 @@ class Store:
         return [number for number in unpublished if self._is_abandoned(_path(name, number), CLAIM)]
 
     def _is_abandoned(self, path: str, lease_name: str) -> bool:
-        """Return whether a directory has something in it whose owner is gone."""
+        """Return whether the owner of a directory, which has something in it, is gone."""
         lease_path = f"{path}/{lease_name}"
         age = self._files.age(lease_path if self._files.exist(lease_path) else path)
         if age is None:
@@ -459,8 +459,8 @@ def _path(name: str, version: int) -> str:
 
 def _no_conditional_writes(url: str, reason: str) -> str:
     return (
-        f"{url} cannot write a file only where there is none ({reason}), by which two fits would "
-        "take the same version: use a store that can, say a disk, S3, Google's or Azure's"
+        f"{url} cannot write a file only where there is none yet ({reason}), so two fits could "
+        "take the same version: use a store that can, as disks, S3, Google Cloud Storage and Azure"
     )
 
 
