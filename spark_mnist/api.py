@@ -147,21 +147,20 @@ def predict(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     predict_options = options.build(
         options.PredictOptions, option_values, session.settings(df.sparkSession)
     )
-    _check_free(df, ["prediction", "interpreted"][: 1 + predict_options.interpret])
     model = _load_model(df, model_name, predict_options)
     outputs, batch_size = model.network.heads, predict_options.batch_size
+    flags = {
+        "interpret": predict_options.interpret,
+        "probabilities": predict_options.probabilities,
+    }
+    _check_free(df, score_columns.output_columns(outputs, **flags))
     if not predict_options.probabilities and _learns_classes(outputs):
         classes = score_columns.classes(df, model, batch_size, predict_options.mode)
         return score_columns.predictions(
             df, classes, model.input_spec, interpret=predict_options.interpret
         )
-    added = {
-        "interpret": predict_options.interpret,
-        "probabilities": predict_options.probabilities,
-    }
-    _check_free(df, score_columns.output_columns(outputs, **added))
     scores = score_columns.outputs(df, model, batch_size, predict_options.mode)
-    return score_columns.output_predictions(df, scores, outputs, **added)
+    return score_columns.output_predictions(df, scores, outputs, **flags)
 
 
 @_with_options(options.EvaluateOptions)

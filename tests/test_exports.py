@@ -132,7 +132,7 @@ def test_features_far_from_zero_are_exported_as_doubles(spark, store, tmp_path):
     far = datasets.iris(spark).selectExpr("petal_length + 1.7e9 AS x", "species")
     options = {"features": "x", "label": "species", "epochs": 5, "store": store, "verbose": 0}
     spark_mnist.fit(far, "far", **options)
-    with pytest.raises(errors.OptionError, match="format=tflite takes floats"):
+    with pytest.raises(errors.OptionError, match="format=tflite has floats"):
         spark_mnist.export("far", tmp_path / "far.tflite", "tflite", store=store)
     path = spark_mnist.export("far", tmp_path / "far.keras", store=store)
     rows = far.collect()

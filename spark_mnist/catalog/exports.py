@@ -73,10 +73,10 @@ def export(
         raise errors.OptionError(f"{path} exists already; delete it, or name another path")
     store_handle = versions.open_for_version(version, store)
     saved_version = manifests.load(store_handle, model_name, version, network)
-    if format == "tflite" and registry.exported_dtype(saved_version.network) != registry.FLOAT32:
+    if format == "tflite" and not registry.has_exact_floats(saved_version.network):
         raise errors.OptionError(
-            f"format=tflite takes floats, and features of model {model_name!r} are so far from 0 "
-            "that floats do not tell them apart: export it as keras, savedmodel or onnx"
+            f"format=tflite has floats, and features or labels of model {model_name!r} are so far "
+            "from 0 that floats do not tell them apart: export it as keras, savedmodel or onnx"
         )
     model = build_model(saved_version)
     with tempfile.TemporaryDirectory() as directory:

@@ -71,6 +71,10 @@ FILE_SIGNATURES = re.compile(
 """The same signatures as bytes, without that of BMP."""
 FIRST_BYTES, SIGNATURE_BYTES = b"\x89\xffGRIM\x93", 12
 """First byte of each of these signatures, and most bytes of one."""
+MAX_WHOLE_FLOAT = 1 << 24
+"""Largest number up to which float32 has all whole numbers."""
+LARGE_WHOLE = f"a whole number above {MAX_WHOLE_FLOAT:,} as a float: cast the column to bigint"
+"""Fault of a larger number that the network takes as an integer."""
 ARRAYS = "an array of numbers, a Vector or a string of comma-separated numbers"
 """Forms of several numbers a row, for messages."""
 
@@ -115,6 +119,10 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
     """
     if input_spec.inputs:
         return _join_inputs(df, input_spec.inputs)
+    if input_spec.whole and not standardized:
+        integers = _integers(df, input_spec)
+        if integers:
+            return integers
     uses_doubles = standardized and not input_spec.pixels
     number_type = "double" if uses_doubles else "float"
     float_encoding = plan.Encoding("float64" if uses_doubles else "float32", 1.0, input_spec.width)
@@ -135,7 +143,8 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
     if is_integer_array and input_spec.pixels:
         return Source(feature, byte_encoding, input_spec)
     array = numbers(df, name, number_type)
-    if array is None and not input_spec.pixels and isinstance(data_type, T.NumericType):
+    is_number = isinstance(data_type, T.NumericType | T.BooleanType)
+    if array is None and not input_spec.pixels and is_number:
         array = _array([_number_sql(df, name, number_type)])
         return Source(array, float_encoding, input_spec, one_by_one=True)
     if array is None:
@@ -343,8 +352,12 @@ def _whole_fault(source: Source) -> Column:
             return is_fraction
         return is_fraction | (number < 0) | (number >= spec.categories)
 
-    reason = f"{_shown(spec.features)} has {_whole_text(spec)}"
-    return F.when(F.exists(source.column, is_wrong), reason)
+    name = _shown(spec.features)
+    fault = F.when(F.exists(source.column, is_wrong), f"{name} has {_whole_text(spec)}")
+    if source.encoding.dtype == "int64":
+        return fault
+    is_large = F.exists(source.column, lambda number: F.abs(number) > MAX_WHOLE_FLOAT)
+    return fault.when(is_large, f"{name} has {LARGE_WHOLE}")
 
 
 def _whole_text(input_spec: plan.InputSpec) -> str:
@@ -480,6 +493,8 @@ def reader(source: Source) -> Callable[[pa.Array], npt.NDArray[np.generic]]:
             raise errors.BadRows(f"a row to predict has a number in {name} that is not finite")
         if spec.whole and not _all_whole(values, spec.categories):
             raise errors.BadRows(f"a row to predict has, in {name}, {_whole_text(spec)}")
+        if spec.whole and encoding.dtype != "int64" and np.abs(values).max() > MAX_WHOLE_FLOAT:
+            raise errors.BadRows(f"a row to predict has, in {name}, {LARGE_WHOLE}")
         in_range = top is None or (values.min() >= 0 and values.max() <= top)
         if not in_range:  # also where a value is NaN
             raise errors.BadRows(f"a row to predict has a pixel outside 0..{top:.0f}")
@@ -556,6 +571,9 @@ def _missing_column_message(df: DataFrame, name: str) -> str:
         return f"{message}; these look like values: without a header, read it with header=false"
     if all(re.fullmatch(r"_c\d+", other) for other in names):
         return f"{message}; if the file has a header, read it with header=true"
+    struct, dot, field = name.partition(".")
+    if dot and isinstance(dict(zip(names, df.schema, strict=True)).get(struct), T.StructField):
+        return f"{message}; of a struct, select the field first: df.select('*', '{struct}.{field}')"
     if name == plan.InputSpec.features[0]:
         return f"{message}; name the columns to learn from with features="
     return message
@@ -605,7 +623,9 @@ def numbers(df: DataFrame, name: str, number_type: str = "float") -> Column | No
     if isinstance(data_type, T.StringType):
         words = f"split({quote(resolve(df, name))}, ',')"
         return F.expr(f"transform({words}, word -> try_cast(trim(word) AS {number_type}))")
-    if isinstance(data_type, T.ArrayType) and isinstance(data_type.elementType, T.NumericType):
+    if isinstance(data_type, T.ArrayType) and isinstance(
+        data_type.elementType, T.NumericType | T.BooleanType
+    ):
         return values.cast(f"array<{number_type}>")
     return None
 

@@ -118,8 +118,12 @@ def profile_rows(
     bucket = part.cast("int") + in_validation.cast("int") * BUCKETS
     usable_bucket = F.when(fault.isNull(), bucket)  # else reasons times buckets would be collected
     class_number = target if has_classes else F.lit(0)
-    fault_counts, class_counts, bucket_counts = _count_rows(
-        df.select(fault.alias("fault"), class_number.alias("class"), usable_bucket.alias("bucket"))
+    has_weight = F.lit(True) if weight is None else weight > 0
+    columns = {"fault": fault, "class": class_number, "bucket": usable_bucket}
+    fault_counts, class_counts, bucket_counts, num_weighed = _count_rows(
+        df.select(
+            *(column.alias(name) for name, column in columns.items()), has_weight.alias("weighed")
+        )
     )
     num_rows, reasons = fault_counts.total() + class_counts.total(), _summarize(fault_counts)
     if fault_counts and mode == options.FAILFAST:
@@ -134,6 +138,10 @@ def profile_rows(
         raise errors.BadRows(f"none of {num_rows} rows can be used: {reasons}", fault_counts)
     if not class_counts:
         raise errors.TooFewRows("the DataFrame has no rows")
+    if not num_weighed:
+        raise errors.BadRows(
+            f"sample_weight={sample_weight} is 0 in all rows: nothing would be learned"
+        )
     if fault_counts:
         logger.warning("%d of %d rows are left out: %s", fault_counts.total(), num_rows, reasons)
     if has_classes and len(class_counts) == 1:
@@ -159,12 +167,13 @@ def profile_rows(
     )
 
 
-def _count_rows(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[int]]:
-    """Count rows that cannot be used by reason, and other rows by class and by bucket."""
+def _count_rows(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[int], int]:
+    """Count unusable rows by reason, others by class and by bucket, and those with a weight."""
     fault_counts: Counter[str] = Counter()
     class_counts: Counter[int] = Counter()
     bucket_counts: Counter[int] = Counter()
-    counts = rows.groupBy("fault", "class", "bucket").count()
+    num_weighed = 0
+    counts = rows.groupBy("fault", "class", "bucket", "weighed").count()
     if not session.has_shuffles(rows):
         slots = rows.sparkSession.sparkContext.defaultParallelism
         partitions = min(slots, int(str(rows.sparkSession.conf.get(session.SHUFFLE_PARTITIONS))))
@@ -175,9 +184,10 @@ def _count_rows(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[in
         if row["fault"] is None:
             class_counts[row["class"]] += row["count"]
             bucket_counts[row["bucket"]] += row["count"]
+            num_weighed += row["count"] * row["weighed"]
         else:
             fault_counts[row["fault"]] += row["count"]
-    return fault_counts, class_counts, bucket_counts
+    return fault_counts, class_counts, bucket_counts, num_weighed
 
 
 def _indicator_column(df: DataFrame, name: str) -> Column:
@@ -235,6 +245,12 @@ def _remedy(df: DataFrame, source: feature_columns.Source, counts: Mapping[str, 
             f"    indexer = StringIndexer(inputCol={name!r}, outputCol={index!r})\n"
             f"    df = indexer.fit(df).transform(df)\n"
             f"and learn from {index}, say through an Embedding"
+        )
+    strangers = [count for reason, count in counts.items() if "is neither 0..9 nor" in reason]
+    if source.input_spec.pixels and sum(strangers) * 2 > df.count():
+        return (
+            "Without features= the networks for pictures learn the digits 0 to 9. For other "
+            "classes name the column, features='image', and give a network of your own, network=..."
         )
     advice = f"Correct them, or leave them out with mode={options.DROPMALFORMED}"
     if source.top == 1 and any(reason.endswith("outside 0..1") for reason in counts):

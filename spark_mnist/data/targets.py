@@ -19,6 +19,10 @@ from spark_mnist import errors
 from spark_mnist.core import plan
 from spark_mnist.data import feature_columns, labels
 
+MAX_FLOAT = 3.4e38
+"""Largest number of a label or a weight; a larger one is infinite as a float32."""
+TOO_LARGE = f"a number beyond {MAX_FLOAT:.1e}, with which no network computes"
+"""Fault of a larger number."""
 MAX_SHOWN_NAMES = 10
 """Most names of labels that a message shows."""
 
@@ -71,7 +75,7 @@ def discover(df: DataFrame, output: plan.Output) -> plan.Output:
     elif output.task == plan.MULTILABEL:
         size, names = _labels(df, output.label)
     else:
-        size, names = _width(df, output.label, _numbers(df, output.label)), ()
+        size, names = labels.row_size(df, F.size(_numbers(df, output.label))), ()
     return dataclasses.replace(output, size=size, names=names)
 
 
@@ -93,6 +97,7 @@ def weight(df: DataFrame, name: str) -> tuple[Column, Column]:
     fault = (
         F.when(number.isNull(), F.lit(f"{name} is null"))
         .when(~is_finite, F.lit(f"{name} is no finite number"))
+        .when(number > MAX_FLOAT, F.lit(f"{name} is {TOO_LARGE}"))
         .when(number < 0, F.lit(f"{name} is negative"))
     )
     return number, fault
@@ -140,7 +145,10 @@ def _fault(df: DataFrame, output: plan.Output, column: Column) -> Column:
             column,
             lambda number: number.isNull() | F.isnan(number) | (F.abs(number) == float("inf")),
         )
-        no_number = F.when(not_finite, F.lit(f"{name} is no finite number"))
+        too_large = F.exists(column, lambda number: F.abs(number) > MAX_FLOAT)
+        no_number = F.when(not_finite, F.lit(f"{name} is no finite number")).when(
+            too_large, F.lit(f"{name} is {TOO_LARGE}")
+        )
     return F.coalesce(
         fault,
         F.when(column.isNull(), F.lit(f"{name} is null")),
@@ -185,7 +193,7 @@ def _trimmed(df: DataFrame, name: str) -> Column:
             f"column {name!r} is {data_type.simpleString()}; the model was trained on arrays of "
             "names"
         )
-    return F.transform(label.cast("array<string>"), F.trim)
+    return F.transform(label.cast("array<string>"), lambda word: F.trim(word))
 
 
 def _two_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
@@ -217,7 +225,8 @@ def _labels(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
         data_type.elementType, T.StringType
     )
     if not has_names:
-        return _width(df, name, _multi_hot(df, name)), ()
+        width = labels.row_size(df, F.size(_multi_hot(df, name)))
+        return labels.check_class_count(width, name), ()
     words = df.select(F.explode(_trimmed(df, name)).alias("word")).where("word != ''").distinct()
     names = sorted(row["word"] for row in words.limit(labels.MAX_CLASSES + 1).collect())
     if not names:
@@ -225,9 +234,3 @@ def _labels(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
             raise errors.TooFewRows("the DataFrame has no rows")
         raise errors.BadRows(f"no row has a label in column {name!r}")
     return labels.check_class_count(len(names), name), tuple(names)
-
-
-def _width(df: DataFrame, name: str, array: Column) -> int:
-    """Return the count of numbers that most rows have in a label column."""
-    width = labels.row_size(df, F.size(array))
-    return labels.check_class_count(width, name)

@@ -6,6 +6,7 @@ doctor`` run as many as they can and report each result.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -26,7 +27,7 @@ from spark_mnist.core import plan, requirements
 from spark_mnist.data import feature_columns, labels, profile, shard_writer, targets
 from spark_mnist.fitting import training_start
 from spark_mnist.launch import rank_process
-from spark_mnist.networks import callbacks, objectives
+from spark_mnist.networks import callbacks
 from spark_mnist.options import value_types
 from spark_mnist.store import location, model_store
 from spark_mnist.store.filesystem import Files
@@ -264,6 +265,7 @@ class Preparation:
             features = feature_columns.expand(
                 df.columns, value_types.columns(fit_options.features), other_columns
             )
+            _check_features(features, self.start.network.outputs)
             return labels.discover_features(df, features)
         features = feature_columns.expand(df.columns, input_spec.features, other_columns)
         if not fit_options.features:
@@ -332,6 +334,20 @@ def _with_labels(input_spec: plan.InputSpec, outputs: Sequence[plan.Output]) -> 
     )
 
 
+def _check_features(features: Sequence[str], outputs: Sequence[plan.Output]) -> None:
+    """Refuse features that are named twice, and warn of a class among them.
+
+    Raises:
+        errors.OptionError: A column is named twice.
+    """
+    for name, count in collections.Counter(features).items():
+        if count > 1:
+            raise errors.OptionError(f"features= names {name!r} {count} times")
+    for output in outputs:
+        if output.label in features and output.task != plan.REGRESSION:
+            logger.warning("the label %s is among the features, which then tell it", output.label)
+
+
 def _class_weight(option: Any, outputs: Sequence[plan.Output]) -> str | dict[int, float]:
     """Return the option with the classes by number; {} where it is not given.
 
@@ -348,13 +364,20 @@ def _class_weight(option: Any, outputs: Sequence[plan.Output]) -> str | dict[int
     if option == plan.BALANCED:
         return plan.BALANCED
     names = outputs[0].class_names
-    weights = {}
+    weights: dict[int, float] = {}
     for key, weight in option.items():
-        if str(key) not in names:
+        # Labels may be booleans, or whole numbers as floats.
+        is_number = isinstance(key, bool | int | float) and float(key).is_integer()
+        name = str(int(key)) if is_number else str(key)
+        if name not in names:
             raise errors.OptionError(
                 f"class_weight names the class {key!r}, and the classes are {', '.join(names)}"
             )
-        weights[names.index(str(key))] = float(weight)
+        if names.index(name) in weights:
+            raise errors.OptionError(f"class_weight names the class {name} twice")
+        weights[names.index(name)] = float(weight)
+    if len(weights) == len(names) and not any(weights.values()):
+        raise errors.OptionError("class_weight is 0 for all classes: nothing would be learned")
     return weights
 
 
@@ -393,11 +416,6 @@ def _check_functions(start: training_start.TrainingStart, fit_options: options.F
     }
     for option, function in functions.items():
         _check_picklable(option, function)
-    for output in start.network.outputs:
-        if callable(loss := start.losses.get(output.name)):
-            objectives.make_loss(output, loss)
-        if any(map(callable, value_types.metrics(metrics := start.metrics.get(output.name)))):
-            objectives.make_metrics(output, metrics)
 
 
 def _check_picklable(option: str, function: Any) -> None:

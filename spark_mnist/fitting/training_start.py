@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from spark_mnist.data import feature_columns
 from spark_mnist.networks import objectives, registry
 from spark_mnist.options import value_types
 from spark_mnist.store import manifests, model_store
+
+OUTPUT_NAME = re.compile(r"\w+", re.ASCII)
+"""Names of outputs that Keras, TensorFlow and columns of results can all have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class TrainingStart:
     """The user's own losses, or functions that make them, by name of the output."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Further metrics, by name of the output."""
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weights of losses that the options give, by name of the output."""
     optimizer_fn: plan.ModelFn | None = None
     """The user's function that makes the optimizer."""
 
@@ -78,12 +84,20 @@ class TrainingStart:
             start = self
         if manifests.is_model(self.user_model):
             return start._with_user_model()
-        if self.model_fn and not self.version and start._has_named_parts():
+        if self.model_fn and not self.version:
             from spark_mnist.networks import custom
 
-            user_model = self.model_fn()
+            try:
+                user_model = _call_network(self.model_fn)
+            except errors.ModelMismatch:
+                if start._has_named_parts():
+                    raise
+                return start  # the function may need what only a rank has; else a rank tells
             custom.describe(user_model, start.network)
-            return start._with_whole_inputs(user_model)
+            losses, metrics = objectives.compiled(user_model, start.network.heads)
+            start._check_objectives({**losses, **self.losses}, self.metrics or metrics)
+            return start._with_loss_weights(user_model)._with_whole_inputs(user_model)
+        start._check_objectives(self.losses, self.metrics)
         return start
 
     def _has_named_parts(self) -> bool:
@@ -91,6 +105,31 @@ class TrainingStart:
         outputs = self.network.outputs
         is_plain = len(outputs) == 1 and outputs[0].task == plan.CLASSIFICATION
         return bool(self.network.parts or outputs[0].name or not is_plain)
+
+    def _check_objectives(self, losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Try the losses and metrics that are not this library's.
+
+        Raises:
+            errors.OptionError: One does not fit its output, or two have one name.
+        """
+        names = {}
+        for output in self.network.heads:
+            loss, output_metrics = losses.get(output.name), metrics.get(output.name)
+            if loss is not None and loss not in objectives.LOSSES[output.task]:
+                objectives.check_loss(output, loss)
+            if any(not isinstance(each, str) for each in value_types.metrics(output_metrics)):
+                names[output.name] = objectives.check_metrics(output, output_metrics)
+        objectives.check_result_names(self.network.heads, names)
+
+    def _with_loss_weights(self, user_model: Any) -> TrainingStart:
+        """Return the same start with the loss weights that the user's model was compiled with."""
+        compiled = objectives.compiled_weights(user_model, self.network.heads)
+        weights = {**compiled, **self.loss_weights}
+        outputs = tuple(
+            dataclasses.replace(output, weight=weights.get(output.name, output.weight))
+            for output in self.network.outputs
+        )
+        return dataclasses.replace(self, network=dataclasses.replace(self.network, outputs=outputs))
 
     def _with_whole_inputs(self, user_model: Any) -> TrainingStart:
         """Return the same start, whose rows must have whole numbers where the model takes these."""
@@ -139,7 +178,22 @@ class TrainingStart:
             losses={**losses, **self.losses},
             metrics=self.metrics or metrics,
         )
-        return start._with_whole_inputs(self.user_model)
+        start._check_objectives(start.losses, start.metrics)
+        return start._with_loss_weights(self.user_model)._with_whole_inputs(self.user_model)
+
+
+def _call_network(model_fn: plan.ModelFn) -> Any:
+    """Make the model of the user's function.
+
+    Raises:
+        errors.ModelMismatch: The function raises an error.
+    """
+    try:
+        return model_fn()
+    except Exception as error:  # of any type: the function is the user's
+        raise errors.ModelMismatch(
+            f"the function network= raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def load(store: model_store.Store, name: str, fit_options: options.FitOptions) -> TrainingStart:
@@ -210,7 +264,7 @@ def _from_options(fit_options: options.FitOptions) -> TrainingStart:
 
 
 def _functions(fit_options: options.FitOptions, outputs: Sequence[plan.Output]) -> dict[str, Any]:
-    """Return the user's losses, metrics and optimizer, as fields of ``TrainingStart``."""
+    """Return what the options give for outputs, and the optimizer, as fields of a start."""
     metrics = _by_output("metrics", fit_options.metrics, outputs)
     for output in outputs:
         for metric in value_types.metrics(metrics.get(output.name)):
@@ -218,6 +272,7 @@ def _functions(fit_options: options.FitOptions, outputs: Sequence[plan.Output]) 
                 objectives.check_metric(output.task, metric)
     return {
         "losses": custom_losses(fit_options.loss, outputs),
+        "loss_weights": _by_output("loss_weights", fit_options.loss_weights, outputs),
         "metrics": metrics,
         "optimizer_fn": None if isinstance(fit_options.optimizer, str) else fit_options.optimizer,
     }
@@ -251,6 +306,21 @@ def check_loss_names(name: str, option: Any, outputs: Sequence[plan.Output]) -> 
             raise manifests.mismatch(name, "loss", saved, loss)
 
 
+def _check_loss_weights(name: str, option: Any, outputs: Sequence[plan.Output]) -> None:
+    """Refuse weights of losses that are not the saved model's.
+
+    Raises:
+        errors.OptionError: There is no such output.
+        errors.ModelMismatch: The saved model was trained with another weight.
+    """
+    weights = _by_output("loss_weights", option, outputs)
+    for output in outputs:
+        weight = float(weights.get(output.name, output.weight))
+        if weight != output.weight:
+            saved, given = f"{output.name}: {output.weight:g}", f"{output.name}: {weight:g}"
+            raise manifests.mismatch(name, "loss_weights", saved, given)
+
+
 def _by_output(option: str, value: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
     """Return the value of an option for each output that has one.
 
@@ -282,6 +352,11 @@ def _outputs(fit_options: options.FitOptions) -> tuple[plan.Output, ...]:
     """
     label = fit_options.label or plan.InputSpec.label
     columns = label if isinstance(label, Mapping) else {"": label}
+    for name in columns:
+        if name and not OUTPUT_NAME.fullmatch(name):
+            raise errors.OptionError(
+                f"label= names an output {name!r}; a name has letters from a to z, digits and _"
+            )
     named = [plan.Output(name=name, label=column, size=0) for name, column in columns.items()]
     tasks = _by_output("task", fit_options.task, named)
     losses = _by_output("loss", fit_options.loss, named)
@@ -374,6 +449,11 @@ def _describe_network(fit_options: options.FitOptions) -> plan.Network:
             f"{name} has one input, and features= names several: give a network of your own that "
             f"has the inputs {', '.join(fit_options.features)}"
         )
+    if any(output.loss in objectives.POSITIVE_LOSSES for output in outputs):
+        raise errors.OptionError(
+            f"loss=poisson needs outputs above 0, and {name} has others, too: give a network of "
+            "your own that ends with softplus"
+        )
     architecture = registry.REGISTRY[name]
     hidden = _parse_units(str(fit_options.hidden)) if fit_options.hidden else architecture.hidden
     dropout = architecture.dropout if fit_options.dropout is None else fit_options.dropout
@@ -447,10 +527,14 @@ def _check_unchanged(
     }
     features = fit_options.features
     columns = () if isinstance(features, Mapping) else value_types.columns(features)
-    if not input_spec.inputs and (
-        feature_columns.expand(input_spec.features, columns) == input_spec.features
-    ):
-        columns = input_spec.features
+    if isinstance(features, Mapping):
+        saved_inputs = {each.name: each.features for each in input_spec.inputs}
+        features = {
+            name: _as_saved(value_types.columns(each), saved_inputs.get(name, ()))
+            for name, each in features.items()
+        }
+    elif columns and not input_spec.inputs:
+        columns = _as_saved(columns, input_spec.features)
     new_values = {option: getattr(fit_options, option) for option in saved_values} | {
         "network": fit_options.network if isinstance(fit_options.network, str) else None,
         "optimizer": plan.CUSTOM if callable(fit_options.optimizer) else fit_options.optimizer,
@@ -465,14 +549,33 @@ def _check_unchanged(
                 f"model {name!r} was trained with a loss of your own: give it again, loss=..."
             )
     check_loss_names(name, fit_options.loss, outputs)
+    _check_loss_weights(name, fit_options.loss_weights, outputs)
     if optimizer.name == plan.CUSTOM and not callable(fit_options.optimizer):
         raise errors.ModelMismatch(
             f"model {name!r} was trained with an optimizer of your own: give it again, "
             "optimizer=..."
         )
+    if fit_options.task and not is_single:
+        tasks = _by_output("task", fit_options.task, outputs)
+        new_values["task"] = {**saved_values["task"], **tasks}
     for option, value in saved_values.items():
         if new_values[option] not in (None, value):
             raise manifests.mismatch(name, option, value, new_values[option])
+
+
+def _as_saved(columns: Sequence[str], saved_columns: Sequence[str]) -> tuple[str, ...]:
+    """Return columns as the saved model names them, where they are the same but for case.
+
+    Patterns are replaced by those of the saved columns that they match.
+    """
+    try:
+        names = feature_columns.expand(saved_columns, columns)
+    except errors.MissingColumn:
+        return tuple(columns)
+    is_same = [name.strip().lower() for name in names] == [
+        name.strip().lower() for name in saved_columns
+    ]
+    return tuple(saved_columns) if is_same else names
 
 
 def _features_text(input_spec: plan.InputSpec) -> str:

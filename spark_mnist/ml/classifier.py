@@ -6,7 +6,7 @@ from typing import Any
 
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
-from pyspark.sql import Column
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from spark_mnist import errors
@@ -31,6 +31,7 @@ class MnistClassifierModel(StoreModel, ClassifierParams):
     """
 
     def _columns(self, output: plan.Output) -> dict[str, ColumnFn]:
+        _check_params(self)
         thresholds = self.getOrDefault("thresholds") if self.isSet("thresholds") else None
         if thresholds and len(thresholds) != output.size:
             raise errors.OptionError(
@@ -41,6 +42,27 @@ class MnistClassifierModel(StoreModel, ClassifierParams):
             self.getProbabilityCol(): lambda scores: _vector(_probabilities(scores, output)),
             self.getPredictionCol(): lambda scores: _prediction(scores, output, thresholds),
         }
+
+
+def _check_params(params: ClassifierParams) -> None:
+    """Check Params that the result of ``transform`` depends on.
+
+    Raises:
+        errors.OptionError: Two columns have one name, or a threshold is not allowed.
+    """
+    columns = {
+        "rawPredictionCol": params.getRawPredictionCol(),
+        "probabilityCol": params.getProbabilityCol(),
+        "predictionCol": params.getPredictionCol(),
+    }
+    names = [name for name in columns.values() if name]
+    if len(set(names)) < len(names):
+        raise errors.OptionError(f"the columns of a result need different names, not {columns}")
+    thresholds = params.getOrDefault("thresholds") if params.isSet("thresholds") else []
+    if any(limit < 0 for limit in thresholds) or [*thresholds].count(0) > 1:
+        raise errors.OptionError(
+            f"thresholds must be >= 0, and one of them at most 0, not {[*thresholds]}"
+        )
 
 
 class MnistClassifier(
@@ -62,6 +84,10 @@ class MnistClassifier(
 
     tasks = plan.CLASS_TASKS
     model_class = MnistClassifierModel
+
+    def _fit(self, dataset: DataFrame) -> MnistClassifierModel:
+        _check_params(self)
+        return super()._fit(dataset)
 
 
 def _probabilities(scores: Column, output: plan.Output) -> Column:

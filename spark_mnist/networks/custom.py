@@ -276,6 +276,13 @@ def input_dtypes(user_model: keras.Model) -> dict[str, str]:
     return {tensor.name: tensor.dtype for tensor in user_model.inputs}
 
 
+def integer_dtype(user_model: keras.Model | None) -> str | None:
+    """Return the dtype of a model's one input where it takes integers; else None."""
+    tensors = getattr(user_model, "inputs", None) or ()
+    dtypes = {tensor.dtype for tensor in tensors if "int" in tensor.dtype}
+    return dtypes.pop() if len(tensors) == 1 and dtypes else None
+
+
 def whole_inputs(user_model: keras.Model) -> dict[str, int]:
     """Return the inputs that take whole numbers alone, by name, and how many categories each has.
 
@@ -344,6 +351,12 @@ def _input_shapes(
             f"the network has the inputs {', '.join(shapes) or 'of a model without names'}, and "
             f"features= names {', '.join(widths)}"
         )
+    for tensor in model.inputs:
+        if tensor.dtype == "string":
+            raise errors.ModelMismatch(
+                f"input {tensor.name!r} of the network takes text: index the column, with "
+                "StringIndexer, and let the network take the number"
+            )
     for name, shape in shapes.items():
         if None in shape or math.prod(shape) != widths[name]:
             raise errors.ModelMismatch(
@@ -379,6 +392,11 @@ def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:
     """Return the shape in which the model takes the numbers of a row."""
     if not model.built or not getattr(model, "inputs", None):
         return (inputs,)
+    if model.inputs[0].dtype == "string":
+        raise errors.ModelMismatch(
+            "the network takes text: index the column, with StringIndexer, and let the network "
+            "take the number"
+        )
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if len(shapes) != 1 or None in shapes[0] or math.prod(shapes[0]) != inputs:
         raise errors.ModelMismatch(

@@ -6,6 +6,7 @@ letters: B = rows of a batch, C = classes or labels, K = numbers of a target.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import sys
@@ -53,6 +54,8 @@ UNSCALED_LOSSES = (
     *("mean_absolute_percentage_error", "mean_squared_logarithmic_error", "poisson"),
 )
 """Losses whose targets must not be standardized, as they compare with 0."""
+POSITIVE_LOSSES = ("poisson",)
+"""Losses whose outputs must be above 0."""
 METRICS: tuple[str, ...] = (
     *("accuracy", "acc", "auc", "precision", "recall", "f1_score", "binary_accuracy"),
     *("categorical_accuracy", "sparse_categorical_accuracy", "top_k_categorical_accuracy"),
@@ -65,6 +68,18 @@ METRICS: tuple[str, ...] = (
     *("categorical_hinge", "kl_divergence"),
 )
 """Metrics by name: those of Keras that need no arguments."""
+NUMBER_METRICS = (
+    *("mse", "mean_squared_error", "mae", "mean_absolute_error", "mape", "msle", "rmse"),
+    *("mean_absolute_percentage_error", "mean_squared_logarithmic_error", "r2_score"),
+    *("root_mean_squared_error", "cosine_similarity", "log_cosh_error", "poisson"),
+)
+"""Metrics of numbers; classes and labels may have them, too, as probabilities are numbers."""
+CLASS_METRICS = (
+    *("categorical_accuracy", "sparse_categorical_accuracy", "top_k_categorical_accuracy"),
+    *("sparse_top_k_categorical_accuracy", "categorical_crossentropy"),
+    *("sparse_categorical_crossentropy", "categorical_hinge"),
+)
+"""Metrics of one of several classes alone."""
 METRIC_ALIASES: Mapping[str, str] = {
     "acc": "accuracy",
     "mean_squared_error": "mse",
@@ -129,9 +144,14 @@ def check_metric(task: str, name: str) -> None:
             f"metrics={name} is not a metric of Keras: {', '.join(METRICS)}, or a function in "
             f"Python{hint}"
         )
-    if name.lower() in ("accuracy", "acc") and task == plan.REGRESSION:
+    if task == plan.REGRESSION and name.lower() not in NUMBER_METRICS:
         raise errors.OptionError(
             f"metrics={name} cannot be used with task={task}; use mae, rmse or r2"
+        )
+    if task in (plan.BINARY, plan.MULTILABEL) and name.lower() in CLASS_METRICS:
+        raise errors.OptionError(
+            f"metrics={name} cannot be used with task={task}; use binary_accuracy, "
+            "binary_crossentropy, auc, precision or recall"
         )
 
 
@@ -167,6 +187,95 @@ def make_loss(output: plan.Output, loss: Any = None) -> Loss:
         return keras.ops.mean(values, axis=axes) if axes else values
 
     return row_losses
+
+
+def check_loss(output: plan.Output, loss: Any) -> None:
+    """Try the user's loss of an output on some rows.
+
+    Raises:
+        errors.OptionError: It cannot be used with such targets and outputs, or gives something else
+            than a loss for each row.
+    """
+    if describe_loss(output, resolve_loss(output, loss)) == CLASS_LOSS:
+        loss_name(output.task, CLASS_LOSS)  # on numbers it fails in TensorFlow's graph alone
+    name = f"loss of output {output.name!r}" if output.name else "loss="
+    row_losses = make_loss(output, loss)
+    rows = 2 if output.units != 2 else 3  # so that rows and units are not taken for each other
+    try:
+        values = row_losses(*_example(output, rows))
+    except Exception as error:  # of any type: the function is the user's
+        raise errors.OptionError(
+            f"{name} cannot be used with task={output.task}: {_first_line(error)}"
+        ) from error
+    if tuple(values.shape) != (rows,):
+        shape = tuple(values.shape)
+        raise errors.OptionError(
+            f"{name} must give a loss for each row, and gave numbers of the shape {shape} for "
+            f"{rows} rows: take no mean or sum over the rows"
+        )
+
+
+def check_metrics(output: plan.Output, metrics: Any) -> list[str]:
+    """Try the user's metrics of an output on some rows, and return their names.
+
+    Raises:
+        errors.OptionError: One cannot be used with such targets and outputs.
+    """
+    made = make_metrics(output, metrics)
+    for metric in made:
+        target, values = _example(output, 2 if output.units != 2 else 3)
+        try:
+            metric.update_state(metric_target(output, metric, target), values)
+            metric.result()
+        except Exception as error:  # of any type: the metric may be the user's
+            raise errors.OptionError(
+                f"metrics= has {metric.name!r}, which cannot be used with task={output.task}: "
+                f"{_first_line(error)}"
+            ) from error
+    return [metric.name for metric in made]
+
+
+def _example(output: plan.Output, rows: int) -> tuple[Any, Any]:
+    """Return targets and outputs of some rows, as training has them."""
+    from keras import ops
+
+    if output.task == plan.CLASSIFICATION:
+        return ops.zeros((rows,), "int32"), ops.full((rows, output.units), 1 / output.units)
+    return ops.zeros((rows, output.target_size)), ops.full((rows, output.units), 0.5)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def loss_names(outputs: Sequence[plan.Output]) -> list[str]:
+    """Return the names of the losses of an epoch's training: of all outputs, then of each."""
+    return ["loss", *(output.prefixed("loss") for output in outputs if output.name)]
+
+
+def check_result_names(
+    outputs: Sequence[plan.Output], metrics: Mapping[str, Sequence[str]]
+) -> None:
+    """Check that all losses and metrics of an epoch have names of their own.
+
+    Args:
+        outputs: The outputs.
+        metrics: Names of the user's metrics by output.
+
+    Raises:
+        errors.OptionError: Two have the same name.
+    """
+    names = loss_names(outputs)
+    for output in outputs:
+        own_names = (*REPORTED[output.task], *metrics.get(output.name, ()))
+        names += [output.prefixed(name) for name in own_names]
+    names += [f"val_{name}" for name in names]
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise errors.OptionError(
+            f"two losses or metrics would be called {doubles[0]!r}: give the metrics, or the "
+            "outputs in label=, other names"
+        )
 
 
 def resolve_loss(output: plan.Output, loss: Any = None) -> Any:
@@ -220,7 +329,8 @@ def make_metrics(output: plan.Output, metrics: Any) -> list[Any]:
     import keras
 
     value = _call_factory(metrics)
-    items = [name.strip() for name in value.split(",")] if isinstance(value, str) else _flat(value)
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else []
+    items = [*dict.fromkeys(names)] or _flat(value)
     result = []
     for item in items:
         item = _call_factory(item)
@@ -256,13 +366,25 @@ def metric_needs_one_hot(output: plan.Output, metric: Any) -> bool:
     if isinstance(metric, keras.metrics.MeanMetricWrapper):
         return needs_one_hot_function(metric._fn)
     name = type(metric).__name__
-    return getattr(keras.metrics, name, None) is type(metric) and not name.startswith("Sparse")
+    takes_numbers = name.startswith("Sparse") or getattr(metric, "sparse_y_true", False)
+    return getattr(keras.metrics, name, None) is type(metric) and not takes_numbers
+
+
+def metric_target(output: plan.Output, metric: Any, target: Any) -> Any:
+    """Return targets as a metric takes them."""
+    import keras
+
+    if metric_needs_one_hot(output, metric):
+        return keras.ops.one_hot(target, output.size, dtype="float32")
+    return target
 
 
 def needs_one_hot_function(function: Any) -> bool:
     """Return whether a function of targets and outputs is one of Keras's for one-hot targets."""
     module = str(getattr(function, "__module__", "")).partition(".")[0]
-    return module == "keras" and not getattr(function, "__name__", "").startswith("sparse_")
+    name = getattr(function, "__name__", "")
+    takes_numbers = name.startswith("sparse_") or name == "categorical_generalized_cross_entropy"
+    return module == "keras" and not takes_numbers
 
 
 def _metric_name(output: plan.Output, item: Any) -> Any:
@@ -302,6 +424,18 @@ def compiled(model: Any, outputs: Sequence[plan.Output]) -> tuple[dict[str, Any]
         for name, items in _compiled_by_output("metrics", metrics, outputs).items()
     }
     return losses, {name: items for name, items in metric_items.items() if items}
+
+
+def compiled_weights(model: Any, outputs: Sequence[plan.Output]) -> dict[str, float]:
+    """Return the weights of losses that a user's model was compiled with, by name of the output.
+
+    Raises:
+        errors.ModelMismatch: The model was compiled for other outputs.
+    """
+    compile_loss = getattr(model, "_compile_loss", None)
+    weights = getattr(compile_loss, "_user_loss_weights", None)
+    by_output = _compiled_by_output("loss_weights", weights, outputs)
+    return {name: float(_flat(weight)[0]) for name, weight in by_output.items()}
 
 
 def _compiled_by_output(what: str, values: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:
@@ -345,10 +479,23 @@ def describe_loss(output: plan.Output, loss: Any) -> str:
             return plan.CUSTOM
         config = _settings(loss)
         if config == {key: _settings(type(loss)()).get(key) for key in config}:
-            return getattr(function, "__name__", "") or plan.CUSTOM
+            name = getattr(function, "__name__", "")
+            if _has_loss(name):
+                return name
         return json.dumps({"class_name": type(loss).__name__, "config": config})
     name = getattr(loss, "__name__", "")
-    return name if getattr(keras.losses, name, None) is loss else plan.CUSTOM
+    is_known = getattr(keras.losses, name, None) is loss and _has_loss(name)
+    return name if is_known else plan.CUSTOM
+
+
+def _has_loss(name: str) -> bool:
+    """Return whether Keras finds a loss by its name, which some of its losses do not have."""
+    import keras
+
+    try:
+        return bool(name) and keras.losses.get(name) is not None
+    except ValueError:
+        return False
 
 
 def _settings(loss: Any) -> dict[str, Any]:
@@ -437,6 +584,8 @@ def by_output(outputs: Sequence[plan.Output], values: Any) -> list[Any]:
 
 def _call_factory(value: Any) -> Any:
     """Return what a function without required arguments makes; other values stay."""
+    if isinstance(value, functools.partial) and inspect.isclass(value.func):
+        return value()
     if not callable(value) or not inspect.isroutine(value):
         return value() if inspect.isclass(value) else value
     try:

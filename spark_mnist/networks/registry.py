@@ -12,7 +12,7 @@ a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,10 +133,13 @@ def build(
         }
         outputs = custom.attach(x, network, model)
     else:
+        model = custom.model(network, user_model) if network.name == plan.CUSTOM else None
+        if not network.mean:
+            dtype = custom.integer_dtype(model) or dtype
         inputs = keras.Input((network.inputs,), name=name, dtype=dtype)
         x = _standardize(inputs, network, dtype)
-        if network.name == plan.CUSTOM:
-            outputs = custom.attach(x, network, custom.model(network, user_model))
+        if model is not None:
+            outputs = custom.attach(x, network, model)
         else:
             hidden = REGISTRY[network.name].build_layers(x, network)
             outputs = [_last_layer(output)(hidden) for output in network.heads]
@@ -166,11 +169,12 @@ def _finish(output: plan.Output, tensor: Any, original_units: bool) -> Any:
     from keras import layers
 
     suffix = f"_{output.name}" if output.name else ""
-    if original_units and output.mean:
-        scale, offset = np.asarray(output.deviation), np.asarray(output.mean)
-        tensor = layers.Rescaling(scale, offset, dtype=FLOAT32, name=f"label_units{suffix}")(tensor)
     if tensor.dtype != FLOAT32:  # the outputs of a user's model, in mixed precision
         tensor = layers.Activation("linear", dtype=FLOAT32, name=f"as_float32{suffix}")(tensor)
+    if original_units and output.mean:
+        scale, offset = np.asarray(output.deviation), np.asarray(output.mean)
+        dtype = _exact_dtype(output.mean, output.deviation)
+        tensor = layers.Rescaling(scale, offset, dtype=dtype, name=f"label_units{suffix}")(tensor)
     return tensor
 
 
@@ -189,7 +193,19 @@ def exported_dtype(network: plan.Network) -> str:
     It is float32, as other tools expect, except where float32 cannot tell the values of a feature
     apart.
     """
-    mean, deviation = np.asarray(network.mean), np.asarray(network.deviation)
+    return _exact_dtype(network.mean, network.deviation)
+
+
+def has_exact_floats(network: plan.Network) -> bool:
+    """Return whether float32 tells the values of all features and labels of a network apart."""
+    scales = [(network.mean, network.deviation)]
+    scales += [(output.mean, output.deviation) for output in network.heads]
+    return all(_exact_dtype(*scale) == FLOAT32 for scale in scales)
+
+
+def _exact_dtype(means: Sequence[float], deviations: Sequence[float]) -> str:
+    """Return float32, or float64 where float32 cannot tell numbers of such means apart."""
+    mean, deviation = np.asarray(means), np.asarray(deviations)
     is_coarse = bool((np.abs(mean) > MAX_OFFSET_DEVIATIONS * deviation).any())
     limits = np.finfo(np.float32)
     is_out_of_range = bool(
@@ -214,10 +230,12 @@ def inputs(stored: Any, encoding: plan.Encoding, dtype: str = FLOAT32) -> Any:
         dtype: Dtype of a single input.
 
     Returns:
-        ``[B, W]``, or a dictionary of several inputs; integers of these stay integers.
+        ``[B, W]``, or a dictionary of several inputs; integers stay integers.
     """
     import tensorflow as tf
 
+    if encoding.dtype == "int64":
+        return stored
     if not encoding.parts:
         return numbers(stored, encoding.scale, dtype)
     tensors, start = {}, 0

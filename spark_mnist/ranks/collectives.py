@@ -66,14 +66,16 @@ def _batch_scheduling() -> Iterator[None]:
 def distributed_optimizer(
     optimizer: keras.optimizers.Optimizer, wait_s: tf.Variable, *, compressed: bool = False
 ) -> keras.optimizers.Optimizer:
-    """Return the same optimizer, made to average the ranks' gradients before it applies them.
+    """Make an optimizer average the ranks' gradients before it applies them, and return it.
+
+    It keeps all that the user has set, also what its configuration does not hold.
 
     Clipping, weight decay and moments come after, on the average. Gradients travel in buckets, in
     the order in which the backward pass computes them. So one bucket is summed while the next is
     computed, and numbers are always added in the same order. A gradient that is None stays None.
 
     Args:
-        optimizer: Optimizer for the gradients of one rank.
+        optimizer: Optimizer for the gradients of one rank, not used before.
         wait_s: Float64 variable to which the seconds are added from a rank's last gradient until
             all gradients are averaged.
         compressed: Whether gradients travel as float16.
@@ -92,8 +94,16 @@ def distributed_optimizer(
     members = {"apply": apply, "__module__": base.__module__}
     if base is keras.optimizers.Adam and not optimizer.amsgrad:
         members["update_step"] = _adam_step
-    subclass: Any = type(base.__name__, (base,), members)
-    return subclass.from_config(optimizer.get_config())
+    optimizer.__class__ = type(base.__name__, (base,), members)
+    return optimizer
+
+
+def finalize_average(model: keras.Model) -> None:
+    """Give a model the moving average of its weights, where its optimizer keeps one."""
+    optimizer = model.optimizer
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if inner.use_ema:
+        optimizer.finalize_variable_values(model.trainable_variables)
 
 
 def _adam_step(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:

@@ -28,7 +28,7 @@ class Hooks:
         """Whether steps must return to Python one by one."""
         self.rate_factor = training.resume.rate_factor if training.resume else 1.0
         """Factor of the learning rate that callbacks have set."""
-        self._rate = 0.0
+        self._planned_rate = self._rate = 0.0
         if not self._callbacks:
             return
         self._list = keras.callbacks.CallbackList(
@@ -46,7 +46,7 @@ class Hooks:
     def set_rate(self, rate: float) -> None:
         """Set the learning rate that the plan says, times the factor of the callbacks."""
         self._model.optimizer.learning_rate.assign(rate * self.rate_factor)
-        self._rate = self._current_rate()
+        self._planned_rate, self._rate = rate, self._current_rate()
 
     def epoch_begin(self, epoch: int) -> None:
         """Call the hooks of an epoch's begin; epochs count from 0 over the model's life."""
@@ -94,7 +94,8 @@ class Hooks:
         """Keep a learning rate that a callback has set, as a factor of the plan's."""
         rate = self._current_rate()
         if rate != self._rate:
-            self.rate_factor *= rate / self._rate
+            if self._planned_rate:
+                self.rate_factor = rate / self._planned_rate
             self._rate = rate
 
     def _current_rate(self) -> float:

@@ -153,7 +153,6 @@ class KerasMetric:
 
     def __init__(self, output: plan.Output, metric: keras.metrics.Metric) -> None:
         self._output, self._metric = output, metric
-        self._is_one_hot = objectives.metric_needs_one_hot(output, metric)
         # Some metrics make their variables with the first rows.
         shape = (1, output.units)
         target = (1,) if output.task == plan.CLASSIFICATION else shape
@@ -167,8 +166,7 @@ class KerasMetric:
 
     def update(self, target: Any, value: Any) -> None:
         """Add rows; numbers come in the units of the label."""
-        if self._is_one_hot:
-            target = tf.one_hot(target, self._output.size)
+        target = objectives.metric_target(self._output, self._metric, target)
         if self._output.mean:
             target, value = (
                 tf.cast(objectives.original(self._output, tf.cast(each, tf.float64)), tf.float32)
@@ -214,7 +212,7 @@ class Metrics:
         center: npt.NDArray[Any] | None = None,
     ) -> None:
         self._outputs = outputs
-        self._losses = _Sums(len(outputs) + 1)
+        self._losses = _Sums(len(outputs) + 2)
         self._metrics: list[list[RowMetric]] = []
         start = 0
         for output in outputs:
@@ -235,12 +233,26 @@ class Metrics:
             self._metrics.append(output_metrics)
 
     def update(
-        self, targets: Sequence[Any], values: Sequence[Any], losses: Sequence[Any], weights: Any
+        self,
+        targets: Sequence[Any],
+        values: Sequence[Any],
+        losses: Sequence[Any],
+        weights: Any,
+        penalty: Any,
     ) -> None:
-        """Add the rows of a batch, except padding rows, which come last and have weight 0."""
+        """Add the rows of a batch, except padding rows, which come last and have weight 0.
+
+        Args:
+            targets: Targets of each output.
+            values: What the network gives for each output.
+            losses: Losses ``[B]`` of each output.
+            weights: Weight of each row in the step, ``[B]``.
+            penalty: Sum of the losses that the network's layers add, for the whole batch.
+        """
         rows = tf.math.count_nonzero(weights, dtype=tf.int32)
         sums = [tf.reduce_sum(tf.cast(loss[:rows], tf.float64)) for loss in losses]
-        self._losses.add(*sums, rows)
+        penalties = tf.cast(penalty, tf.float64) * tf.cast(rows, tf.float64)
+        self._losses.add(*sums, penalties, rows)
         for metrics, target, value in zip(self._metrics, targets, values, strict=True):
             for metric in metrics:
                 metric.update(target[:rows], value[:rows])
@@ -256,19 +268,19 @@ class Metrics:
 
     def loss_here(self) -> float:
         """Return the loss over the rows counted on this rank since the last reset."""
-        *losses, rows = self._losses.state[0].numpy()
-        return self._total(losses) / max(float(rows), 1.0)
+        *sums, rows = self._losses.state[0].numpy()
+        return self._total(sums) / max(float(rows), 1.0)
 
     def loss_means(self) -> dict[str, float]:
         """Return the loss over the rows of all ranks since the last reset, by name."""
-        *losses, rows = collectives.allreduce_sum(self._losses.state[0].numpy())
-        return {"loss": self._total(losses) / max(rows, 1.0)}
+        *sums, rows = collectives.allreduce_sum(self._losses.state[0].numpy())
+        return {"loss": self._total(sums) / max(rows, 1.0)}
 
     def means(self, prefix: str = "") -> dict[str, float]:
         """Return losses and metrics over the rows of all ranks, by name.
 
         Those of one of several outputs have its name before theirs; ``loss`` is the sum of all
-        outputs' losses, each times its weight.
+        outputs' losses, each times its weight, and of the losses that layers add.
         """
         local = [np.asarray(variable) for variable in self.state]
         flat = np.concatenate([array.astype(np.float64).ravel() for array in local])
@@ -278,8 +290,8 @@ class Metrics:
             part.reshape(array.shape)
             for part, array in zip(np.split(total, ends), local, strict=True)
         )
-        *losses, rows = next(sums)
-        means: dict[str, float] = {"loss": self._total(losses) / float(rows)}
+        *losses, penalties, rows = next(sums)
+        means: dict[str, float] = {"loss": self._total([*losses, penalties]) / float(rows)}
         for output, loss in zip(self._outputs, losses, strict=True):
             if output.name:
                 means[output.prefixed("loss")] = float(loss / rows)
@@ -289,10 +301,13 @@ class Metrics:
                 means |= {output.prefixed(name): float(v) for name, v in results.items()}
         return {f"{prefix}{name}": value for name, value in means.items()}
 
-    def _total(self, losses: Sequence[float]) -> float:
-        return float(
-            sum(output.weight * loss for output, loss in zip(self._outputs, losses, strict=True))
+    def _total(self, sums: Sequence[float]) -> float:
+        """Return the loss of all outputs together, of their losses and of the penalties."""
+        *losses, penalties = sums
+        weighted = (
+            output.weight * loss for output, loss in zip(self._outputs, losses, strict=True)
         )
+        return float(sum(weighted) + penalties)
 
     @property
     def state(self) -> list[tf.Variable]:
@@ -303,8 +318,9 @@ class Metrics:
         return [*self._losses.state, *variables]
 
 
-def record(epoch: int, means: dict[str, float]) -> plan.EpochRecord:
+def record(epoch: int, means: dict[str, float], outputs: Sequence[plan.Output]) -> plan.EpochRecord:
     """Make one row of the table that ``fit`` returns."""
-    losses = {name: value for name, value in means.items() if name.endswith("loss")}
+    names = objectives.loss_names(outputs)
+    losses = {n: value for n, value in means.items() if n.removeprefix("val_") in names}
     metrics = {name: value for name, value in means.items() if name not in losses}
     return plan.EpochRecord(epoch=epoch, losses=losses, metrics=metrics)

@@ -63,11 +63,11 @@ class Objective:
                 output.weight * loss for output, loss in zip(self._outputs, losses, strict=True)
             )
             mean = tf.reduce_sum(total * step_weights) / tf.cast(tf.size(step_weights), tf.float32)
-            mean += sum(tf.cast(loss, tf.float32) for loss in self._model.losses)
-            scaled = optimizer.scale_loss(mean)
+            penalty = self._penalty()
+            scaled = optimizer.scale_loss(mean + penalty)
         variables = self._model.trainable_weights
         optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
-        self._row_metrics.update(targets, values, losses, step_weights)
+        self._row_metrics.update(targets, values, losses, step_weights, penalty)
 
     def test_step(self, batch: tuple[Any, ...]) -> None:
         """Update the metrics with one batch, as ``Shard.validation`` gives it."""
@@ -75,7 +75,11 @@ class Objective:
         targets = objectives.targets(self._outputs, labels)
         values = objectives.by_output(self._outputs, self._model(features, training=False))
         losses = self._row_losses(targets, values, row_weights)
-        self._row_metrics.update(targets, values, losses, step_weights)
+        self._row_metrics.update(targets, values, losses, step_weights, self._penalty())
+
+    def _penalty(self) -> Any:
+        """Return the sum of what the model's layers added to the loss in its last call."""
+        return sum((tf.cast(loss, tf.float32) for loss in self._model.losses), tf.constant(0.0))
 
     def _row_losses(
         self, targets: Sequence[Any], values: Sequence[Any], factors: Sequence[Any]

@@ -127,11 +127,13 @@ class Trainer:
             rows = progress.read[-1]  # one object for all epochs, which a report then holds once
         last_step = self.training.sharding.steps
         self.outbox.send(epoch=epoch + 1, step=last_step, done=True, means=means)
-        record = metrics.record(epoch + 1, means)
+        record = metrics.record(epoch + 1, means, self.network.heads)
         stopped = self.user_hooks.epoch_end(epoch, means)
         is_last = stopped or epoch + 1 == self.training.first_epoch + self.training.epochs
         if is_last:
             self.user_hooks.train_end()
+            if self.training.patience is None:
+                collectives.finalize_average(self.model)
         is_finite = math.isfinite(sum(record.losses.values())) and collectives.finite(self.model)
         return plan.Progress(
             epoch=epoch + 1,
@@ -364,7 +366,7 @@ def _objectives(
     or what the user's model was compiled with.
 
     Raises:
-        errors.OptionError: A function made no loss or no metric.
+        errors.OptionError: A function made no loss or no metric, or two of one name.
         errors.ModelMismatch: The saved model has a loss of the user's, and none is given.
     """
     network = _network_spec(training, user_model)
@@ -386,6 +388,8 @@ def _objectives(
         if output.name in user_metrics:
             output_metrics = objectives.make_metrics(output, user_metrics[output.name])
             further_metrics[output.name] = output_metrics
+    names = {name: [metric.name for metric in made] for name, made in further_metrics.items()}
+    objectives.check_result_names(outputs, names)
     return dataclasses.replace(network, outputs=tuple(outputs)), losses, further_metrics
 
 
@@ -443,6 +447,8 @@ def _optimizer(training: plan.TrainingPlan, ranks: int) -> keras.optimizers.Opti
     if training.optimizer_fn is None:
         return registry.optimizer(spec, rate)
     optimizer = training.optimizer_fn()
+    if optimizer.built:
+        raise errors.OptionError("optimizer= must make a new optimizer each time it is called")
     optimizer.learning_rate = rate
     return optimizer
 
