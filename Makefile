@@ -20,7 +20,7 @@ DEMO_EPOCHS := $(if $(filter mnist,$(DATA)),5,20)
 export SPARK_LOCAL_IP ?= 127.0.0.1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo accuracy bench bench-peers bench-torch notebooks pack docs test test-driver test-unit test-session test-ranks test-all coverage test-oldest test-spark faults hosts test-gpu soak lint check-tools clean
+.PHONY: help setup demo accuracy bench bench-scale bench-peers bench-torch notebooks pack docs test test-driver test-unit test-session test-ranks test-all coverage test-oldest test-spark faults hosts test-gpu soak lint check-tools clean
 
 help: ## Show this list
 	@awk '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {split($$0, part, ":.*## "); printf "  make %-20s %s\n", part[1], part[2]}' $(MAKEFILE_LIST)
@@ -80,7 +80,7 @@ notebooks: setup ## Run the notebooks and keep what they show (NAMES=01_quicksta
 	$(BIN)/python notebooks/render.py $(NAMES)
 
 docs: setup ## Build the documentation site into build/site; a broken link is an error
-	$(BIN)/python docs/tables.py --check
+	PYTHONPATH=. $(BIN)/python docs/tables.py --check
 	$(BIN)/mkdocs build --quiet -f .mkdocs.yml
 
 pack: setup ## Pack environment and code for the executors into dist/, for spark-submit

@@ -141,6 +141,11 @@ COMPARISONS = {
         "training, cnn, batch 512: the same",
         1.5, lambda s: s.shaped("cnn-512")[1], lambda s: s.torch("cnn-512")[1], torch=True,
     ),
+    "spark-ml": Comparison(
+        "the mlp on MNIST to 0.97 on the test rows: seconds of Spark's "
+        "MultilayerPerceptronClassifier against ours",
+        3.0, Sides.learns_as_spark_ml, Sides.learns, warm_ups=1,
+    ),
     "start-first": Comparison(
         "first fit of a session: seconds until ranks train",
         3.0, lambda s: s.first_fit()[0], lambda s: 1.0, at_most=True,

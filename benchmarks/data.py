@@ -16,6 +16,16 @@ import spark_mnist
 ROWS = 60_000
 
 
+def as_floats(rows: DataFrame) -> DataFrame:
+    """Return ``image`` as array<float> in 0..1, and ``label``."""
+    # By way of hexadecimal, since the JVM's bytes are signed.
+    pixels = F.expr(
+        "transform(sequence(1, length(image)), "
+        "i -> cast(conv(hex(substring(image, i, 1)), 16, 10) AS float) / 255.0F)"
+    ).cast("array<float>")
+    return rows.select(pixels.alias("image"), "label")
+
+
 @dataclass(frozen=True)
 class Data:
     """The same rows in files: for us, for those who want numbers, and for Keras alone."""
@@ -36,6 +46,14 @@ class Data:
         return self.spark.read.parquet(path)
 
     @cached_property
+    def test(self) -> DataFrame:
+        """Rows that no side trains on."""
+        path = str(self.home / "test")
+        rows = spark_mnist.datasets.mnist(self.spark, "test") if self.is_mnist else self.pictures
+        rows.write.parquet(path)
+        return self.spark.read.parquet(path)
+
+    @cached_property
     def tenfold(self) -> DataFrame:
         """Ten times the same rows."""
         _ = self.pictures
@@ -45,12 +63,7 @@ class Data:
     def floats(self) -> DataFrame:
         """``image`` array<float> in 0..1, ``label`` int."""
         path = str(self.home / "floats")
-        # By way of hexadecimal, since the JVM's bytes are signed.
-        pixels = F.expr(
-            "transform(sequence(1, length(image)), "
-            "i -> cast(conv(hex(substring(image, i, 1)), 16, 10) AS float) / 255.0F)"
-        ).cast("array<float>")
-        self.pictures.select(pixels.alias("image"), "label").write.parquet(path)
+        as_floats(self.pictures).write.parquet(path)
         return self.spark.read.parquet(path)
 
     @cached_property

@@ -12,15 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyspark.ml.classification import MultilayerPerceptronClassifier
+from pyspark.ml.functions import array_to_vector
 from pyspark.sql import DataFrame
 
 import spark_mnist
 from benchmarks import databricks
-from benchmarks.data import Data
+from benchmarks.data import Data, as_floats
 from spark_mnist.core import plan
 from spark_mnist.data import profile, shard_writer
 
 EPOCHS, CNN_EPOCHS = 5, 3
+ACCURACY, ACCURATE_EPOCHS, ACCURATE_ITERATIONS = 0.97, 5, 100
+"""Accuracy on test rows that both networks must reach; epochs of ours, iterations of Spark ML's."""
 BIG, SMALL = 1024, 128
 """Rows of a batch."""
 PEERS = Path(__file__).parent.parent / ".venv-peers" / "bin" / "python"
@@ -98,6 +102,43 @@ class Sides:
         begun = time.perf_counter()
         self.fit()
         return time.perf_counter() - begun
+
+    def learns(self) -> float:
+        """Seconds of a whole call that trains the mlp to ``ACCURACY`` on the test rows."""
+        begun = time.perf_counter()
+        self.fit(network="mlp", epochs=ACCURATE_EPOCHS)
+        seconds = time.perf_counter() - begun
+        row = spark_mnist.evaluate(self.data.test, "mlp", rate=1, store=self.store).first()
+        self._check_accuracy(row["metrics"]["accuracy"])
+        return seconds
+
+    def learns_as_spark_ml(self) -> float:
+        """Seconds in which Spark ML's own network of the same layers learns as much."""
+        layers = [784, 128, 32, 10]
+        rows = self._vectors("floats", self.data.floats)
+        network = MultilayerPerceptronClassifier(layers=layers, maxIter=ACCURATE_ITERATIONS, seed=0)
+        begun = time.perf_counter()
+        model = network.fit(rows)
+        seconds = time.perf_counter() - begun
+        pixels = as_floats(self.data.test)
+        found = model.transform(self._vectors("test_floats", pixels))
+        correct = found.where("prediction = label").count() / found.count()
+        self._check_accuracy(correct)
+        return seconds
+
+    def _vectors(self, name: str, floats: DataFrame) -> DataFrame:
+        """Write rows with ``features``, a Vector of pixels, once; and read them into memory."""
+        path = self.data.home / f"{name}_vectors"
+        if not path.exists():
+            vectors = array_to_vector("image").alias("features")
+            floats.select(vectors, "label").write.parquet(str(path))
+        rows = self.data.spark.read.parquet(str(path)).persist()
+        rows.count()
+        return rows
+
+    def _check_accuracy(self, accuracy: float) -> None:
+        if self.data.is_mnist and accuracy < ACCURACY:
+            raise RuntimeError(f"test accuracy {accuracy:.4f} is below {ACCURACY}")
 
     def continues(self) -> float:
         """Seconds of a whole call that continues for one epoch on new rows, as a stream does."""

@@ -1,10 +1,10 @@
 """Write the tables of the documentation that follow from code and measurements.
 
-    python docs/tables.py [--check]
+    PYTHONPATH=. python docs/tables.py [--check]
 
-The options come from ``spark_mnist.options``, the comparisons from ``docs/bench.json``, which is
-what ``make bench ARGS=--json`` printed. With ``--check`` nothing is written: the exit code says
-whether a page differs.
+The options come from ``spark_mnist.options``, the ratios from ``docs/bench.json``, which is what
+``make bench ARGS=--json`` printed, and their targets from ``benchmarks``. With ``--check`` nothing
+is written: the exit code says whether a page differs.
 """
 
 import json
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.__main__ import COMPARISONS
 from spark_mnist import options
 
 DOCS = Path(__file__).parent
@@ -38,9 +39,11 @@ def bench_rows() -> Iterator[str]:
             yield "| comparison | ratio | target | met |"
             yield "|---|---|---|---|"
             continue
-        sign = "<=" if result["at_most"] else ">="
-        met = "yes" if result["met"] else "no"
-        yield f"| {result['what']} | {result['ratio']:,.2f} | {sign} {result['target']:g} | {met} |"
+        comparison = COMPARISONS[result["name"]]
+        sign = "<=" if comparison.at_most else ">="
+        met = "yes" if comparison.met(result["ratio"]) else "no"
+        target = f"{sign} {comparison.target:g}"
+        yield f"| {comparison.what} | {result['ratio']:,.2f} | {target} | {met} |"
 
 
 TABLES = {"options.md": ("options", option_rows), "performance.md": ("bench", bench_rows)}
@@ -59,7 +62,9 @@ def main(arguments: list[str]) -> int:
     """Write the tables, or check them."""
     stale = [page for page in TABLES if with_table(page) != (DOCS / page).read_text()]
     if "--check" in arguments:
-        sys.stderr.writelines(f"docs/{page} differs: run python docs/tables.py\n" for page in stale)
+        sys.stderr.writelines(
+            f"docs/{page} differs: run PYTHONPATH=. python docs/tables.py\n" for page in stale
+        )
         return len(stale)
     for page in stale:
         (DOCS / page).write_text(with_table(page))

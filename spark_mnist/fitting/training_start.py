@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,9 @@ class TrainingStart:
             start = self
         if manifests.is_model(self.user_model):
             return start._with_user_model()
-        if self.model_fn and not self.version:
+        if importlib.util.find_spec("tensorflow") is None:
+            return start  # the driver may be without it; ranks tell what does not fit
+        if self.model_fn and not self.version and (start._has_named_parts() or start._is_table()):
             from spark_mnist.networks import custom
 
             try:
@@ -105,6 +108,11 @@ class TrainingStart:
         outputs = self.network.outputs
         is_plain = len(outputs) == 1 and outputs[0].task == plan.CLASSIFICATION
         return bool(self.network.parts or outputs[0].name or not is_plain)
+
+    def _is_table(self) -> bool:
+        """Return whether the rows may be what the user's model cannot take, say other categories."""
+        assert self.input_spec is not None
+        return not self.input_spec.pixels
 
     def _check_objectives(self, losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         """Try the losses and metrics that are not this library's.

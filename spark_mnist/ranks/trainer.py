@@ -383,8 +383,11 @@ def _objectives(
             )
         loss = objectives.resolve_loss(output, user_loss)
         losses.append(objectives.make_loss(output, loss))
-        name = objectives.describe_loss(output, loss)
-        outputs.append(dataclasses.replace(output, loss=name))
+        changes: dict[str, Any] = {"loss": objectives.describe_loss(output, loss)}
+        if training.model_fn and not output.name and output.weight == 1:
+            weights = objectives.compiled_weights(user_model, network.heads)
+            changes["weight"] = weights.get("", 1.0)
+        outputs.append(dataclasses.replace(output, **changes))
         if output.name in user_metrics:
             output_metrics = objectives.make_metrics(output, user_metrics[output.name])
             further_metrics[output.name] = output_metrics
