@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cloudpickle
+
 from spark_mnist import errors, options
 from spark_mnist.core import plan
 from spark_mnist.data import feature_columns
@@ -110,7 +112,7 @@ class TrainingStart:
         return bool(self.network.parts or outputs[0].name or not is_plain)
 
     def _is_table(self) -> bool:
-        """Return whether the rows may be what the user's model cannot take, say other categories."""
+        """Return whether rows may have what the user's model cannot take, say other categories."""
         assert self.input_spec is not None
         return not self.input_spec.pixels
 
@@ -126,7 +128,9 @@ class TrainingStart:
             if loss is not None and loss not in objectives.LOSSES[output.task]:
                 objectives.check_loss(output, loss)
             if any(not isinstance(each, str) for each in value_types.metrics(output_metrics)):
-                names[output.name] = objectives.check_metrics(output, output_metrics)
+                # Copies as ranks get them: a metric keeps what it has seen.
+                copies = cloudpickle.loads(cloudpickle.dumps(output_metrics))
+                names[output.name] = objectives.check_metrics(output, copies)
         objectives.check_result_names(self.network.heads, names)
 
     def _with_loss_weights(self, user_model: Any) -> TrainingStart:
