@@ -73,7 +73,7 @@ def fit(df: DataFrame, model_name: str, **option_values: Any) -> results.FitResu
     )
     name = model_store.validate_name(model_name)
     logs_to_mlflow = mlflow_runs.is_enabled(fit_options.mlflow)
-    with signals.interruptible(), launcher.turn():
+    with signals.interruptible(), launcher.exclusive_fit():
         try:
             result = pipeline.fit(df, name, fit_options)
         except (Py4JJavaError, PySparkException) as error:
@@ -210,7 +210,7 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
         standardized=bool(model.network.mean),
         outputs=outputs,
     )
-    share: dict[str, Any] = {
+    sampling: dict[str, Any] = {
         "rate": evaluate_options.rate,
         "repeat": evaluate_options.repeat,
         "seed": evaluate_options.seed or 0,
@@ -224,21 +224,21 @@ def evaluate(df: DataFrame, model_name: str, **option_values: Any) -> DataFrame:
     if _learns_classes(outputs) and is_default_loss:
         scores = score_columns.probabilities(df, model, batch_size, evaluate_options.mode)
         cells = score_columns.evaluations(
-            row_profile.usable, scores, row_profile.label, by=evaluate_options.by, **share
+            row_profile.usable, scores, row_profile.label, by=evaluate_options.by, **sampling
         )
         return evaluation.table(df.sparkSession, cells, model.input_spec, **shape)
-    drawn = score_columns.draw(
+    samples = score_columns.draw(
         score_columns.measurable(
             row_profile, model, batch_size, losses=losses, by=evaluate_options.by
         ),
-        **share,
+        **sampling,
     )
     return evaluation.table(
         df.sparkSession,
-        measures.cells(drawn, outputs[0]) if evaluate_options.details else [],
+        measures.cells(samples, outputs[0]) if evaluate_options.details else [],
         model.input_spec,
         **shape,
-        measured=measures.measure(drawn, outputs),
+        measured=measures.measure(samples, outputs),
         names=measures.metric_names(outputs),
     )
 

@@ -21,8 +21,8 @@ def received(found, count):
 
 def test_events_of_several_ranks_arrive():
     found = []
-    with channel.HeartbeatServer("localhost", "127.0.0.1", found.append) as inbox:
-        boxes = [channel.HeartbeatClient(inbox.address, rank) for rank in range(3)]
+    with channel.HeartbeatServer("localhost", "127.0.0.1", found.append) as server:
+        boxes = [channel.HeartbeatClient(server.address, rank) for rank in range(3)]
         for box in boxes:
             box.tick()
             assert box.send(loss=0.5)
@@ -36,23 +36,23 @@ def test_events_of_several_ranks_arrive():
 )
 def test_a_stranger_without_the_key_is_not_heard_and_disturbs_nobody(line):
     found = []
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
-        address = (inbox.address.host, inbox.address.port)
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server:
+        address = (server.address.host, server.address.port)
         with (
             socket.create_connection(address) as silent,
             socket.create_connection(address) as stranger,
         ):
             stranger.sendall(line)
-            channel.HeartbeatClient(inbox.address).send(epoch=1)
+            channel.HeartbeatClient(server.address).send(epoch=1)
             assert [event["epoch"] for event in received(found, 1) if "epoch" in event] == [1]
             assert silent.fileno() > 0
 
 
 def test_a_message_of_another_fit_is_not_heard():
     found = []
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
-        channel.HeartbeatClient(dataclasses.replace(inbox.address, key=b"other")).send(epoch=1)
-        channel.HeartbeatClient(inbox.address).send(epoch=2)
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server:
+        channel.HeartbeatClient(dataclasses.replace(server.address, key=b"other")).send(epoch=1)
+        channel.HeartbeatClient(server.address).send(epoch=2)
         assert [event["epoch"] for event in received(found, 1) if "epoch" in event] == [2]
 
 
@@ -68,18 +68,18 @@ def test_what_may_be_left_out_is_sent_seldom(monkeypatch):
 
 
 def test_a_driver_that_is_gone_does_not_matter_to_a_rank():
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", print) as inbox:
-        box = channel.HeartbeatClient(inbox.address)
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", print) as server:
+        box = channel.HeartbeatClient(server.address)
     for _ in range(3):
         box.send(epoch=1)
-    assert not channel.HeartbeatClient(inbox.address).send(epoch=1)
+    assert not channel.HeartbeatClient(server.address).send(epoch=1)
     assert not channel.HeartbeatClient(None).send(epoch=1)
 
 
 def test_the_driver_hears_when_a_connection_ends_and_when_a_rank_does():
     found = []
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
-        with channel.HeartbeatClient(inbox.address, rank=3):
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server:
+        with channel.HeartbeatClient(server.address, rank=3):
             received(found, 1)
         received(found, 3)
     assert found[0]["pid"] == os.getpid()
@@ -90,8 +90,8 @@ def test_the_driver_hears_when_a_connection_ends_and_when_a_rank_does():
 def test_a_rank_shows_that_it_lives_and_connects_again(monkeypatch):
     found = []
     with (
-        channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox,
-        channel.HeartbeatClient(inbox.address, disconnect_timeout=0.5) as box,
+        channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server,
+        channel.HeartbeatClient(server.address, disconnect_timeout=0.5) as box,
     ):
         received(found, 4)
         box._link.socket.shutdown(socket.SHUT_RDWR)
@@ -104,9 +104,9 @@ def test_a_rank_shows_that_it_lives_and_connects_again(monkeypatch):
 
 def test_a_rank_whose_driver_is_gone_ends_itself():
     found = []
-    inbox = channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append)
-    with inbox:
-        address = (str(inbox.address.port), inbox.address.key.hex())
+    server = channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append)
+    with server:
+        address = (str(server.address.port), server.address.key.hex())
         rank = subprocess.Popen([sys.executable, PROGRAMS / "orphan.py", *address])
         received(found, 2)
     assert found
@@ -115,8 +115,8 @@ def test_a_rank_whose_driver_is_gone_ends_itself():
 
 
 def test_the_inbox_ends_with_its_block():
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", print) as inbox:
-        address = (inbox.address.host, inbox.address.port)
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", print) as server:
+        address = (server.address.host, server.address.port)
         socket.create_connection(address).close()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(address)
@@ -124,8 +124,8 @@ def test_the_inbox_ends_with_its_block():
 
 def test_a_long_warning_arrives_in_any_script():
     found = []
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
-        box = channel.HeartbeatClient(inbox.address)
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server:
+        box = channel.HeartbeatClient(server.address)
         assert box.send(warning="\U0001f525" * channel.MAX_WARNING_CHARS)
         assert box.send(epoch=1)
         assert [list(event)[-2] for event in received(found, 2)] == ["warning", "epoch"]
@@ -133,25 +133,25 @@ def test_a_long_warning_arrives_in_any_script():
 
 def test_lines_go_both_ways():
     found = []
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
-        link = channel.Link(inbox.address)
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server:
+        link = channel.Link(server.address)
         link.send({"agent": 3})
         (event,) = received(found, 1)
-        assert inbox.tell(event["link"], rank=7)
-        assert inbox.tell(event["link"], end=True)
+        assert server.tell(event["link"], rank=7)
+        assert server.tell(event["link"], end=True)
         messages = []
         while len(messages) < 2:
             messages += link.read()
         assert messages == [{"rank": 7}, {"end": True}]
         link.close()
         assert received(found, 2)[1] == {"agent": 3, "hung_up": True, "link": event["link"]}
-        assert not inbox.tell(event["link"], rank=7)
+        assert not server.tell(event["link"], rank=7)
 
 
 def test_a_captured_line_is_worth_nothing_a_second_time():
     found = []
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
-        link = channel.Link(inbox.address)
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server:
+        link = channel.Link(server.address)
         sent = []
 
         class Tapped:
@@ -164,7 +164,7 @@ def test_a_captured_line_is_worth_nothing_a_second_time():
         received(found, 1)
         link_socket.sendall(sent[0])  # again on the same connection
         received(found, 2)
-        other = channel.Link(inbox.address)
+        other = channel.Link(server.address)
         other.socket.sendall(sent[0])  # and on another
         assert other.socket.recv(1) == b""
         assert [event.get("step") for event in found] == [1, None]
@@ -173,28 +173,28 @@ def test_a_captured_line_is_worth_nothing_a_second_time():
 
 def test_a_message_that_another_signs_ends_the_agents_connection():
     found = []
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
-        link = channel.Link(inbox.address)
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server:
+        link = channel.Link(server.address)
         link.send({"agent": 0})
         (event,) = received(found, 1)
-        inbox.address = dataclasses.replace(inbox.address, key=b"other")
-        inbox.tell(event["link"], end=True)
+        server.address = dataclasses.replace(server.address, key=b"other")
+        server.tell(event["link"], end=True)
         assert link.read() is None
 
 
 def test_silent_strangers_cost_no_thread_and_not_all_stay(monkeypatch):
     monkeypatch.setattr(channel, "MAX_UNSIGNED_CONNECTIONS", 50)
     found = []
-    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as inbox:
+    with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", found.append) as server:
         threads = threading.active_count()
-        address = (inbox.address.host, inbox.address.port)
+        address = (server.address.host, server.address.port)
         silent = [socket.create_connection(address) for _ in range(300)]
         deadline = time.monotonic() + 10
-        while len(inbox._peers) != 50 and time.monotonic() < deadline:
+        while len(server._peers) != 50 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert len(inbox._peers) == 50
+        assert len(server._peers) == 50
         assert threading.active_count() == threads
-        assert channel.HeartbeatClient(inbox.address).send(epoch=1)
+        assert channel.HeartbeatClient(server.address).send(epoch=1)
         assert [event["epoch"] for event in received(found, 1) if "epoch" in event] == [1]
         for one in silent:
             one.close()
@@ -203,7 +203,7 @@ def test_silent_strangers_cost_no_thread_and_not_all_stay(monkeypatch):
 def test_the_first_free_port_of_a_range_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
-        with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", print, ports=(taken, 0)) as inbox:
-            assert inbox.address.port != taken
+        with channel.HeartbeatServer("127.0.0.1", "127.0.0.1", print, ports=(taken, 0)) as server:
+            assert server.address.port != taken
         with pytest.raises(OSError, match="in use"):
             channel.HeartbeatServer("127.0.0.1", "127.0.0.1", print, ports=(taken, taken))

@@ -19,7 +19,7 @@ def cell(label, predicted, rows, loss=0.0, no=1, group=None):
 
 
 def test_figures_of_classes_by_hand():
-    share = evaluation.Share(READS, [cell(0, 0, 3, 1.0), cell(0, 1, 1, 2.0), cell(1, 1, 4, 0.5)])
+    share = evaluation.Sample(READS, [cell(0, 0, 3, 1.0), cell(0, 1, 1, 2.0), cell(1, 1, 4, 0.5)])
     rows, correct, precision_at_1, confusion, classes = share.details()
     assert (rows, correct, precision_at_1) == (8, 7, 7 / 8)
     assert confusion == [[3, 1, 0], [0, 4, 0], [0, 0, 0]]

@@ -112,8 +112,8 @@ def test_an_agent_may_come_back_over_another_connection():
 def test_ranks_find_what_others_left():
     with channel.HeartbeatServer(
         "127.0.0.1", "127.0.0.1", print, rendezvous.Rendezvous().answer
-    ) as inbox:
-        url = f"http://127.0.0.1:{inbox.address.port}/global/0"
+    ) as server:
+        url = f"http://127.0.0.1:{server.address.port}/global/0"
 
         def ask(method, content=None):
             request = urllib.request.Request(url, data=content, method=method)

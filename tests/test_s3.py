@@ -146,7 +146,7 @@ def test_what_a_killed_fit_left_is_swept(bucket):
     with store.work("m") as mine:
         filesystem.Files(mine).write(model_store.OWNER, leases.create())
         assert store.remove_abandoned("m") == left
-        assert filesystem.Files(mine).exist(model_store.OWNER)
+        assert filesystem.Files(mine).exists(model_store.OWNER)
     assert {found.key for found in bucket.objects.all()} == {
         f"team/m/v000001/{name}" for name in ("weights", model_store.MANIFEST, model_store.CLAIM)
     }

@@ -35,8 +35,8 @@ class Session:
 
 def test_slots_of_the_session(spark):
     assert slots.slots(spark) == slots.free_slots(spark) == 2
-    assert slots.ranks(spark, 1) == 1
-    assert slots.ranks(spark, None) == 2
+    assert slots.choose_num_ranks(spark, 1) == 1
+    assert slots.choose_num_ranks(spark, None) == 2
 
 
 def test_a_session_is_not_secure_by_default(spark):

@@ -110,10 +110,10 @@ def test_fewer_training_rows_than_ranks():
     with pytest.raises(
         errors.TooFewRows, match=r"4 rows with .*=0.5 leave 2 to train: fewer than the 3 ranks"
     ):
-        shard_writer.check_enough(counted(4), ranks=3, ratio=0.5)
-    shard_writer.check_enough(counted(6), ranks=3, ratio=0.5)
+        shard_writer.check_row_count(counted(4), ranks=3, ratio=0.5)
+    shard_writer.check_row_count(counted(6), ranks=3, ratio=0.5)
     with pytest.raises(errors.TooFewRows, match="with the validation column leave 2 to train"):
-        shard_writer.check_enough(counted(6, "a column", 4), ranks=3, ratio=0.5)
+        shard_writer.check_row_count(counted(6, "a column", 4), ranks=3, ratio=0.5)
 
 
 def test_nothing_is_left_behind(spark, digits, tmp_path):

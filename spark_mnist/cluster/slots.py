@@ -21,6 +21,8 @@ RANK_WORKERS = "SPARK_MNIST_RANK_WORKERS"
 ItemT = TypeVar("ItemT")
 logger = logging.getLogger(__name__)
 
+PROBE_HOLD_S = 0.2
+"""Seconds for which a probing task keeps its slot, so that every executor gets a task."""
 TASK_GPUS = "spark.task.resource.gpu.amount"
 """Setting for the number of GPUs that Spark gives a task."""
 
@@ -93,7 +95,7 @@ def wait_for_slots(spark: SparkSession, ranks: int, seconds: float = SLOTS_TIMEO
         time.sleep(0.1)
 
 
-def ranks(spark: SparkSession, num_proc: int | None) -> int:
+def choose_num_ranks(spark: SparkSession, num_proc: int | None) -> int:
     """Return the number of ranks to run: ``num_proc``, or all slots, busy or not.
 
     Raises:

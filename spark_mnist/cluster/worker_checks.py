@@ -35,8 +35,6 @@ REMEDY = (
 )
 MIN_ADDRESS_SPACE_BYTES = 2560 << 20
 """Bytes of address space in which TensorFlow can start and train; with 2,000 MiB it aborts."""
-PROBE_LINGER_S = 0.2
-"""Seconds for which a probe keeps its slot, so that every executor gets a probe."""
 WORKER_ERRORS = (
     (
         re.compile(r'Cannot run program "([^"]*)"'),
@@ -118,7 +116,7 @@ def _run_probes(spark: SparkSession, libraries: Sequence[str]) -> Iterable[Worke
     Raises:
         errors.ClusterError: A worker cannot start.
     """
-    probe = _probe((*libraries, *requirements.TENSORFLOW_PACKAGES), PROBE_LINGER_S)
+    probe = _probe((*libraries, *requirements.TENSORFLOW_PACKAGES), slots.PROBE_HOLD_S)
     tasks = max(1, slots.slots(spark))
     try:
         probes = spark.sparkContext.parallelize(range(tasks), tasks).mapPartitions(probe)

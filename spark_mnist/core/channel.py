@@ -424,21 +424,21 @@ class HeartbeatClient:
                 os._exit(ORPHAN_EXIT_CODE)
 
 
-class Warnings(logging.Handler):
+class WarningHandler(logging.Handler):
     """Log handler that sends warnings and errors to the driver, which shows each of them once.
 
     Args:
-        outbox: Client of this rank.
+        client: Client of this rank.
     """
 
-    def __init__(self, outbox: HeartbeatClient) -> None:
+    def __init__(self, client: HeartbeatClient) -> None:
         super().__init__(logging.WARNING)
-        self._outbox = outbox
+        self._client = client
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record, unless it comes from one of ``LIBRARY_LOGGERS``."""
         if record.name.partition(".")[0] not in LIBRARY_LOGGERS:
-            self._outbox.send(warning=record.getMessage()[:MAX_WARNING_CHARS])
+            self._client.send(warning=record.getMessage()[:MAX_WARNING_CHARS])
 
 
 def _sign(key: bytes, side: bytes, nonce: bytes, position: int, body: bytes) -> bytes:

@@ -362,7 +362,7 @@ class TrainingPlan:
     """Whether batch normalization layers normalize over the batches of all ranks."""
     patience: int | None = None
     """Epochs without a better loss after which training stops; None means never."""
-    inbox: channel.Address | None = None
+    driver_address: channel.Address | None = None
     """Address of the driver's ``HeartbeatServer``."""
     heartbeat_timeout: float = 60.0
     """Seconds without contact to the driver after which a rank ends itself."""

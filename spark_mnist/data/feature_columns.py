@@ -45,7 +45,7 @@ DECODE = "spark_mnist.datasets.decode"
 """Function that makes pixels of image files, for messages."""
 IMAGE_FIELDS = {"height", "width", "nChannels", "mode", "data"}
 """Fields of the struct that ``spark.read.format("image")`` makes of a file."""
-PATTERN = "*"
+WILDCARD = "*"
 """Wildcard: a name that has it stands for several columns."""
 MAX_SHOWN_COLUMNS = 10
 """Most columns that a message names."""
@@ -230,11 +230,11 @@ def expand(
     feature_names: list[str] = []
     non_feature_keys = [_canonical_name(name) for name in non_features if name]
     for name in names:
-        if PATTERN not in name or name in columns:
+        if WILDCARD not in name or name in columns:
             feature_names.append(name)
             continue
         candidates = [other for other in columns if _canonical_name(other) not in non_feature_keys]
-        pattern = ".*".join(map(re.escape, name.split(PATTERN)))
+        pattern = ".*".join(map(re.escape, name.split(WILDCARD)))
         matches = [other for other in candidates if re.fullmatch(pattern, other, re.DOTALL)]
         if not matches:
             raise errors.MissingColumn(f"no column matches {name!r} among {abbreviate(columns)}")
@@ -270,7 +270,7 @@ def pixel_columns(
     return names
 
 
-def with_text(df: DataFrame, input_spec: plan.InputSpec) -> plan.InputSpec:
+def detect_text_pixels(df: DataFrame, input_spec: plan.InputSpec) -> plan.InputSpec:
     """Return the specification with ``text_in_bytes`` as the types and values of columns say."""
     if len(input_spec.features) == 1:
         return input_spec

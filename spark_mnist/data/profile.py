@@ -63,7 +63,7 @@ class RowProfile:
         """Number of rows of the input."""
         return self.rows + sum(self.dropped.values())
 
-    def training(self, ratio: float) -> int:
+    def num_training_rows(self, ratio: float) -> int:
         """Return how many rows train; ``ratio`` is their share where no column says which train."""
         if self.is_validation is not None:
             return self.rows - self.num_validation_rows

@@ -87,13 +87,16 @@ def check_writable(spark: SparkSession, url: str) -> None:
         ) from error
 
 
-def check_enough(row_profile: profile.RowProfile, ranks: int, ratio: float) -> None:
+def check_row_count(row_profile: profile.RowProfile, ranks: int, ratio: float) -> None:
     """Refuse an input that leaves a rank without a training row.
 
     Raises:
         errors.TooFewRows: There are fewer training rows than ranks.
     """
-    train_rows, by_column = row_profile.training(ratio), row_profile.is_validation is not None
+    train_rows, by_column = (
+        row_profile.num_training_rows(ratio),
+        row_profile.is_validation is not None,
+    )
     if train_rows < ranks:
         split = "the validation column" if by_column else f"train_validation_ratio={ratio}"
         raise errors.TooFewRows(
@@ -120,7 +123,7 @@ def write_shards(
     Raises:
         errors.BadRows: The input has changed since it was counted.
     """
-    train_rows = row_profile.training(ratio)
+    train_rows = row_profile.num_training_rows(ratio)
     split_rows = (train_rows, row_profile.rows - train_rows)
     layout = plan.Shards(
         urls=(),

@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 PROBE_FILE = "token"
 """Name of the file with the token that the driver writes and each probing task reads."""
-PROBE_LINGER_S = 0.2
-"""Seconds for which a probing task keeps its slot, so that every executor gets a task."""
 _shared_stores: set[tuple[str, ...]] = set()
 """Stores that executors were seen to share, by application, URL and executors."""
 
@@ -168,7 +166,7 @@ class Preparation:
         if self._fit_options.launcher == options.IN_PROCESS:
             self.ranks = 1
             return "1 rank, in this process"
-        self.ranks = slots.ranks(self._spark, self._fit_options.num_proc)
+        self.ranks = slots.choose_num_ranks(self._spark, self._fit_options.num_proc)
         return f"{slots.free_slots(self._spark)} free, for {self.ranks} ranks"
 
     def _check_workers(self) -> str:
@@ -218,12 +216,12 @@ class Preparation:
         input_spec = self._input_spec = self.start.input_spec or input_spec
         row_profile = self._row_profile = self._profile_rows(df, input_spec, outputs)
         self.class_weight = _class_weight(fit_options.class_weight, outputs)
-        training_rows = row_profile.training(fit_options.train_validation_ratio)
+        training_rows = row_profile.num_training_rows(fit_options.train_validation_ratio)
         if fit_options.num_proc is None:  # a rank that cannot fill a batch only adds cost
             self.ranks = max(1, min(self.ranks, training_rows // fit_options.batch_size))
             if self._wait_for_slots and fit_options.launcher == options.SPARK:
                 slots.wait_for_slots(self._spark, self.ranks, slots.BUSY_TIMEOUT_S)
-        shard_writer.check_enough(row_profile, self.ranks, fit_options.train_validation_ratio)
+        shard_writer.check_row_count(row_profile, self.ranks, fit_options.train_validation_ratio)
         if fit_options.batch_size > max(training_rows // self.ranks, options.FitOptions.batch_size):
             logger.warning(
                 "batch_size=%d is more than the %d training rows of a rank: an epoch is one step",
@@ -271,7 +269,9 @@ class Preparation:
         if not fit_options.features:
             features = feature_columns.pixel_columns(df, input_spec, other_columns) or features
         training_start.check_pixels(self.start.network.name, features)
-        return feature_columns.with_text(df, dataclasses.replace(input_spec, features=features))
+        return feature_columns.detect_text_pixels(
+            df, dataclasses.replace(input_spec, features=features)
+        )
 
     def _resolve_outputs(self, df: DataFrame) -> tuple[plan.Output, ...]:
         """Return the outputs: the saved model's, or those asked for, as the rows have them."""
@@ -486,14 +486,14 @@ def _round_trip(spark: SparkSession, url: str, *, warm: bool) -> list[str]:
             fault = f"{type(error).__name__}: {error}"
         if warm:
             rank_process.warm(pattern, variables)
-        time.sleep(PROBE_LINGER_S)
+        time.sleep(slots.PROBE_HOLD_S)
         yield index, task.place(), fault
 
     echoes = spark.sparkContext.range(0, tasks, numSlices=tasks).mapPartitionsWithIndex(echo)
     answers = slots.in_rank_workers(echoes).collect()
     for index, host, fault in answers:
         if not fault and (
-            not files.exist(f"echo-{index}") or files.read(f"echo-{index}").decode() != token[::-1]
+            not files.exists(f"echo-{index}") or files.read(f"echo-{index}").decode() != token[::-1]
         ):
             fault = "what it wrote does not reach the driver"
         if fault:

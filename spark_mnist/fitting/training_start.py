@@ -243,7 +243,7 @@ def _from_options(fit_options: options.FitOptions) -> TrainingStart:
     if isinstance(optimizer_name, str):
         learning_rate = registry.OPTIMIZERS[optimizer_name].learning_rate
     else:
-        learning_rate = registry.made_learning_rate(optimizer_name)
+        learning_rate = registry.optimizer_learning_rate(optimizer_name)
         optimizer_name = plan.CUSTOM
         if fit_options.clipnorm or fit_options.accumulate_steps:
             raise errors.OptionError(
@@ -486,7 +486,7 @@ def _picture_input_spec(network: str, fit_options: options.FitOptions) -> plan.I
         raise errors.OptionError(f"{network} reads a table: name its columns, features=a,b,c")
     if is_table or (network == plan.CUSTOM and fit_options.features):
         return None
-    if not any(feature_columns.PATTERN in name for name in columns):
+    if not any(feature_columns.WILDCARD in name for name in columns):
         check_pixels(network, columns)
     label = fit_options.label or plan.InputSpec.label
     return plan.InputSpec(

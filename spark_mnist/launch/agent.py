@@ -36,7 +36,7 @@ RECONNECT_INTERVAL_S = 1.0
 class Instructions:
     """Instructions that every agent of a start gets with its task: small, and equal for all."""
 
-    inbox: channel.Address
+    driver_address: channel.Address
     training: bytes
     """Pickled ``plan.TrainingPlan``."""
     environment: str
@@ -66,7 +66,7 @@ def run(index: int, instructions: Instructions) -> Iterator[bytes]:
 class _Agent:
     def __init__(self, index: int, instructions: Instructions) -> None:
         self._index, self._instructions = index, instructions
-        self._link: channel.Link | None = channel.Link(instructions.inbox)
+        self._link: channel.Link | None = channel.Link(instructions.driver_address)
         self._disconnect_time: float | None = None
         self._rank: int | None = None
         self._report: bytes | None = None
@@ -154,7 +154,10 @@ class _Agent:
         if self._link or self._disconnect_time is None:
             return False
         with contextlib.suppress(OSError):
-            self._link, self._disconnect_time = channel.Link(self._instructions.inbox), None
+            self._link, self._disconnect_time = (
+                channel.Link(self._instructions.driver_address),
+                None,
+            )
             self._send(host=socket.gethostname())
             return False
         return (

@@ -46,7 +46,7 @@ FIT_LOCK_POLL_S = 0.5
 
 
 @contextlib.contextmanager
-def turn() -> Iterator[None]:
+def exclusive_fit() -> Iterator[None]:
     """Wait for the fits of other threads to end, and make them wait until the block ends."""
     if not FIT_LOCK.acquire(blocking=False):
         logger.info("waiting for the fit of another thread to end")
@@ -175,9 +175,9 @@ def _attempt(
         if event["rank"] == 0 and "epoch" in event:
             bar.update(event)
 
-    with driver_port.listen(spark, ports, receive, address_store.answer) as inbox:
-        agent_pool = registration.Agents(ranks, inbox.tell, _horovod_settings(inbox.address))
-        spark_job = job.Job(spark, ranks, _instructions(spark, training, inbox.address))
+    with driver_port.listen(spark, ports, receive, address_store.answer) as server:
+        agent_pool = registration.Agents(ranks, server.tell, _horovod_settings(server.address))
+        spark_job = job.Job(spark, ranks, _instructions(spark, training, server.address))
         reason = None
         try:
             spark_job.start()
@@ -226,12 +226,12 @@ def _horovod_settings(address: channel.Address) -> dict[str, str]:
 
 
 def _instructions(
-    spark: SparkSession, training: plan.TrainingPlan, inbox: channel.Address
+    spark: SparkSession, training: plan.TrainingPlan, driver_address: channel.Address
 ) -> agent.Instructions:
     threads = slots.task_cpus(spark.sparkContext)
-    rank_plan = dataclasses.replace(training, inbox=inbox, threads=threads)
+    rank_plan = dataclasses.replace(training, driver_address=driver_address, threads=threads)
     return agent.Instructions(
-        inbox=inbox,
+        driver_address=driver_address,
         training=cloudpickle.dumps(rank_plan),
         environment=environment.pattern(spark, training.train.urls[0]),
         settings=environment.settings(),

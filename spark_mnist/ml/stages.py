@@ -134,8 +134,8 @@ class StoreEstimator(Estimator[ModelT], FitParams):
         session.check_input(dataset)
         store = location.open_store(option_values.get("store"), dataset.sparkSession)
         name = self.getModelName()
-        # Without the turn, a fit of another thread with keep=1 could delete the version.
-        with signals.interruptible(), launcher.turn():
+        # A fit of another thread with keep=1 could otherwise delete the version.
+        with signals.interruptible(), launcher.exclusive_fit():
             result = api.fit(dataset, name, **option_values)
             network = option_values.get("network")
             saved_version = manifests.load(store, name, result.version, network)

@@ -63,7 +63,7 @@ def _restore_weights(model: keras.Model, files: Mapping[str, bytes]) -> None:
         errors.ModelMismatch: The arrays do not fit the model.
     """
     _unpack(files[plan.WEIGHTS], model.weights)
-    custom.settle(model)
+    custom.finalize_layers(model)
 
 
 def build_model(

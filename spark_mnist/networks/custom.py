@@ -216,7 +216,7 @@ def _by_output(model: keras.Model, outputs: Sequence[plan.Output], values: Any) 
     return [by_name[name] for name in wanted]
 
 
-def settle(model: keras.Model) -> None:
+def finalize_layers(model: keras.Model) -> None:
     """Update the values that layers derive from their weights, after the weights were set."""
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, layers.Normalization):
@@ -380,7 +380,7 @@ def _same_outputs(
     replica = _rebuild(description)
     replica(_reshape_rows(model, rows))
     replica.set_weights(model.get_weights())
-    settle(replica)
+    finalize_layers(replica)
     values = replica(_reshape_rows(replica, rows), training=False)
     return all(
         np.allclose(value, output, atol=1e-6, rtol=1e-5)

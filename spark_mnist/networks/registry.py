@@ -268,7 +268,7 @@ def optimizer(spec: plan.Optimizer, learning_rate: float) -> Any:
     return getattr(keras.optimizers, defaults.name)(learning_rate, **settings)
 
 
-def made_learning_rate(optimizer_fn: plan.ModelFn) -> float:
+def optimizer_learning_rate(optimizer_fn: plan.ModelFn) -> float:
     """Return the learning rate of the optimizer that a user's function makes.
 
     Raises:

@@ -73,11 +73,13 @@ def _run(slot: plan.Slot, pickled_plan: bytes) -> plan.RankReport:
         training: plan.TrainingPlan = pickle.loads(pickled_plan)
     except Exception as error:  # a function of the user's that cannot be imported here
         return _unpickling_failure(slot.rank, error)
-    with channel.HeartbeatClient(training.inbox, slot.rank, training.heartbeat_timeout) as outbox:
+    with channel.HeartbeatClient(
+        training.driver_address, slot.rank, training.heartbeat_timeout
+    ) as heartbeat:
         warnings.simplefilter("ignore", FutureWarning)  # from the libraries, not from user code
         logging.captureWarnings(True)
-        logging.getLogger().addHandler(channel.Warnings(outbox))
-        return trainer.run(training, outbox, slot.gpus)
+        logging.getLogger().addHandler(channel.WarningHandler(heartbeat))
+        return trainer.run(training, heartbeat, slot.gpus)
 
 
 def _unpickling_failure(rank: int, error: Exception) -> plan.RankFailure:

@@ -74,20 +74,22 @@ class BinaryCounts(_Sums):
 
     def update(self, target: Any, value: Any) -> None:
         """Add flags and probabilities, ``[B, 1]`` each."""
-        truth, guess = target > plan.THRESHOLD, value > plan.THRESHOLD
-        both, either = truth & guess, truth | guess
-        counts = [tf.math.count_nonzero(flags) for flags in (both, truth, guess, either)]
+        is_positive, is_predicted = target > plan.THRESHOLD, value > plan.THRESHOLD
+        both, either = is_positive & is_predicted, is_positive | is_predicted
+        counts = [
+            tf.math.count_nonzero(flags) for flags in (both, is_positive, is_predicted, either)
+        ]
         rows = tf.size(target, tf.int64)
         self.add(counts[0], counts[1], counts[2], rows - counts[3] + counts[0])
 
     def results(self, sums: Sequence[npt.NDArray[Any]]) -> Mapping[str, float]:
         """Return ``accuracy``, ``precision`` and ``recall``; a quotient of no rows is 0."""
-        both, truth, guess, equal = sums[0]
-        negatives = equal - both
-        rows = truth + guess - both + negatives
+        true_positives, positives, predicted, equal = sums[0]
+        true_negatives = equal - true_positives
+        rows = positives + predicted - true_positives + true_negatives
         return {
             "accuracy": equal / rows,
-            **figures.precision_and_recall(both, truth, guess),
+            **figures.precision_and_recall(true_positives, positives, predicted),
         }
 
 
@@ -99,16 +101,19 @@ class LabelCounts(_Sums):
 
     def update(self, target: Any, value: Any) -> None:
         """Add flags and probabilities, ``[B, C]`` each."""
-        truth, guess = target > plan.THRESHOLD, value > plan.THRESHOLD
-        counts = [tf.math.count_nonzero(flags, axis=0) for flags in (truth & guess, truth, guess)]
-        equal = tf.math.count_nonzero(truth == guess)
+        is_positive, is_predicted = target > plan.THRESHOLD, value > plan.THRESHOLD
+        counts = [
+            tf.math.count_nonzero(flags, axis=0)
+            for flags in (is_positive & is_predicted, is_positive, is_predicted)
+        ]
+        equal = tf.math.count_nonzero(is_positive == is_predicted)
         self.add(*counts, equal, tf.size(target))
 
     def results(self, sums: Sequence[npt.NDArray[Any]]) -> Mapping[str, float]:
         """Return ``accuracy`` over all labels of all rows, ``f1_micro`` and ``f1_macro``."""
-        both, truth, guess = np.split(sums[0][:-2], 3)
+        true_positives, positives, predicted = np.split(sums[0][:-2], 3)
         equal, flags = sums[0][-2:]
-        return {"accuracy": equal / flags, **figures.f1(both, truth, guess)}
+        return {"accuracy": equal / flags, **figures.f1(true_positives, positives, predicted)}
 
 
 class NumberErrors(_Sums):
@@ -140,7 +145,7 @@ class NumberErrors(_Sums):
         squares, sizes, targets, target_squares = np.split(sums[0][:-1], 4)
         rows, unit = sums[0][-1], self._deviation
         spread = target_squares - targets**2 / rows
-        return figures.errors_of_numbers(squares * unit**2, sizes * unit, spread * unit**2, rows)
+        return figures.regression_metrics(squares * unit**2, sizes * unit, spread * unit**2, rows)
 
 
 class KerasMetric:

@@ -45,13 +45,13 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    training: plan.TrainingPlan, outbox: channel.HeartbeatClient, task_gpus: Sequence[str] = ()
+    training: plan.TrainingPlan, heartbeat: channel.HeartbeatClient, task_gpus: Sequence[str] = ()
 ) -> plan.RankReport:
     """Train on this rank's shard.
 
     Args:
         training: Plan of the training.
-        outbox: Client that sends progress to the driver.
+        heartbeat: Client that sends progress to the driver.
         task_gpus: Addresses of the GPUs that Spark gave the rank's task.
 
     Returns:
@@ -65,11 +65,11 @@ def run(
         collectives.start()
         is_connected = True
         device = gpus.claim(task_gpus, hvd.local_rank())
-        outbox.send(device=device)
-        return _train(training, outbox)
+        heartbeat.send(device=device)
+        return _train(training, heartbeat)
     except Exception as error:
         return plan.RankFailure(
-            rank=outbox.rank,
+            rank=heartbeat.rank,
             type=type(error).__name__,
             message=str(error),
             traceback=traceback.format_exc(),
@@ -96,7 +96,7 @@ class Trainer:
     allreduce_wait_s: tf.Variable
     """Seconds that steps waited for the other ranks' gradients."""
     user_hooks: hooks.Hooks
-    outbox: channel.HeartbeatClient
+    heartbeat: channel.HeartbeatClient
     start: plan.Progress
     """Progress to go on from, without files, but for those of the best epoch on rank 0."""
     rank_states: bytes
@@ -115,7 +115,7 @@ class Trainer:
                 self._validate()
             validation_rows = self.row_metrics.rows()
             means |= self.row_metrics.means("val_")
-        self.outbox.tick()
+        self.heartbeat.tick()
         rows = tuple(
             zip(
                 collectives.allgather_int(training_rows),
@@ -126,7 +126,7 @@ class Trainer:
         if progress.read and progress.read[-1] == rows:
             rows = progress.read[-1]  # one object for all epochs, which a report then holds once
         last_step = self.training.sharding.steps
-        self.outbox.send(epoch=epoch + 1, step=last_step, done=True, means=means)
+        self.heartbeat.send(epoch=epoch + 1, step=last_step, done=True, means=means)
         record = metrics.record(epoch + 1, means, self.network.heads)
         stopped = self.user_hooks.epoch_end(epoch, means)
         is_last = stopped or epoch + 1 == self.training.first_epoch + self.training.epochs
@@ -163,7 +163,7 @@ class Trainer:
         block = 1 if self.user_hooks.has_batch_hooks else loop.BLOCK
         for step in self.train_loop.run(data, block):
             means = {"loss": self.row_metrics.loss_here()}
-            self.outbox.send_throttled(epoch=epoch + 1, step=step, means=means)
+            self.heartbeat.send_throttled(epoch=epoch + 1, step=step, means=means)
             self.user_hooks.batch_end(step - 1, self.row_metrics.loss_means)
             if step < sharding.steps:
                 if step % loop.BLOCK == 0:
@@ -195,7 +195,7 @@ class Trainer:
                 rate_factor=self.user_hooks.rate_factor,
                 files={**files, plan.RANK_STATES: rank_states},
             )
-            with self.outbox.long_operation():
+            with self.heartbeat.long_operation():
                 _save(self.training, state, last=False)
 
     def _restore_rank_state(self, num_statistics: int) -> list[npt.NDArray[Any]]:
@@ -225,7 +225,7 @@ class Trainer:
     def _validate(self) -> None:
         self.row_metrics.reset()
         for _ in self.test_loop.run(self.validation_shard.validation()):
-            self.outbox.tick()
+            self.heartbeat.tick()
 
     def _best_epoch(
         self, best: plan.BestEpoch, record: plan.EpochRecord, is_last: bool
@@ -275,8 +275,8 @@ def _reader_errors(shard: batches.Shard) -> Iterator[None]:
         raise
 
 
-def _train(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> plan.RankSuccess:
-    trainer = _build_trainer(training, outbox)
+def _train(training: plan.TrainingPlan, heartbeat: channel.HeartbeatClient) -> plan.RankSuccess:
+    trainer = _build_trainer(training, heartbeat)
     progress = trainer.start
     first_epoch = progress.epoch
     is_first_rank = hvd.rank() == 0
@@ -300,7 +300,7 @@ def _train(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> plan
                 files = best.files if is_best_now else array_files.save(trainer.model)
                 files = {**files, **trainer.user_hooks.save()}
                 state = dataclasses.replace(progress, files=files)
-                with outbox.long_operation():
+                with heartbeat.long_operation():
                     _save(training, state, last=trainer.is_finished(progress))
         logs = writer.files() if writer else {}
     times = trainer.times(progress.epoch - first_epoch)
@@ -482,12 +482,17 @@ def _warn_of_constants(training: plan.TrainingPlan, deviation: Sequence[float]) 
         )
 
 
-def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient) -> Trainer:
+def _build_trainer(training: plan.TrainingPlan, heartbeat: channel.HeartbeatClient) -> Trainer:
     """Read the shards; build, compile, restore and broadcast the model, equal on all ranks."""
     rank, ranks = hvd.rank(), hvd.size()
-    with outbox.long_operation():
+    with heartbeat.long_operation():
         dtype = "float64" if training.standardize else registry.FLOAT32
-        read_options = {"rank": rank, "ranks": ranks, "on_row_group": outbox.tick, "dtype": dtype}
+        read_options = {
+            "rank": rank,
+            "ranks": ranks,
+            "on_row_group": heartbeat.tick,
+            "dtype": dtype,
+        }
         read_options["prefetch"] = bool(tf.config.get_visible_devices("GPU"))
         training_shard = batches.read(training.train, memory=training.cache, **read_options)
         validation_shard = batches.read(
@@ -496,21 +501,21 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
             **read_options,
         )
     keras.utils.set_random_seed(training.seed)
-    with outbox.long_operation():
+    with heartbeat.long_operation():
         user_model = training.model_fn() if training.model_fn else None
     network, losses, further_metrics = _objectives(training, user_model)
     if training.standardize and not network.mean:
-        with outbox.long_operation():
+        with heartbeat.long_operation():
             mean, deviation = collectives.moments(
                 lambda: (part for part, *_ in training_shard.parts()), training.train.encoding.scale
             )
             _warn_of_constants(training, deviation)
         deviation = tuple(value or 1.0 for value in deviation)
         network = dataclasses.replace(network, mean=mean, deviation=deviation)
-    with outbox.long_operation():
+    with heartbeat.long_operation():
         network = _standardize_labels(training, network, training_shard)
         class_weight = _class_weight(training, network, training_shard)
-    with outbox.long_operation(), _precision(training.precision):
+    with heartbeat.long_operation(), _precision(training.precision):
         model = registry.build(network, _in_precision(training, user_model))
     if training.sync_batch_norm and ranks > 1:
         collectives.synchronize_batch_norm(model)
@@ -527,12 +532,12 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
     model.optimizer.build(model.trainable_variables)
     start = training.resume or plan.Progress(epoch=training.first_epoch)
     if rank == 0:
-        with outbox.long_operation():
+        with heartbeat.long_operation():
             start = _read_start(training)
             array_files.restore(model, start.files)
     files, start = start.files, dataclasses.replace(start, files={})  # which may be large
     collectives.broadcast(model)
-    custom.settle(model)
+    custom.finalize_layers(model)
     steps = objective.Objective(model, network.heads, losses, row_metrics, class_weight)
     return Trainer(
         training=training,
@@ -545,7 +550,7 @@ def _build_trainer(training: plan.TrainingPlan, outbox: channel.HeartbeatClient)
         test_loop=loop.Loop(steps.test_step),
         allreduce_wait_s=allreduce_wait_s,
         user_hooks=hooks.Hooks(training, model, files.get(plan.CALLBACKS, b"")),
-        outbox=outbox,
+        heartbeat=heartbeat,
         start=start,
         rank_states=files.get(plan.RANK_STATES, b""),
         checkpoint_pace=pace.Pace(training.checkpoint_every),

@@ -73,7 +73,7 @@ def table(
     repeat: int,
     group: T.StructField | None,
     details: bool,
-    measured: measures.Measured | None = None,
+    measured: measures.MetricsBySample | None = None,
     names: tuple[Sequence[str], Sequence[str]] = (("loss",), ("accuracy",)),
 ) -> DataFrame:
     """Make the DataFrame that ``evaluate`` returns.
@@ -88,21 +88,21 @@ def table(
         measured: Losses and metrics by number and group; without it, those of the cells.
         names: Names of the losses and of the metrics in ``measured``.
     """
-    shares: dict[tuple[int, Any], list[measures.Cell]] = {}
+    samples: dict[tuple[int, Any], list[measures.Cell]] = {}
     if group is None:
-        shares = {(number, None): [] for number in range(1, repeat + 1)}
+        samples = {(number, None): [] for number in range(1, repeat + 1)}
     for number, value in measured or ():
-        shares.setdefault((number, _group(value)), [])
+        samples.setdefault((number, _group(value)), [])
     for cell in cells:
-        shares.setdefault((cell.no, _group(cell.group)), []).append(cell)
+        samples.setdefault((cell.no, _group(cell.group)), []).append(cell)
     missing = tuple(dict.fromkeys(each) for each in names)
     means = {(number, _group(value)): each for (number, value), each in (measured or {}).items()}
     rows = []
-    for (number, value), share_cells in sorted(shares.items(), key=_sort_key):
-        share = Share(input_spec, share_cells)
+    for (number, value), sample_cells in sorted(samples.items(), key=_sort_key):
+        sample = Sample(input_spec, sample_cells)
         group_values = (value,) if group else ()
-        share_means = share.means() if measured is None else means.get((number, value), missing)
-        rows.append((number, *group_values, *share_means, *(share.details() if details else ())))
+        sample_means = sample.means() if measured is None else means.get((number, value), missing)
+        rows.append((number, *group_values, *sample_means, *(sample.details() if details else ())))
     return spark.createDataFrame(rows, _table_schema(group, details=details))
 
 
@@ -118,7 +118,7 @@ def _sort_key(item: tuple[tuple[int, Any], Any]) -> tuple[Any, ...]:
     return (number, value_class, value) if value_class == 1 else (number, value_class)
 
 
-class Share:
+class Sample:
     """The cells of one evaluation and group."""
 
     def __init__(self, input_spec: plan.InputSpec, cells: Iterable[measures.Cell] = ()) -> None:

@@ -19,7 +19,7 @@ from spark_mnist.networks import objectives
 
 SCORES, TARGET = "scores", "target"
 """Names of intermediate columns."""
-Measured = dict[tuple[int, Any], tuple[dict[str, float | None], dict[str, float | None]]]
+MetricsBySample = dict[tuple[int, Any], tuple[dict[str, float | None], dict[str, float | None]]]
 """Losses and metrics by number of the evaluation and by group."""
 
 
@@ -36,11 +36,11 @@ class Cell:
     """Sum of the losses of the rows; NaN where they are not known."""
 
 
-def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
+def measure(samples: DataFrame, outputs: Sequence[plan.Output]) -> MetricsBySample:
     """Measure the outputs of each evaluation and group.
 
     Args:
-        drawn: Rows with ``no``, ``group``, ``scores`` and ``target``, arrays of doubles.
+        samples: Rows with ``no``, ``group``, ``scores`` and ``target``, arrays of doubles.
         outputs: Outputs of the network.
     """
     slices = [*_slices(outputs)]
@@ -50,13 +50,13 @@ def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
         loss = _loss(sum(each.units for each in outputs) + number)
         is_known = F.count(loss) == F.count("*")  # a sum would skip null
         columns.append(F.when(is_known, F.sum(loss)).alias(f"loss_{number}"))
-    rows = drawn.groupBy("no", "group").agg(*columns).collect()
+    rows = samples.groupBy("no", "group").agg(*columns).collect()
     areas = {
-        number: _areas(drawn, start, target_start)
+        number: _areas(samples, start, target_start)
         for number, (output, start, target_start) in enumerate(slices)
         if output.task == plan.BINARY
     }
-    result: Measured = {}
+    result: MetricsBySample = {}
     for row in rows:
         key = row["no"], row["group"]
         losses: dict[str, float | None] = {"loss": 0.0}
@@ -77,7 +77,7 @@ def measure(drawn: DataFrame, outputs: Sequence[plan.Output]) -> Measured:
     return result
 
 
-def cells(drawn: DataFrame, output: plan.Output) -> list[Cell]:
+def cells(samples: DataFrame, output: plan.Output) -> list[Cell]:
     """Count the rows of one output that learns classes by label and predicted class."""
     output_scores = F.slice(F.col(SCORES), 1, output.units)
     predicted = (
@@ -86,7 +86,7 @@ def cells(drawn: DataFrame, output: plan.Output) -> list[Cell]:
         else predicted_class(output_scores)
     )
     counts = (
-        drawn.select(
+        samples.select(
             *("no", "group"),
             F.get(F.col(TARGET), 0).cast("int").alias("label"),
             predicted.alias("predicted"),
@@ -141,16 +141,16 @@ def _sums(output: plan.Output, number: int, start: int, target_start: int) -> li
         score, label = F.get(scores, start + index), F.get(target, target_start + index)
         if output.task == plan.REGRESSION:
             sums = {
-                "squares": F.sum((score - label) ** 2),
-                "sizes": F.sum(F.abs(score - label)),
+                "squared_errors": F.sum((score - label) ** 2),
+                "absolute_errors": F.sum(F.abs(score - label)),
                 "variance": F.var_pop(label),
             }
         else:
-            guess, truth = score > plan.THRESHOLD, label > plan.THRESHOLD
+            is_predicted, is_positive = score > plan.THRESHOLD, label > plan.THRESHOLD
             sums = {
-                "both": F.count_if(guess & truth),
-                "truth": F.count_if(truth),
-                "guess": F.count_if(guess),
+                "true_positives": F.count_if(is_predicted & is_positive),
+                "positives": F.count_if(is_positive),
+                "predicted_positives": F.count_if(is_predicted),
             }
         columns += [column.alias(f"{name}_{number}_{index}") for name, column in sums.items()]
     return columns
@@ -166,24 +166,33 @@ def _metrics(output: plan.Output, number: int, row: Row) -> dict[str, float | No
         return np.array([row[f"{name}_{number}_{index}"] for index in range(output.units)], float)
 
     if output.task == plan.REGRESSION:
-        squares, sizes, variance = map(sums, ("squares", "sizes", "variance"))
-        return {**figures.errors_of_numbers(squares, sizes, variance * rows, rows)}
-    both, truth, guess = map(sums, ("both", "truth", "guess"))
-    equal = rows * output.units - (truth + guess - 2 * both).sum()
+        squared_errors, absolute_errors, variance = map(
+            sums, ("squared_errors", "absolute_errors", "variance")
+        )
+        return {
+            **figures.regression_metrics(squared_errors, absolute_errors, variance * rows, rows)
+        }
+    true_positives, positives, predicted = map(
+        sums, ("true_positives", "positives", "predicted_positives")
+    )
+    equal = rows * output.units - (positives + predicted - 2 * true_positives).sum()
     accuracy = float(equal) / (rows * output.units)
     if output.task == plan.MULTILABEL:
-        return {"accuracy": accuracy, **figures.f1(both, truth, guess)}
-    return {"accuracy": accuracy, **figures.precision_and_recall(both[0], truth[0], guess[0])}
+        return {"accuracy": accuracy, **figures.f1(true_positives, positives, predicted)}
+    return {
+        "accuracy": accuracy,
+        **figures.precision_and_recall(true_positives[0], positives[0], predicted[0]),
+    }
 
 
-def _areas(drawn: DataFrame, start: int, target_start: int) -> Mapping[tuple[int, Any], float]:
+def _areas(samples: DataFrame, start: int, target_start: int) -> Mapping[tuple[int, Any], float]:
     """Return the exact area under the ROC curve of a binary output, by number and group.
 
     An evaluation whose rows have one class alone has none.
     """
     score, label = F.get(F.col(SCORES), start), F.get(F.col(TARGET), target_start)
     counts = (
-        drawn.groupBy("no", "group", score.alias("score"))
+        samples.groupBy("no", "group", score.alias("score"))
         .agg(F.sum(label).alias("ones"), F.sum(1 - label).alias("zeros"))
         .withColumn(
             "below",

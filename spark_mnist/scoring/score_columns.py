@@ -330,10 +330,10 @@ def evaluations(
     repeat: int,
     seed: int,
 ) -> list[measures.Cell]:
-    """Measure ``repeat`` random shares of the rows in one pass: score once, then draw.
+    """Measure ``repeat`` random samples of the rows in one pass: score once, then draw.
 
     Returns:
-        The cells of each share and group, by label and predicted class.
+        The cells of each sample and group, by label and predicted class.
     """
     group = group_column(df, by)
     rows = df.select(scores.alias("scores"), label.alias("label"), group.alias("group")).select(
@@ -384,7 +384,7 @@ def group_column(df: DataFrame, by: str | None) -> Column:
 
 
 def draw(rows: DataFrame, *, rate: float, repeat: int, seed: int) -> DataFrame:
-    """Return random shares of the rows; the column ``no`` has the number of the share, from 1."""
+    """Return random samples of the rows; the column ``no`` has the number of the sample, from 1."""
     return rows.withColumn("no", F.explode(F.sequence(F.lit(1), F.lit(repeat)))).where(
         F.rand(seed) < rate
     )

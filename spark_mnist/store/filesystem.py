@@ -59,7 +59,7 @@ class Files:
         return sorted(os.path.basename(entry.rstrip("/")) for entry in paths)
 
     @retries.with_retries
-    def exist(self, path: str) -> bool:
+    def exists(self, path: str) -> bool:
         """Return whether there is a file or directory."""
         return bool(self._fs.exists(self._full_path(path)))
 

@@ -127,7 +127,7 @@ class Store:
         return [
             number
             for number in self._numbers(name)
-            if self._files.exist(f"{_path(name, number)}/{MANIFEST}")
+            if self._files.exists(f"{_path(name, number)}/{MANIFEST}")
         ]
 
     def resolve_version(self, name: str, version: int | None = None) -> int:
@@ -296,7 +296,7 @@ class Store:
     def _is_published(self, path: str) -> bool:
         """Return whether a version has its manifest; False where that cannot be found out."""
         try:
-            return self._files.exist(f"{path}/{MANIFEST}")
+            return self._files.exists(f"{path}/{MANIFEST}")
         except OSError:
             return False
 
@@ -407,7 +407,7 @@ class Store:
     def _is_abandoned(self, path: str, lease_name: str) -> bool:
         """Return whether the owner of a directory, which has something in it, is gone."""
         lease_path = f"{path}/{lease_name}"
-        age = self._files.age(lease_path if self._files.exist(lease_path) else path)
+        age = self._files.age(lease_path if self._files.exists(lease_path) else path)
         if age is None:
             return False
         try:
@@ -418,7 +418,7 @@ class Store:
             return False
         is_abandoned = content != DELETED and leases.is_stale(content, age)
         # The owner may have published and ended between the first check and this one.
-        return is_abandoned and not self._files.exist(f"{path}/{MANIFEST}")
+        return is_abandoned and not self._files.exists(f"{path}/{MANIFEST}")
 
     def _check_name(self, name: str) -> None:
         """Refuse a name that cannot be a model's, or that leads out of the store by a link."""
@@ -488,7 +488,7 @@ def validate_work_url(url: str) -> str:
     """
     parent, _, name = str(url).rstrip("/").rpartition("/")
     try:
-        exists = WORK_NAME.fullmatch(name) and Files(parent).exist(name)
+        exists = WORK_NAME.fullmatch(name) and Files(parent).exists(name)
     except (ImportError, ValueError) as error:  # what fsspec raises for a URL that it cannot open
         raise errors.ModelNotFound(f"{url} cannot be opened: {error}") from error
     if not exists:

@@ -39,7 +39,9 @@ def strike():
         time.sleep(0.5)
 
 
-target, name = {"shards": (shard_writer, "check_enough"), "publish": (pipeline, "_publish")}[phase]
+target, name = {"shards": (shard_writer, "check_row_count"), "publish": (pipeline, "_publish")}[
+    phase
+]
 real = getattr(target, name)
 
 
