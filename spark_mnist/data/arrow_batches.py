@@ -38,7 +38,8 @@ def by_batch(function: BatchFunction, return_type: str) -> Callable[..., Column]
         def run_on_arrow(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
             return function(map(_as_tuple, batches))
 
-        # The stubs demand functionType=, which annotations replace.
+        run_on_arrow.__name__ = function.__name__  # Spark's plans and pages show it
+        # The stubs demand functionType=, with which Spark would warn that annotations replace it.
         udf: Callable[..., Column] = F.arrow_udf(run_on_arrow, return_type)  # type: ignore[call-overload]
         return udf
     return _by_pandas_batch(function, return_type)
@@ -52,7 +53,7 @@ def _by_pandas_batch(function: BatchFunction, return_type: str) -> Callable[...,
         for result in function(arrays):
             yield result.to_pandas()
 
-    # Here, too; with it Spark would warn that annotations replace it.
+    run_on_pandas.__name__ = function.__name__
     with warnings.catch_warnings():
         requirements.ignore_new_pandas()
         udf: Callable[..., Column] = pandas_udf(run_on_pandas, return_type)  # type: ignore[call-overload]
