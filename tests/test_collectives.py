@@ -60,8 +60,8 @@ def test_adam_in_one_pass_is_keras_adam(config):
 
     from spark_mnist.ranks import collectives
 
-    theirs = keras.optimizers.Adam(learning_rate=0.01, **config)
-    ours = collectives.distributed_optimizer(theirs, tf.Variable(0.0, dtype=tf.float64))
+    theirs, plain = (keras.optimizers.Adam(learning_rate=0.01, **config) for _ in range(2))
+    ours = collectives.distributed_optimizer(plain, tf.Variable(0.0, dtype=tf.float64))
     assert ("update_step" in vars(type(ours))) == ("amsgrad" not in config)
     random, found = np.random.default_rng(0), []
     gradients = random.normal(size=(5, 7, 3)).astype("float32")

@@ -222,7 +222,7 @@ def test_verbose_0_is_silent(digits, store, capfd, caplog):
     [
         ({"epochs": 0}, errors.OptionError, "epochs must be int >= 1, not 0"),
         ({"epoch": 3}, errors.UnknownOption, "did you mean 'epochs'"),
-        ({"num_proc": 3}, errors.TooFewSlots, "num_proc=3 ranks .* Spark has 2 slots"),
+        ({"num_proc": 3}, errors.TooFewSlots, "3 ranks must run .* Spark has 2 slots"),
         ({"continuous": True}, errors.ModelNotFound, "no model 'm' .* none yet"),
         ({"train_validation_ratio": 0.0}, errors.TooFewRows, "leave 0 to train"),
     ],
