@@ -47,7 +47,7 @@ def main(millions: float) -> None:
         figures = {}
         for count in (many // 10, many):
             rows = _rows(data, count)
-            fit(rows.limit(10_000), home)  # the JVM compiles, and workers start
+            measure(rows.limit(10_000), 10_000, home)  # the JVM compiles, and workers start
             figures[count] = measure(rows, count, home)
         sys.stdout.write(f"{machine(data)}\n\n")
         _print_figures(figures)
