@@ -96,8 +96,9 @@ class Dataset:
 class HdfsClient:
     """Interface with the calls that Petastorm makes to HDFS.
 
-    Petastorm's client for several name nodes is a subclass, which passes each call on to a client
-    that ``connect_hdfs`` returned.
+    Petastorm's client for several name nodes is a subclass, which replaces each method that it
+    finds here by one that passes the call on to a client that ``connect_hdfs`` returned. So none of
+    these runs.
     """
 
     def open(self, path: str, mode: str = "rb") -> Any:

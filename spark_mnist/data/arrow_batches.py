@@ -54,6 +54,7 @@ def _by_pandas_batch(function: BatchFunction, return_type: str) -> Callable[...,
             yield result.to_pandas()
 
     run_on_pandas.__name__ = function.__name__
+    # The stubs demand functionType= here, too.
     with warnings.catch_warnings():
         requirements.ignore_new_pandas()
         udf: Callable[..., Column] = pandas_udf(run_on_pandas, return_type)  # type: ignore[call-overload]

@@ -329,8 +329,8 @@ def _check_loss_weights(name: str, option: Any, outputs: Sequence[plan.Output]) 
     for output in outputs:
         weight = float(weights.get(output.name, output.weight))
         if weight != output.weight:
-            saved, given = f"{output.name}: {output.weight:g}", f"{output.name}: {weight:g}"
-            raise manifests.mismatch(name, "loss_weights", saved, given)
+            texts = (f"{output.name}: {number:g}" for number in (output.weight, weight))
+            raise manifests.mismatch(name, "loss_weights", *texts)
 
 
 def _by_output(option: str, value: Any, outputs: Sequence[plan.Output]) -> dict[str, Any]:

@@ -221,8 +221,8 @@ def check_metrics(output: plan.Output, metrics: Any) -> list[str]:
     Raises:
         errors.OptionError: One cannot be used with such targets and outputs.
     """
-    made = make_metrics(output, metrics)
-    for metric in made:
+    output_metrics = make_metrics(output, metrics)
+    for metric in output_metrics:
         target, values = _example(output, 2 if output.units != 2 else 3)
         try:
             metric.update_state(metric_target(output, metric, target), values)
@@ -232,7 +232,7 @@ def check_metrics(output: plan.Output, metrics: Any) -> list[str]:
                 f"metrics= has {metric.name!r}, which cannot be used with task={output.task}: "
                 f"{_first_line(error)}"
             ) from error
-    return [metric.name for metric in made]
+    return [metric.name for metric in output_metrics]
 
 
 def _example(output: plan.Output, rows: int) -> tuple[Any, Any]:

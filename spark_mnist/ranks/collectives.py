@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from spark_mnist import errors
+
 BUCKET_BYTES = 4 << 20
 """Most bytes of gradients in one allreduce; a larger gradient travels alone."""
 HOROVOD_DEFAULTS = {
@@ -205,7 +207,7 @@ def synchronize_batch_norm(model: keras.Model) -> None:
 def _global_moments(self: Any, inputs: Any, mask: Any) -> tuple[Any, Any]:
     """Return mean and variance of a batch over all ranks, each of which has as many rows."""
     if mask is not None:  # its rows would need weights; a mask shows only when Keras traces layers
-        raise NotImplementedError("sync_batch_norm=true does not support masked inputs")
+        raise errors.OptionError("sync_batch_norm=true does not support masked inputs")
     axes = [axis for axis in range(len(inputs.shape)) if axis != self.axis % len(inputs.shape)]
     x = tf.cast(inputs, tf.float32)
     mean = hvd.allreduce(tf.reduce_mean(x, axes), op=hvd.Average)

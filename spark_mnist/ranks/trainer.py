@@ -391,7 +391,10 @@ def _objectives(
         if output.name in user_metrics:
             output_metrics = objectives.make_metrics(output, user_metrics[output.name])
             further_metrics[output.name] = output_metrics
-    names = {name: [metric.name for metric in made] for name, made in further_metrics.items()}
+    names = {
+        name: [metric.name for metric in output_metrics]
+        for name, output_metrics in further_metrics.items()
+    }
     objectives.check_result_names(outputs, names)
     return dataclasses.replace(network, outputs=tuple(outputs)), losses, further_metrics
 

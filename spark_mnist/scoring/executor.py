@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import cloudpickle
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyspark import cloudpickle
 
 from spark_mnist.cluster import task
 from spark_mnist.core import plan

@@ -13,10 +13,10 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyspark import cloudpickle
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
@@ -162,10 +162,9 @@ def _source_and_spec(
     )
     context = df.sparkSession.sparkContext
     # A broadcast is pickled by reference: a function of the user's script must travel by value.
-    # PySpark ships its copy of cloudpickle without types, hence the ignore.
-    model_fn = cloudpickle.dumps(saved.model_fn)  # type: ignore[no-untyped-call]
+    model_fn = cloudpickle.dumps(saved.model_fn)
     weights = broadcast.send(context, saved.files[plan.WEIGHTS])
-    pickled_losses = cloudpickle.dumps(losses or {})  # type: ignore[no-untyped-call]
+    pickled_losses = cloudpickle.dumps(losses or {})
     identity = repr((saved.network, model_fn, weights.digest, encoding, pickled_losses)).encode()
     spec = executor.ModelSpec(
         hashlib.sha256(identity).hexdigest(),
