@@ -326,6 +326,33 @@ def test_booleans_are_features(rows, store):
     )
 
 
+def test_a_field_of_a_struct_is_selected_first(rows, store):
+    nested = rows.select("*", F.struct("a", "b").alias("st"))
+    with pytest.raises(
+        errors.MissingColumn, match=r"select the field first: df.select\('\*', 'st.a'\)"
+    ):
+        fit(nested, store, network=line, **{**NUMBERS, "features": ["st.a", "b"]})
+    with pytest.raises(errors.MissingColumn) as caught:
+        fit(nested, store, network=line, **{**NUMBERS, "features": ["a.b", "b"]})
+    assert "select the field" not in str(caught.value)  # a is no struct
+
+
+def test_weights_that_a_callback_gives_back_are_not_averaged(rows, store):
+    def callbacks():
+        return [keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True)]
+
+    options = {**NUMBERS, "optimizer": averaging, "learning_rate": None, "callbacks": callbacks}
+    model = line()
+    fit(rows, store, network=model, **options)
+    by_callback = [array.copy() for array in arrays(store, "m", 1)]
+    spark_mnist.fit(
+        rows, "plain", network=model, store=store,
+        **{**BY_SGD, **NUMBERS, "optimizer": "sgd"},
+    )  # fmt: skip
+    for mine, other in zip(by_callback, arrays(store, "plain", 1), strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
 def test_weights_of_boolean_classes(rows, store):
     classes = {"features": ["a", "b"], "label": "flag", "network": "dnn"}
     fit(rows, store, class_weight={False: 1.0, True: 2.0}, **classes)

@@ -1,10 +1,10 @@
 """Exports of saved models to Keras files, SavedModels, TensorFlow Lite and ONNX. Runs on: driver.
 
 The driver needs TensorFlow for an export. An exported model takes float32 ``[B, W]`` as the
-networks do (pixels in 0..1), or float64 where float32 cannot tell the values of a feature apart,
-and returns probabilities of classes or labels ``[B, C]``, or numbers in the units of the label; it
-standardizes its inputs itself. Several inputs and outputs have their names. Shape letters: B = rows
-of a batch, W = numbers of a row, C = classes.
+networks do (pixels in 0..1), float64 where float32 cannot tell the values of a feature apart, or
+integers where the network takes these, and returns probabilities of classes or labels ``[B, C]``,
+or numbers in the units of the label; it standardizes its inputs itself. Several inputs and outputs
+have their names. Shape letters: B = rows of a batch, W = numbers of a row, C = classes.
 """
 
 from __future__ import annotations

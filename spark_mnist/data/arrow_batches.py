@@ -66,14 +66,17 @@ def _as_tuple(columns: Any) -> tuple[Any, ...]:
     return columns if isinstance(columns, tuple) else (columns,)
 
 
+def _is_list(rows: pa.Array) -> bool:
+    return bool(pa.types.is_list(rows.type) or pa.types.is_large_list(rows.type))
+
+
 def row_lengths(rows: pa.Array) -> npt.NDArray[np.int64]:
     """Return the number of bytes, or of numbers, of each row ``[B]``; 0 where a row is null."""
     if pa.types.is_null(rows.type):
         return np.zeros(len(rows), np.int64)
-    is_list = pa.types.is_list(rows.type) or pa.types.is_large_list(rows.type)
-    lengths = pc.list_value_length(rows) if is_list else pc.binary_length(rows)
-    known: npt.NDArray[Any] = lengths.fill_null(0).to_numpy(zero_copy_only=False)
-    return known.astype(np.int64)
+    lengths = pc.list_value_length(rows) if _is_list(rows) else pc.binary_length(rows)
+    array: npt.NDArray[Any] = lengths.fill_null(0).to_numpy(zero_copy_only=False)
+    return array.astype(np.int64)
 
 
 def numbers(rows: pa.Array) -> npt.NDArray[Any]:
@@ -81,7 +84,7 @@ def numbers(rows: pa.Array) -> npt.NDArray[Any]:
 
     A number that is null is NaN.
     """
-    if pa.types.is_list(rows.type) or pa.types.is_large_list(rows.type):
+    if _is_list(rows):
         values: npt.NDArray[Any] = rows.flatten().to_numpy(zero_copy_only=False)
         return values
     rows = rows.drop_null().cast(pa.large_binary())
@@ -99,7 +102,7 @@ def packed(rows: pa.Array, dtype: str) -> pa.Array:
         rows: Binary rows, which stay as they are, or lists of numbers.
         dtype: Type of the numbers in the result, as numpy names it.
     """
-    if not (pa.types.is_list(rows.type) or pa.types.is_large_list(rows.type)):
+    if not _is_list(rows):
         return rows.cast(pa.binary())
     content = numbers(rows).astype(dtype)
     offsets = np.zeros(len(rows) + 1, np.int32)

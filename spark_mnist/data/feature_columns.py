@@ -571,8 +571,9 @@ def _missing_column_message(df: DataFrame, name: str) -> str:
         return f"{message}; these look like values: without a header, read it with header=false"
     if all(re.fullmatch(r"_c\d+", other) for other in names):
         return f"{message}; if the file has a header, read it with header=true"
-    struct, dot, field = name.partition(".")
-    if dot and isinstance(dict(zip(names, df.schema, strict=True)).get(struct), T.StructField):
+    struct, _, field = name.partition(".")
+    structs = [each.name for each in df.schema if isinstance(each.dataType, T.StructType)]
+    if field and struct in structs:
         return f"{message}; of a struct, select the field first: df.select('*', '{struct}.{field}')"
     if name == plan.InputSpec.features[0]:
         return f"{message}; name the columns to learn from with features="

@@ -120,9 +120,10 @@ def profile_rows(
     class_number = target if has_classes else F.lit(0)
     has_weight = F.lit(True) if weight is None else weight > 0
     columns = {"fault": fault, "class": class_number, "bucket": usable_bucket}
-    fault_counts, class_counts, bucket_counts, num_weighed = _count_rows(
+    fault_counts, class_counts, bucket_counts, num_with_weight = _count_rows(
         df.select(
-            *(column.alias(name) for name, column in columns.items()), has_weight.alias("weighed")
+            *(column.alias(name) for name, column in columns.items()),
+            has_weight.alias("has_weight"),
         )
     )
     num_rows, reasons = fault_counts.total() + class_counts.total(), _summarize(fault_counts)
@@ -138,7 +139,7 @@ def profile_rows(
         raise errors.BadRows(f"none of {num_rows} rows can be used: {reasons}", fault_counts)
     if not class_counts:
         raise errors.TooFewRows("the DataFrame has no rows")
-    if not num_weighed:
+    if not num_with_weight:
         raise errors.BadRows(
             f"sample_weight={sample_weight} is 0 in all rows: nothing would be learned"
         )
@@ -172,8 +173,8 @@ def _count_rows(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[in
     fault_counts: Counter[str] = Counter()
     class_counts: Counter[int] = Counter()
     bucket_counts: Counter[int] = Counter()
-    num_weighed = 0
-    counts = rows.groupBy("fault", "class", "bucket", "weighed").count()
+    num_with_weight = 0
+    counts = rows.groupBy("fault", "class", "bucket", "has_weight").count()
     if not session.has_shuffles(rows):
         slots = rows.sparkSession.sparkContext.defaultParallelism
         partitions = min(slots, int(str(rows.sparkSession.conf.get(session.SHUFFLE_PARTITIONS))))
@@ -184,10 +185,10 @@ def _count_rows(rows: DataFrame) -> tuple[Counter[str], Counter[int], Counter[in
         if row["fault"] is None:
             class_counts[row["class"]] += row["count"]
             bucket_counts[row["bucket"]] += row["count"]
-            num_weighed += row["count"] * row["weighed"]
+            num_with_weight += row["count"] * row["has_weight"]
         else:
             fault_counts[row["fault"]] += row["count"]
-    return fault_counts, class_counts, bucket_counts, num_weighed
+    return fault_counts, class_counts, bucket_counts, num_with_weight
 
 
 def _indicator_column(df: DataFrame, name: str) -> Column:

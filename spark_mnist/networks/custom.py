@@ -351,12 +351,7 @@ def _input_shapes(
             f"the network has the inputs {', '.join(shapes) or 'of a model without names'}, and "
             f"features= names {', '.join(widths)}"
         )
-    for tensor in model.inputs:
-        if tensor.dtype == "string":
-            raise errors.ModelMismatch(
-                f"input {tensor.name!r} of the network takes text: index the column, with "
-                "StringIndexer, and let the network take the number"
-            )
+    _refuse_text(model)
     for name, shape in shapes.items():
         if None in shape or math.prod(shape) != widths[name]:
             raise errors.ModelMismatch(
@@ -364,6 +359,20 @@ def _input_shapes(
                 f"{widths[name]} numbers"
             )
     return shapes
+
+
+def _refuse_text(model: keras.Model) -> None:
+    """Refuse a model that takes text, which rows of numbers are not.
+
+    Raises:
+        errors.ModelMismatch: An input takes text.
+    """
+    for tensor in model.inputs:
+        if tensor.dtype == "string":
+            raise errors.ModelMismatch(
+                f"input {tensor.name!r} of the network takes text: index the column, with "
+                "StringIndexer, and let the network take the number"
+            )
 
 
 def _same_outputs(
@@ -392,11 +401,7 @@ def _row_shape(model: keras.Model, inputs: int) -> tuple[int, ...]:
     """Return the shape in which the model takes the numbers of a row."""
     if not model.built or not getattr(model, "inputs", None):
         return (inputs,)
-    if model.inputs[0].dtype == "string":
-        raise errors.ModelMismatch(
-            "the network takes text: index the column, with StringIndexer, and let the network "
-            "take the number"
-        )
+    _refuse_text(model)
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if len(shapes) != 1 or None in shapes[0] or math.prod(shapes[0]) != inputs:
         raise errors.ModelMismatch(

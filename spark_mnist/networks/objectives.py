@@ -267,13 +267,13 @@ def check_result_names(
     """
     names = loss_names(outputs)
     for output in outputs:
-        own_names = (*REPORTED[output.task], *metrics.get(output.name, ()))
-        names += [output.prefixed(name) for name in own_names]
+        output_names = (*REPORTED[output.task], *metrics.get(output.name, ()))
+        names += [output.prefixed(name) for name in output_names]
     names += [f"val_{name}" for name in names]
-    doubles = sorted({name for name in names if names.count(name) > 1})
-    if doubles:
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
         raise errors.OptionError(
-            f"two losses or metrics would be called {doubles[0]!r}: give the metrics, or the "
+            f"two losses or metrics would be called {duplicates[0]!r}: give the metrics, or the "
             "outputs in label=, other names"
         )
 

@@ -131,9 +131,9 @@ class Trainer:
         stopped = self.user_hooks.epoch_end(epoch, means)
         is_last = stopped or epoch + 1 == self.training.first_epoch + self.training.epochs
         if is_last:
-            self.user_hooks.train_end()
             if self.training.patience is None:
                 collectives.finalize_average(self.model)
+            self.user_hooks.train_end()  # may give back the weights of another epoch, as in Keras
         is_finite = math.isfinite(sum(record.losses.values())) and collectives.finite(self.model)
         return plan.Progress(
             epoch=epoch + 1,

@@ -96,8 +96,8 @@ def scores(
             part = slice(start, start + batch_size)
             outputs[part] = model(features[part])
         values = convert(outputs)
-        is_whole = len(usable_rows) == len(rows)
-        yield values if is_whole else arrow_batches.spread(values, rows.is_valid())
+        has_all_rows = len(usable_rows) == len(rows)
+        yield values if has_all_rows else arrow_batches.spread(values, rows.is_valid())
 
 
 def outputs_and_losses(

@@ -115,9 +115,10 @@ def predicted_class(scores: Column) -> Column:
 
 def metric_names(outputs: Sequence[plan.Output]) -> tuple[list[str], list[str]]:
     """Return the names of the losses and of the metrics that ``measure`` gives."""
-    losses = ["loss", *(output.prefixed("loss") for output in outputs if output.name)]
     names = objectives.REPORTED
-    return losses, [output.prefixed(name) for output in outputs for name in names[output.task]]
+    return objectives.loss_names(outputs), [
+        output.prefixed(name) for output in outputs for name in names[output.task]
+    ]
 
 
 def _slices(outputs: Sequence[plan.Output]) -> Iterator[tuple[plan.Output, int, int]]:
