@@ -353,6 +353,15 @@ def test_weights_that_a_callback_gives_back_are_not_averaged(rows, store):
         np.testing.assert_allclose(mine, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_model_can_be_given_again(rows, store, nested):
+    model = keras.Sequential([keras.Input((2,)), line()]) if nested else line()
+    for name in ("one", "two", "three"):
+        spark_mnist.fit(rows, name, network=model, store=store, **BY_SGD, **NUMBERS)
+    for mine, other in zip(arrays(store, "one", 1), arrays(store, "three", 1), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
 def test_weights_of_boolean_classes(rows, store):
     classes = {"features": ["a", "b"], "label": "flag", "network": "dnn"}
     fit(rows, store, class_weight={False: 1.0, True: 2.0}, **classes)

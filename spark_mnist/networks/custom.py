@@ -157,6 +157,11 @@ def _has_logits(output: plan.Output, values: npt.NDArray[np.float32], activation
 
 def _activation(model: keras.Model, output: plan.Output) -> Any:
     """Return the activation function of the layer that makes an output; None where unknown."""
+    if isinstance(model, keras.Sequential) and model.layers:
+        # Once such a model is part of another, its output is that of the model itself.
+        layer = model.layers[-1]
+        is_nested = isinstance(layer, keras.Model)
+        return _activation(layer, output) if is_nested else getattr(layer, "activation", None)
     try:
         tensors = model.output if output.name else keras.tree.flatten(model.output)[0]
     except (AttributeError, ValueError):  # a model without a graph of its layers
