@@ -362,6 +362,21 @@ def test_a_model_can_be_given_again(rows, store, nested):
         np.testing.assert_array_equal(mine, other)
 
 
+def test_names_of_outputs_may_have_dashes_and_dots(rows, store):
+    names = {"out-1": "p", "v.2": "p", "_w": "p"}
+
+    def network():
+        inputs = keras.Input((2,))
+        return keras.Model(inputs, {name: keras.layers.Dense(1)(inputs) for name in names})
+
+    result = fit(rows, store, network=network, **{**NUMBERS, "label": names})
+    assert {"out-1_loss", "v.2_loss", "_w_loss"} <= {*result.records[0].losses}
+    predicted = spark_mnist.predict(rows, "m", store=store)
+    assert predicted.columns[-3:] == ["prediction_out-1", "prediction_v.2", "prediction__w"]
+    assert None not in predicted.first()[-3:]
+    spark_mnist.evaluate(rows, "m", store=store).collect()
+
+
 def test_weights_of_boolean_classes(rows, store):
     classes = {"features": ["a", "b"], "label": "flag", "network": "dnn"}
     fit(rows, store, class_weight={False: 1.0, True: 2.0}, **classes)

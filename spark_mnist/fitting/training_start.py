@@ -19,7 +19,7 @@ from spark_mnist.networks import objectives, registry
 from spark_mnist.options import value_types
 from spark_mnist.store import manifests, model_store
 
-OUTPUT_NAME = re.compile(r"\w+", re.ASCII)
+OUTPUT_NAME = re.compile(r"[\w.-]+", re.ASCII)
 """Names of outputs that Keras, TensorFlow and columns of results can all have."""
 
 
@@ -367,7 +367,8 @@ def _outputs(fit_options: options.FitOptions) -> tuple[plan.Output, ...]:
     for name in columns:
         if name and not OUTPUT_NAME.fullmatch(name):
             raise errors.OptionError(
-                f"label= names an output {name!r}; a name has letters from a to z, digits and _"
+                f"label= names an output {name!r}; a name has letters from a to z, digits, and any "
+                "of _ . -"
             )
     named = [plan.Output(name=name, label=column, size=0) for name, column in columns.items()]
     tasks = _by_output("task", fit_options.task, named)

@@ -154,10 +154,8 @@ class _Agent:
         if self._link or self._disconnect_time is None:
             return False
         with contextlib.suppress(OSError):
-            self._link, self._disconnect_time = (
-                channel.Link(self._instructions.driver_address),
-                None,
-            )
+            self._link = channel.Link(self._instructions.driver_address)
+            self._disconnect_time = None
             self._send(host=socket.gethostname())
             return False
         return (
