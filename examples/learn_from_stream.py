@@ -25,7 +25,7 @@ def learn(rows: DataFrame, batch: int) -> None:
     result = spark_mnist.fit(
         rows, "stream", epochs=2, batch_size=16, continuous="stream" in known, store=store
     )
-    print(f"batch {batch}: {result.rows.given} rows, version {result.version}")
+    print(f"batch {batch}: {result.rows.total} rows, version {result.version}")
     rows.unpersist()
 
 

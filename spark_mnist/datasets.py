@@ -25,7 +25,7 @@ from pyspark.sql import functions as F
 
 from spark_mnist import errors
 from spark_mnist.cluster import session
-from spark_mnist.data import feature_columns, image_files
+from spark_mnist.data import column_names, image_files
 
 MIRROR_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 """URL from which MNIST is downloaded where ``MNIST_MIRROR`` is not set."""
@@ -207,7 +207,7 @@ def decode(
     target = image_files.pixel_format(size, mode)
     image_files.check_pillow()
     pixels = image_files.pixels(df, column, target)
-    return df.withColumn(feature_columns.resolve(df, column), pixels)
+    return df.withColumn(column_names.resolve(df, column), pixels)
 
 
 def _check_split(split: str) -> None:

@@ -21,7 +21,7 @@ from pyspark.sql import types as T
 from spark_mnist import errors
 from spark_mnist.cluster import session
 from spark_mnist.core import plan
-from spark_mnist.data import feature_columns, labels
+from spark_mnist.data import column_names, feature_columns, labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -170,15 +170,15 @@ def _order(name: Any) -> tuple[bool, int, str]:
 def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
     """Return the true and the predicted class of each row: names if there are any, else numbers."""
     if "interpreted" in predictions.columns:
-        interpreted, data_type = feature_columns.column(predictions, "interpreted")
-        truth, truth_type = feature_columns.column(predictions, label)
+        interpreted, data_type = column_names.column(predictions, "interpreted")
+        truth, truth_type = column_names.column(predictions, label)
         if isinstance(data_type, T.StringType):
             return F.trim(truth.cast("string")), interpreted
         if isinstance(truth_type, T.NumericType) or (
             isinstance(truth_type, T.StringType) and not _has_one_hot_labels(predictions, truth)
         ):
             return labels.whole_as_text(predictions, label), interpreted.cast("string")
-    prediction, prediction_type = feature_columns.column(predictions, "prediction")
+    prediction, prediction_type = column_names.column(predictions, "prediction")
     is_flag = isinstance(prediction_type, T.IntegralType)  # of one of two classes
     if not is_flag and not isinstance(prediction_type, T.ArrayType):
         raise errors.UnreadableColumn(
@@ -190,9 +190,7 @@ def _classes(predictions: DataFrame, label: str) -> tuple[Column, Column]:
     first_row = rows.select(size.alias("classes")).first()
     input_spec = plan.InputSpec(label=label, classes=first_row["classes"] if first_row else 1)
     truth = labels.column(predictions, input_spec)
-    if rows.where(truth.isNull() & feature_columns.column(predictions, label)[0].isNotNull()).take(
-        1
-    ):
+    if rows.where(truth.isNull() & column_names.column(predictions, label)[0].isNotNull()).take(1):
         raise errors.BadRows(
             f"column {label!r} has values that are not class numbers; if they are their names, "
             "predict with interpret=True"

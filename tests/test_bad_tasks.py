@@ -107,7 +107,7 @@ REFUSED = {
     "a feature that is null": (
         {"features": "missing", "network": network()},
         errors.BadRows,
-        "1 of 60 rows cannot be used: 1 x missing is missing or no finite number",
+        "1 of 60 rows cannot be used: 1 x missing is missing or no finite float32",
     ),
     "a weight that is null": (
         {"sample_weight": "missing"},

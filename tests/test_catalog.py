@@ -9,6 +9,7 @@ import pytest
 
 import spark_mnist
 from spark_mnist import errors
+from spark_mnist.data import row_counts
 from spark_mnist.fitting import results
 from spark_mnist.store import model_store
 
@@ -206,3 +207,8 @@ def test_former_names_still_work_and_name_the_new_ones(root, digits):
     result = results.FitResult("m", 1, info.history, digits, None, None)
     with pytest.warns(DeprecationWarning, match="FitResult.epochs is now records"):
         assert result.epochs == info.history
+    counts = row_counts.RowCounts(total=5, dropped={"x": 1}, train=3, validation=1, by_rank=())
+    with pytest.warns(DeprecationWarning, match="RowCounts.given is now total"):
+        assert counts.given == 5
+    with pytest.warns(DeprecationWarning, match="RowCounts.read is now by_rank"):
+        assert counts.read == ()

@@ -20,7 +20,7 @@ def progress(epoch, best=None):
     return plan.Progress(
         epoch=epoch,
         history=(record,) * epoch,
-        read=(((3, 1), (2, 1)),) * epoch,
+        rows_by_epoch=(((3, 1), (2, 1)),) * epoch,
         best=best or plan.BestEpoch(),
         files={"weights.npz": b"w%d" % epoch, "optimizer.npz": b"o"},
     )
@@ -101,12 +101,12 @@ def test_a_thousand_ranks_over_two_hundred_epochs_make_small_reports(url, tmp_pa
         for n in range(1, 201)
     )
     rows = tuple((60_000 + rank % 2, 15_000) for rank in range(1000))
-    reached = dataclasses.replace(progress(200), history=history, read=(rows,) * 200)
+    reached = dataclasses.replace(progress(200), history=history, rows_by_epoch=(rows,) * 200)
     checkpoints.save(url, 0, reached)
     assert newest(url) == reached
     (manifest,) = tmp_path.rglob("manifest.json")
     assert manifest.stat().st_size < 150_000
     report = rank_success(newest(url))
     assert len(pickle.dumps(report)) < 50_000
-    others = dataclasses.replace(reached, history=(), read=(), files={})
+    others = dataclasses.replace(reached, history=(), rows_by_epoch=(), files={})
     assert len(pickle.dumps(rank_success(others, rank=999))) < 2_000

@@ -158,7 +158,7 @@ def test_an_interrupt_of_the_main_thread_ends_a_fit_in_another(digits, store, mo
 
 
 @pytest.mark.parametrize(
-    ("given", "hint"),
+    ("convert", "hint"),
     [
         (lambda df: df.limit(3).toPandas(), r"use spark\.createDataFrame"),
         (lambda df: df.rdd, r"use \.toDF\(\)"),
@@ -169,8 +169,8 @@ def test_an_interrupt_of_the_main_thread_ends_a_fit_in_another(digits, store, mo
     ],
 )
 @pytest.mark.parametrize("verb", ["fit", "predict", "evaluate", "preflight"])
-def test_what_is_no_dataframe_is_refused(digits, verb, given, hint):
-    df = given(digits)
+def test_what_is_no_dataframe_is_refused(digits, verb, convert, hint):
+    df = convert(digits)
     if verb == "preflight" and df is None:
         return
     with pytest.raises(errors.NotADataFrame, match=hint):

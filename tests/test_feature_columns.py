@@ -7,7 +7,7 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors
 from spark_mnist.core import plan
-from spark_mnist.data import feature_columns, labels, profile
+from spark_mnist.data import column_names, feature_columns, labels, profile
 from spark_mnist.networks import registry
 
 PICTURES = plan.InputSpec()
@@ -209,5 +209,5 @@ def test_large_numbers_that_are_one_float_have_places_of_their_own(spark):
 
 def test_only_a_star_is_a_pattern():
     columns = ["x[0]a", "x0", "label"]
-    assert feature_columns.expand(columns, ["x[0]*"]) == ("x[0]a",)
-    assert feature_columns.expand(columns, ["x*"]) == ("x[0]a", "x0")
+    assert column_names.expand(columns, ["x[0]*"]) == ("x[0]a",)
+    assert column_names.expand(columns, ["x*"]) == ("x[0]a", "x0")

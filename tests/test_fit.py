@@ -81,7 +81,7 @@ def test_a_fit_tells_where_its_time_went(trained):
 def test_rows_that_do_not_fit_in_memory_are_streamed(digits, store):
     options = {**QUIET, "store": store, "epochs": 5, "seed": 3}
     result = spark_mnist.fit(digits, "m", cache="none", **options)
-    assert [(r.rank, r.train, r.validation, r.epochs) for r in result.rows.read] == [
+    assert [(r.rank, r.train, r.validation, r.epochs) for r in result.rows.by_rank] == [
         (0, 103, 26, 5),
         (1, 102, 25, 5),
     ]

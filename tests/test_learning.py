@@ -178,15 +178,10 @@ def test_a_rate_that_grows_beyond_all_numbers_is_refused(digits, store):
 
 
 def test_curves_are_written_without_tensorboard():
-    code = (
-        "import sys\n"
-        "sys.modules['tensorboard'] = None\n"
-        "from spark_mnist.core import plan\n"
-        "from spark_mnist.ranks import summaries\n"
-        "with summaries.SummaryWriter() as journal:\n"
-        "    record = plan.EpochRecord(epoch=1, losses={'val_loss': 0.5}, metrics={})\n"
-        "    journal.epoch(record, 0.1)\n"
-        "    (train, validation) = sorted(journal.files())\n"
-        "assert validation.startswith('logs/validation/events.out'), validation\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    program = [sys.executable, "-W", "ignore", "-m", "tests.programs.curves_without_tensorboard"]
+    subprocess.run(program, check=True, timeout=120)
+
+
+def test_a_quiet_fit_in_this_process_prints_nothing(digits, store, capsys):
+    spark_mnist.fit(digits.limit(64), "m", epochs=1, store=store, **QUIET)
+    assert capsys.readouterr().out == ""

@@ -92,41 +92,20 @@ def test_nothing_is_provided_that_is_not_asked_for():
     assert {f"{name}.{key}" for name, members in told.items() for key in members} == PROVIDED
 
 
+def _run(program):
+    """Run a program of ``tests/programs`` in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.programs.{program}"]
+    subprocess.run(command, check=True)
+
+
 def test_the_libraries_stay_as_they_are():
     loaded()
-    code = (
-        "import sys, numpy, pyarrow, pyarrow.parquet, pyarrow.lib\n"
-        "modules = [numpy, pyarrow, pyarrow.parquet, pyarrow.lib]\n"
-        "before = [dict(vars(module)) for module in modules]\n"
-        "names = set(sys.modules)\n"
-        "from spark_mnist.compat import petastorm\n"
-        "petastorm.module('petastorm.spark')\n"
-        "gone = {'pyarrow.filesystem', 'pyarrow.hdfs', 'distutils', 'distutils.version'}\n"
-        "new = pyarrow.__version__.split('.')[0] != '14' and sys.version_info >= (3, 12)\n"
-        "assert not new or not gone & set(sys.modules) - names, gone & set(sys.modules)\n"
-        "for module, names in zip(modules, before):\n"
-        "    changed = {k for k, v in names.items() if vars(module)[k] is not v}\n"
-        "    added = {k for k in set(vars(module)) - set(names)\n"
-        "             if not isinstance(vars(module)[k], type(sys))}\n"
-        "    assert not changed and not added, (module, changed, added)\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    _run("libraries_unchanged")
 
 
 @pytest.mark.skipif(pa.__version__.startswith("14."), reason="pyarrow 14 has all of it")
 def test_an_import_that_failed_before_does_no_harm():
-    code = (
-        "import sys\n"
-        "try:\n"
-        "    import petastorm\n"  # with pyarrow 15 reading fails, and not the import
-        "except ImportError:\n"
-        "    pass\n"
-        "from spark_mnist.compat import petastorm\n"
-        "assert petastorm.module().make_batch_reader\n"
-        "import petastorm.unischema\n"
-        "assert petastorm.unischema.np.unicode_ is __import__('numpy').str_\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    _run("petastorm_after_failure")
 
 
 def test_pieces_and_datasets_read_row_groups(tmp_path):

@@ -153,13 +153,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
 
 
 def test_matplotlib_and_pyplot_come_late_or_never():
-    code = (
-        "import sys; from spark_mnist import plots; from spark_mnist.core import plan;"
-        "assert 'matplotlib' not in sys.modules;"
-        "r = [plan.EpochRecord(epoch=1, losses={'loss': 1.0}, metrics={'accuracy': 0.5})];"
-        "plots.png(plots.history(r)); assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-m", "tests.programs.late_matplotlib"], check=True)
 
 
 def test_rows_that_have_no_prediction_are_in_no_picture(predictions):

@@ -266,7 +266,7 @@ def test_a_whole_partition_without_a_row_to_use(root, held_out):
 def test_rows_that_are_left_out_of_a_fit_are_counted(malformed, digits, store):
     rows = digits.union(malformed.select(digits.columns))
     result = spark_mnist.fit(rows, "m", epochs=2, mode="DROPMALFORMED", store=store, verbose=0)
-    assert (result.rows.given, result.rows.train, result.rows.validation) == (266, 210, 53)
+    assert (result.rows.total, result.rows.train, result.rows.validation) == (266, 210, 53)
     assert result.rows.dropped == {
         "image has 783 pixels, not 784": 1,
         "image is null": 1,

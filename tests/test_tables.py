@@ -96,10 +96,10 @@ def test_every_form_of_label_gives_its_classes(iris, label, classes, names):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"petal_width": None}, "1 x petal_width is missing or no finite number"),
-        ({"petal_width": float("nan")}, "1 x petal_width is missing or no finite number"),
-        ({"sepal_width": float("inf")}, "1 x sepal_width is missing or no finite number"),
-        ({"sepal_width": 1e300}, "1 x sepal_width is missing or no finite number"),
+        ({"petal_width": None}, "1 x petal_width is missing or no finite float32"),
+        ({"petal_width": float("nan")}, "1 x petal_width is missing or no finite float32"),
+        ({"sepal_width": float("inf")}, "1 x sepal_width is missing or no finite float32"),
+        ({"sepal_width": 1e300}, "1 x sepal_width is missing or no finite float32"),
         ({"species": None}, "1 x species is null"),
         ({"species": "rose"}, "1 x species is none of setosa, versicolor, virginica"),
     ],
@@ -120,7 +120,7 @@ def test_bad_rows_of_one_column_of_arrays(spark):
     assert caught.value.counts == {
         "x has 1 numbers, not 2": 1,
         "x has a number that is no number": 1,
-        "x has a number that is infinite": 1,
+        "x has a number that is infinite as a float32": 1,
         "x is null": 1,
     }
 

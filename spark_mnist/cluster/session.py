@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator, Mapping
 
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from spark_mnist import errors, options
 from spark_mnist.cluster import slots
@@ -126,15 +125,16 @@ def settings(spark: SparkSession) -> dict[str, str]:
             "this session is Spark Connect's, as serverless and shared compute have it: it has no "
             "tasks for ranks to run in. Use classic compute, on Databricks with dedicated access"
         )
-    rows = spark.sql("SET").where(F.col("key").startswith(options.SETTING)).collect()
-    values = {row["key"].removeprefix(options.SETTING): row["value"] for row in rows}
-    for name in values:
+    # A query of all settings, ``SET``, takes a tenth of a second.
+    keys = spark._jsparkSession.conf().getAll().keysIterator().mkString("\n").splitlines()
+    names = [key.removeprefix(options.SETTING) for key in keys if key.startswith(options.SETTING)]
+    for name in names:
         if name not in options.FIELDS:
             hint = options.hint(name, options.FIELDS)
             raise errors.UnknownOption(
                 f"Spark's setting {options.SETTING}{name}: no option {name!r}{hint}"
             )
-    return values
+    return {name: str(spark.conf.get(f"{options.SETTING}{name}")) for name in names}
 
 
 def make_plan(df: DataFrame) -> str:

@@ -308,7 +308,7 @@ class Progress:
     """Number of ranks that took these steps; 0 where there are none."""
     history: tuple[EpochRecord, ...] = ()
     """Records of the epochs of this fit."""
-    read: tuple[RowsByRank, ...] = ()
+    rows_by_epoch: tuple[RowsByRank, ...] = ()
     """Numbers of rows that each rank trained and validated on, for each epoch of this fit."""
     best: BestEpoch = field(default_factory=BestEpoch)
     stopped: bool = False

@@ -14,10 +14,9 @@ Runs on: driver, Spark task.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,7 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors
 from spark_mnist.core import plan
-from spark_mnist.data import arrow_batches
+from spark_mnist.data import arrow_batches, column_names
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +44,6 @@ DECODE = "spark_mnist.datasets.decode"
 """Function that makes pixels of image files, for messages."""
 IMAGE_FIELDS = {"height", "width", "nChannels", "mode", "data"}
 """Fields of the struct that ``spark.read.format("image")`` makes of a file."""
-WILDCARD = "*"
-"""Wildcard: a name that has it stands for several columns."""
-MAX_SHOWN_COLUMNS = 10
-"""Most columns that a message names."""
 MAX_SHOWN_FEATURES = 5
 """Most features of a row that a message shows."""
 FILE_SIGNATURES_HEX = {
@@ -104,6 +99,12 @@ class Source:
         noun = "pixels" if self.input_spec.pixels else "numbers"
         return f"{self.input_spec.width} {noun}"
 
+    @property
+    def number_text(self) -> str:
+        """Kind of the numbers that are stored as text, for messages."""
+        dtype = self.encoding.dtype
+        return f"finite {dtype}" if dtype.startswith("float") else "whole number"
+
 
 def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = False) -> Source:
     """Find the feature columns and convert them to a form that crosses to Python.
@@ -134,7 +135,7 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
         values = _array(_number_sql(df, name, number_type) for name in input_spec.features)
         return Source(values, float_encoding, input_spec, one_by_one=True)
     (name,) = input_spec.features
-    feature, data_type = column(df, name)
+    feature, data_type = column_names.column(df, name)
     if isinstance(data_type, T.BinaryType) and input_spec.pixels:
         return Source(feature, byte_encoding, input_spec, binary=True)
     is_integer_array = isinstance(data_type, T.ArrayType) and isinstance(
@@ -193,9 +194,9 @@ def _join_inputs(df: DataFrame, inputs: Sequence[plan.Input]) -> Source:
 def _integers(df: DataFrame, input_spec: plan.InputSpec) -> Source | None:
     """Return features that are integers without rounding; None where they are other numbers."""
     encoding = plan.Encoding("int64", 1.0, input_spec.width)
-    data_types = [_field(df, name)[1] for name in input_spec.features]
+    data_types = [column_names.field(df, name)[1] for name in input_spec.features]
     if all(isinstance(data_type, T.IntegralType) for data_type in data_types):
-        names = [quote(resolve(df, name)) for name in input_spec.features]
+        names = [column_names.quote(column_names.resolve(df, name)) for name in input_spec.features]
         values = _array(f"CAST({name} AS bigint)" for name in names)
         return Source(values, encoding, input_spec, one_by_one=True)
     (data_type, *others) = data_types
@@ -204,7 +205,7 @@ def _integers(df: DataFrame, input_spec: plan.InputSpec) -> Source | None:
         and isinstance(data_type, T.ArrayType)
         and isinstance(data_type.elementType, T.IntegralType)
     ):
-        values = column(df, input_spec.features[0])[0].cast("array<bigint>")
+        values = column_names.column(df, input_spec.features[0])[0].cast("array<bigint>")
         return Source(values, encoding, input_spec)
     return None
 
@@ -214,67 +215,11 @@ def is_image_struct(data_type: T.DataType) -> bool:
     return isinstance(data_type, T.StructType) and set(data_type.names) >= IMAGE_FIELDS
 
 
-def expand(
-    columns: Sequence[str], names: Sequence[str], non_features: Sequence[str | None] = ()
-) -> tuple[str, ...]:
-    """Replace each pattern like ``pixel*`` by the columns that it matches, in their order.
-
-    Args:
-        columns: Columns of the DataFrame.
-        names: Names of columns, or patterns.
-        non_features: Columns that are not features, in any spelling: patterns do not match them.
-
-    Raises:
-        errors.MissingColumn: A pattern matches no column.
-    """
-    feature_names: list[str] = []
-    non_feature_keys = [_canonical_name(name) for name in non_features if name]
-    for name in names:
-        if WILDCARD not in name or name in columns:
-            feature_names.append(name)
-            continue
-        candidates = [other for other in columns if _canonical_name(other) not in non_feature_keys]
-        pattern = ".*".join(map(re.escape, name.split(WILDCARD)))
-        matches = [other for other in candidates if re.fullmatch(pattern, other, re.DOTALL)]
-        if not matches:
-            raise errors.MissingColumn(f"no column matches {name!r} among {abbreviate(columns)}")
-        feature_names += [
-            other for other in matches if other not in names and other not in feature_names
-        ]
-    return tuple(feature_names)
-
-
-def _canonical_name(name: str) -> str:
-    """Return the form that all spellings of a column's name share."""
-    return name.strip().lower()
-
-
-def pixel_columns(
-    df: DataFrame, input_spec: plan.InputSpec, non_features: Sequence[str | None]
-) -> tuple[str, ...]:
-    """Return the pixel columns of a table that has no other columns, or ().
-
-    Args:
-        df: The table.
-        input_spec: The specification of pictures in one column.
-        non_features: Columns that are not features.
-    """
-    non_feature_keys = [_canonical_name(name) for name in non_features if name]
-    names = tuple(name for name in df.columns if _canonical_name(name) not in non_feature_keys)
-    if (
-        _canonical_name(input_spec.features[0]) in map(_canonical_name, df.columns)
-        or len(names) != input_spec.width
-    ):
-        return ()
-    logger.info("%s to %s are the pixels", names[0], names[-1])
-    return names
-
-
 def detect_text_pixels(df: DataFrame, input_spec: plan.InputSpec) -> plan.InputSpec:
     """Return the specification with ``text_in_bytes`` as the types and values of columns say."""
     if len(input_spec.features) == 1:
         return input_spec
-    data_types = [_field(df, name)[1] for name in input_spec.features]
+    data_types = [column_names.field(df, name)[1] for name in input_spec.features]
     text_in_bytes = all(isinstance(data_type, T.IntegralType) for data_type in data_types)
     if any(isinstance(data_type, T.StringType) for data_type in data_types):
         # The majority of the rows decides, so that one damaged row does not.
@@ -302,7 +247,8 @@ def fault(source: Source) -> Column:
         position = F.array_position(F.transform(array, _not_finite), True)
         wrong_name = F.get(F.array(*map(F.lit, names)), (position - 1).cast("int"))
         missing = F.when(
-            position > 0, F.concat(wrong_name, F.lit(" is missing or no finite number"))
+            position > 0,
+            F.concat(wrong_name, F.lit(f" is missing or no {source.number_text}")),
         )
         if source.input_spec.whole:
             return F.coalesce(missing, _whole_fault(source))
@@ -333,7 +279,7 @@ def fault(source: Source) -> Column:
         infinite = F.exists(array, _infinite)
         rules += [
             (no_number, F.lit(f"{name} has a {noun} that is no number")),
-            (infinite, F.lit(f"{name} has a {noun} that is infinite")),
+            (infinite, F.lit(f"{name} has a {noun} that is infinite as a {source.encoding.dtype}")),
         ]
     if source.input_spec.whole:
         return F.coalesce(*(F.when(*rule) for rule in rules), _whole_fault(source))
@@ -518,97 +464,6 @@ def _all_whole(values: npt.NDArray[Any], categories: int) -> bool:
     return bool(is_fitting.all())
 
 
-def resolve(df: DataFrame, name: str) -> str:
-    """Return the column that a name means: the exact name, or the only one that Spark would find.
-
-    Case counts where ``spark.sql.caseSensitive`` is true. Blanks around a name, as headers of CSV
-    files have them, count where they tell two columns apart.
-
-    Raises:
-        errors.MissingColumn: No column has that name.
-        errors.UnreadableColumn: Several columns have that name.
-    """
-    candidates = _names_by_canonical_name(tuple(df.columns)).get(_canonical_name(name), [])
-    if candidates == [name]:
-        return name
-    if str(df.sparkSession.conf.get("spark.sql.caseSensitive")).lower() == "true":
-        spellings: tuple[Callable[[str], str], ...] = (str, str.strip)
-    else:
-        spellings = (str.lower, lambda text: text.lower().strip())
-    for spelling in spellings:
-        matches = [other for other in candidates if spelling(other) == spelling(name)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise errors.UnreadableColumn(
-                f"the DataFrame has {len(matches)} columns called {name!r} ({', '.join(matches)}): "
-                "rename all but one"
-            )
-    raise errors.MissingColumn(_missing_column_message(df, name))
-
-
-@functools.lru_cache(maxsize=8)
-def _names_by_canonical_name(names: tuple[str, ...]) -> Mapping[str, list[str]]:
-    """Return the names of columns in groups that differ only in case and in blanks."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(_canonical_name(name), []).append(name)
-    return groups
-
-
-def _missing_column_message(df: DataFrame, name: str) -> str:
-    """Return a message that a column does not exist, with the probable reason."""
-    names = df.columns
-    if not names:
-        return f"no column {name!r}: the DataFrame has no columns at all; is the file empty?"
-    message = f"no column {name!r} among {abbreviate(names)}{errors.did_you_mean(name, names)}"
-    if names == ["_corrupt_record"]:
-        return f"{message}; the JSON has not one object a line: read it with multiLine=true"
-    if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)):
-        return f"{message}; the file is separated by {mark!r}: read it with sep={mark!r}"
-    values = [other for other in names if re.fullmatch(r"[-+]?\d+(\.\d+)*(_\d+)?", other)]
-    if len(values) > len(names) / 2:
-        return f"{message}; these look like values: without a header, read it with header=false"
-    if all(re.fullmatch(r"_c\d+", other) for other in names):
-        return f"{message}; if the file has a header, read it with header=true"
-    struct, _, field = name.partition(".")
-    structs = [each.name for each in df.schema if isinstance(each.dataType, T.StructType)]
-    if field and struct in structs:
-        return f"{message}; of a struct, select the field first: df.select('*', '{struct}.{field}')"
-    if name == plan.InputSpec.features[0]:
-        return f"{message}; name the columns to learn from with features="
-    return message
-
-
-def abbreviate(names: Sequence[str]) -> str:
-    """Return the first of many names as text, and how many there are."""
-    if len(names) <= MAX_SHOWN_COLUMNS:
-        return str(list(names))
-    return f"{str(list(names[:MAX_SHOWN_COLUMNS])).removesuffix(']')}, ...], {len(names)} in all"
-
-
-def quote(name: str) -> str:
-    """Return a column's name as SQL quotes it."""
-    return f"`{name.replace('`', '``')}`"
-
-
-def column(df: DataFrame, name: str) -> tuple[Column, T.DataType]:
-    """Return a column and its type.
-
-    Raises:
-        errors.MissingColumn: No column has that name.
-        errors.UnreadableColumn: Several columns have that name.
-    """
-    exact_name, data_type = _field(df, name)
-    return df[quote(exact_name)], data_type
-
-
-def _field(df: DataFrame, name: str) -> tuple[str, T.DataType]:
-    """Return the exact name of a column, and its type; raises as ``resolve``."""
-    exact_name = resolve(df, name)
-    return exact_name, df.schema[df.columns.index(exact_name)].dataType
-
-
 def numbers(df: DataFrame, name: str, number_type: str = "float") -> Column | None:
     """Return a column as an array of floats, or doubles, if it holds several numbers a row.
 
@@ -617,12 +472,12 @@ def numbers(df: DataFrame, name: str, number_type: str = "float") -> Column | No
     Returns:
         The array; None where the column holds no numbers, or one a row.
     """
-    values, data_type = column(df, name)
+    values, data_type = column_names.column(df, name)
     if isinstance(data_type, VectorUDT):  # Spark's own function fails on a null
         dtype = "float64" if number_type == "double" else "float32"
         return F.when(values.isNotNull(), vector_to_array(values, dtype))
     if isinstance(data_type, T.StringType):
-        words = f"split({quote(resolve(df, name))}, ',')"
+        words = f"split({column_names.quote(column_names.resolve(df, name))}, ',')"
         return F.expr(f"transform({words}, word -> try_cast(trim(word) AS {number_type}))")
     if isinstance(data_type, T.ArrayType) and isinstance(
         data_type.elementType, T.NumericType | T.BooleanType
@@ -633,7 +488,7 @@ def numbers(df: DataFrame, name: str, number_type: str = "float") -> Column | No
 
 def _pixels_are_bytes(df: DataFrame, input_spec: plan.InputSpec) -> bool:
     """Return whether pixels, each in a column of its own, are whole numbers up to 255."""
-    data_types = [_field(df, name)[1] for name in input_spec.features]
+    data_types = [column_names.field(df, name)[1] for name in input_spec.features]
     if any(isinstance(data_type, T.StringType) for data_type in data_types):
         return input_spec.text_in_bytes
     return all(isinstance(data_type, T.IntegralType) for data_type in data_types)
@@ -646,11 +501,11 @@ def _array(elements: Iterable[str]) -> Column:
 
 def _number_sql(df: DataFrame, name: str, number_type: str) -> str:
     """Return the SQL of one number a row, null where text is no number."""
-    exact_name, data_type = _field(df, name)
+    exact_name, data_type = column_names.field(df, name)
     if isinstance(data_type, T.StringType):
-        return f"try_cast(trim({quote(exact_name)}) AS {number_type})"
+        return f"try_cast(trim({column_names.quote(exact_name)}) AS {number_type})"
     if isinstance(data_type, T.NumericType | T.BooleanType):
-        return f"CAST({quote(exact_name)} AS {number_type})"
+        return f"CAST({column_names.quote(exact_name)} AS {number_type})"
     raise errors.UnreadableColumn(
         f"column {name!r} is {data_type.simpleString()}; of several features each must be a number"
     )
@@ -658,7 +513,7 @@ def _number_sql(df: DataFrame, name: str, number_type: str) -> str:
 
 def _whole_number_sql(df: DataFrame, name: str) -> str:
     """Return the SQL of one whole number a row, null where it is none."""
-    if isinstance(_field(df, name)[1], T.IntegralType):
+    if isinstance(column_names.field(df, name)[1], T.IntegralType):
         return _number_sql(df, name, "bigint")
     number = _number_sql(df, name, "double")
     return f"IF({number} = floor({number}), CAST({number} AS bigint), NULL)"

@@ -23,7 +23,7 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors
 from spark_mnist.core import requirements
-from spark_mnist.data import arrow_batches, feature_columns
+from spark_mnist.data import arrow_batches, column_names, feature_columns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +106,7 @@ def pixels(df: DataFrame, name: str, target: PixelFormat) -> Column:
         errors.MissingColumn: No column has that name.
         errors.UnreadableColumn: The column has another type, or several columns have that name.
     """
-    content, data_type = feature_columns.column(df, name)
+    content, data_type = column_names.column(df, name)
     if isinstance(data_type, T.BinaryType):
         _limit_batches(df.sparkSession, target)
 

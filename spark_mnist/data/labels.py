@@ -15,7 +15,7 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors
 from spark_mnist.core import plan
-from spark_mnist.data import feature_columns
+from spark_mnist.data import column_names, feature_columns
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ ONE_HOT_TEXT = re.compile(r"[01. ]+(,[01. ]+)+")
 
 def fault(df: DataFrame, input_spec: plan.InputSpec, target: Column) -> Column:
     """Return a column that states why a row's label cannot be used, or null where it can."""
-    label, _ = feature_columns.column(df, input_spec.label)
+    label, _ = column_names.column(df, input_spec.label)
     missing = F.when(label.isNull(), F.lit(f"{input_spec.label} is null"))
     mismatch = F.when(
         target.isNull(), F.lit(f"{input_spec.label} is {_describe_mismatch(input_spec)}")
@@ -72,7 +72,7 @@ def discover_features(df: DataFrame, features: tuple[str, ...]) -> plan.InputSpe
         errors.MissingColumn, errors.UnreadableColumn: The columns do not fit.
         errors.TooFewRows: There is no row.
     """
-    feature, data_type = feature_columns.column(df, features[0])
+    feature, data_type = column_names.column(df, features[0])
     pixels = isinstance(data_type, T.BinaryType)
     width = len(features)
     if width == 1:
@@ -88,7 +88,7 @@ def column(df: DataFrame, input_spec: plan.InputSpec) -> Column:
         errors.MissingColumn: There is no label column.
         errors.UnreadableColumn: The type of the column is not a label's.
     """
-    label, data_type = feature_columns.column(df, input_spec.label)
+    label, data_type = column_names.column(df, input_spec.label)
     if input_spec.names:
         names = F.array(*map(F.lit, input_spec.names))
         has_integer_names = input_spec.has_integer_names and isinstance(
@@ -122,7 +122,7 @@ def _label_array(df: DataFrame, name: str) -> Column:
     """Return the array of a label column that has several numbers a row, or text."""
     array = feature_columns.numbers(df, name)
     if array is None:
-        data_type = feature_columns.column(df, name)[1].simpleString()
+        data_type = column_names.column(df, name)[1].simpleString()
         raise errors.UnreadableColumn(
             f"column {name!r} is {data_type}; it may be an integer, "
             f"the name of a class, or one-hot as {feature_columns.ARRAYS}"
@@ -139,7 +139,7 @@ def classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
         errors.MissingColumn, errors.UnreadableColumn: The column cannot be a label.
         errors.BadRows, errors.TooFewRows: As for ``discover``.
     """
-    label, data_type = feature_columns.column(df, name)
+    label, data_type = column_names.column(df, name)
     if isinstance(data_type, T.BooleanType):
         if df.where(label.isNotNull()).isEmpty():
             raise _no_classes(df, name)
@@ -197,7 +197,7 @@ def _numbered_classes(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     logger.info(
         "the classes of column %r are %s",
         name,
-        feature_columns.abbreviate([*map(str, whole_numbers)]),
+        column_names.abbreviate([*map(str, whole_numbers)]),
     )
     return len(whole_numbers), tuple(map(str, whole_numbers))
 
@@ -211,17 +211,15 @@ def _no_classes(df: DataFrame, name: str) -> errors.SparkMnistError:
 
 def _number_column(df: DataFrame, name: str) -> Column:
     """Return a column of numbers, or of text that has numbers, as doubles."""
-    label, data_type = feature_columns.column(df, name)
+    label, data_type = column_names.column(df, name)
     if isinstance(data_type, T.NumericType):
         return label.cast("double")
-    return F.expr(
-        f"try_cast(trim({feature_columns.quote(feature_columns.resolve(df, name))}) AS double)"
-    )
+    return F.expr(f"try_cast(trim({column_names.quote(column_names.resolve(df, name))}) AS double)")
 
 
 def whole_as_text(df: DataFrame, name: str) -> Column:
     """Return a whole number in its only form as text, null for anything else."""
-    label, data_type = feature_columns.column(df, name)
+    label, data_type = column_names.column(df, name)
     if isinstance(data_type, T.IntegralType):
         return label.cast("string")
     number = _number_column(df, name)

@@ -18,7 +18,7 @@ from pyspark.sql import types as T
 from spark_mnist import errors, options
 from spark_mnist.cluster import session
 from spark_mnist.core import plan, sharding
-from spark_mnist.data import feature_columns, targets
+from spark_mnist.data import column_names, feature_columns, targets
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _indicator_column(df: DataFrame, name: str) -> Column:
         errors.MissingColumn: No column has that name.
         errors.UnreadableColumn: The column is not boolean.
     """
-    indicator, data_type = feature_columns.column(df, name)
+    indicator, data_type = column_names.column(df, name)
     if not isinstance(data_type, T.BooleanType):
         raise errors.UnreadableColumn(
             f"column {name!r} is {data_type.simpleString()}; validation_indicator "
@@ -220,7 +220,7 @@ def _samples(rows: DataFrame, features: Sequence[str], others: Sequence[str]) ->
     Where a column of text is named ``path``, the text names the file of each row in full.
     """
     columns = dict.fromkeys((*features[: feature_columns.MAX_SHOWN_FEATURES], *others))
-    names = [feature_columns.quote(feature_columns.resolve(rows, name)) for name in columns]
+    names = [column_names.quote(column_names.resolve(rows, name)) for name in columns]
     shortener = reprlib.Repr()
     shortener.maxlist, shortener.maxdict = 3, feature_columns.MAX_SHOWN_FEATURES + 1
     shortener.maxstring, shortener.maxother = 40, 60
@@ -236,7 +236,7 @@ def _remedy(df: DataFrame, source: feature_columns.Source, counts: Mapping[str, 
     words = [
         name
         for name in source.input_spec.features
-        if isinstance(feature_columns.column(df, name)[1], T.StringType)
+        if isinstance(column_names.column(df, name)[1], T.StringType)
         and any(reason.startswith(f"{name} ") and "numb" in reason for reason in counts)
     ]
     if words and sum(counts.values()) * 2 > df.count():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from spark_mnist import errors
-from spark_mnist.core import plan, sharding
+from spark_mnist.core import plan, renames, sharding
+
+MANIFEST_KEYS = {"total": "given", "by_rank": "read"}
+"""Names of fields in manifests, where they have another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +31,9 @@ class RankRows:
 
 @dataclass(frozen=True, kw_only=True)
 class RowCounts:
-    """The rows of a fit: ``given`` is ``dropped``, ``train`` and ``validation`` together."""
+    """The rows of a fit: ``total`` is ``dropped``, ``train`` and ``validation`` together."""
 
-    given: int
+    total: int
     """Number of rows of the input."""
     dropped: Mapping[str, int]
     """Number of rows that could not be used, by reason."""
@@ -36,8 +41,25 @@ class RowCounts:
     """Number of rows that trained."""
     validation: int
     """Number of rows that validated."""
-    read: tuple[RankRows, ...]
-    """Rows that each rank read, in rank order; first those of epochs with more ranks, if any."""
+    by_rank: tuple[RankRows, ...]
+    """Rows that each rank used, in rank order; first those of epochs with more ranks, if any."""
+
+    @property
+    def given(self) -> int:
+        """Former name of ``total``; deprecated."""
+        renames.warn("RowCounts.given", "total")
+        return self.total
+
+    @property
+    def read(self) -> tuple[RankRows, ...]:
+        """Former name of ``by_rank``; deprecated."""
+        renames.warn("RowCounts.read", "by_rank")
+        return self.by_rank
+
+    def as_manifest(self) -> dict[str, Any]:
+        """Return the counts as JSON values, by the names that every release has written."""
+        fields = dataclasses.asdict(self)
+        return {MANIFEST_KEYS.get(name, name): value for name, value in fields.items()}
 
 
 def verify(
@@ -59,7 +81,7 @@ def verify(
     ranks = training.sharding.size
     expected = {ranks: rows_by_rank(train, validation, ranks)}
     epochs: Counter[int] = Counter()
-    for record, actual_rows in zip(progress.history, progress.read, strict=True):
+    for record, actual_rows in zip(progress.history, progress.rows_by_epoch, strict=True):
         size = len(actual_rows)
         if size > ranks and size not in expected:  # before ranks were lost for good
             expected[size] = rows_by_rank(train, validation, size)
@@ -77,11 +99,11 @@ def verify(
             f"train and {validation.rows} to validate. Nothing was saved"
         )
     return RowCounts(
-        given=num_rows,
+        total=num_rows,
         dropped=dict(dropped),
         train=train.rows,
         validation=validation.rows,
-        read=tuple(
+        by_rank=tuple(
             RankRows(rank=rank, train=train_rows, validation=validation_rows, epochs=epochs[size])
             for size in sorted(expected, reverse=True)
             for rank, (train_rows, validation_rows) in enumerate(expected[size])

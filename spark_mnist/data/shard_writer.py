@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import logging
 import math
 import re
 import warnings
@@ -51,9 +50,8 @@ CACHE_DIR = "petastorm.spark.converter.parentCacheDirUrl"
 
 
 def cache_directory(spark: SparkSession) -> str | None:
-    """Return the directory that the user gave Petastorm, if any; never that of a running fit."""
-    with session.SETTINGS_LOCK:
-        return spark.conf.get(CACHE_DIR, None)
+    """Return the directory that the user gave Petastorm, if any."""
+    return spark.conf.get(CACHE_DIR, None)
 
 
 def check_url(url: str) -> None:
@@ -202,11 +200,9 @@ def _parquet_files(
         rows_at_once: Rows that Spark may send to Python at once; None leaves its own setting.
         has_shuffles: Whether the user's DataFrame has shuffles of its own.
     """
-    # Petastorm returns an earlier result for an equal plan under the same parent directory, even
-    # when the source has changed since; a directory of this fit alone has no earlier result.
-    # Petastorm asks the first session of the process for that directory, even if another session
-    # made the DataFrame. Pictures are hardly ever equal, so Parquet's dictionaries save nothing.
-    first_session, cache_setting = SparkSession.builder.getOrCreate(), {CACHE_DIR: url}
+    from spark_mnist.compat import petastorm
+
+    # Pictures are hardly ever equal, so Parquet's dictionaries save nothing.
     write_settings = {
         "spark.sql.files.maxRecordsPerFile": "0",
         "parquet.enable.dictionary": "false",
@@ -215,30 +211,40 @@ def _parquet_files(
         write_settings[session.ADAPTIVE] = "false"  # to plan again between our shuffles costs time
     if rows_at_once:
         write_settings[feature_columns.ARROW_ROWS] = str(rows_at_once)
-    with (
-        session.temporary_settings(first_session, cache_setting),
-        session.temporary_settings(shards.sparkSession, write_settings),
-        _silence_petastorm(),
-    ):
-        from spark_mnist.compat import petastorm
-
-        petastorm_spark = petastorm.module("petastorm.spark")
-        converter = petastorm_spark.make_spark_converter(
-            shards, parquet_row_group_size_bytes=BLOCK_BYTES, dtype=None
+    # ``make_spark_converter`` does more: it returns the files of an earlier equal plan, even when
+    # the source has changed since, and two jobs of its own count what the footers say.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")  # on pyarrow 14
+    converters = petastorm.module("petastorm.spark.spark_dataset_converter")
+    with session.temporary_settings(shards.sparkSession, write_settings):
+        cached = converters.CachedDataFrameMeta.create_cached_dataframe_meta(
+            shards, url, BLOCK_BYTES, "uncompressed", None
         )
+    names = sorted(_part_names(cached.cache_dir_url), key=_part_number)
+    urls = tuple(f"{cached.cache_dir_url}/{name}" for name in names)
     try:
-        yield tuple(sorted(converter.file_urls, key=_part_number))
+        yield urls
     finally:
-        converter.delete()
+        converters.SparkDatasetConverter(cached.cache_dir_url, urls, None).delete()
 
 
-def _part_number(url: str) -> tuple[int, str]:
+def _part_names(url: str) -> list[str]:
+    """Return the names of the Parquet files in a directory that Spark has written."""
+
+    def list_directory() -> list[str]:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return [path.rpartition("/")[2] for path in filesystem.ls(path, detail=False)]
+
+    names = retries.call(f"list {url}", list_directory)
+    return [name for name in names if name.startswith("part-")]
+
+
+def _part_number(name: str) -> tuple[int, str]:
     """Return a key that sorts files as the partitions that they hold.
 
     Names of files sort so up to 99,999: Spark writes five digits, and more where it needs more.
     """
-    match = re.match(r"part-(\d+)", url.rpartition("/")[2])
-    return (int(match[1]) if match else -1), url
+    match = re.match(r"part-(\d+)", name)
+    return (int(match[1]) if match else -1), name
 
 
 @functools.cache
@@ -289,19 +295,3 @@ def _groups_and_rows(url: str) -> tuple[int, int]:
 
     footer = retries.call(f"read {url}", read)
     return footer.num_row_groups, footer.num_rows
-
-
-@contextlib.contextmanager
-def _silence_petastorm() -> Iterator[None]:
-    """Suppress what Petastorm logs on file sizes and precision while the block runs.
-
-    Its warnings about pyarrow stay suppressed.
-    """
-    warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
-    logger = logging.getLogger("petastorm.spark.spark_dataset_converter")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -17,7 +17,7 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors
 from spark_mnist.core import plan
-from spark_mnist.data import feature_columns, labels
+from spark_mnist.data import column_names, feature_columns, labels
 
 MAX_FLOAT = 3.4e38
 """Largest number of a label or a weight; a larger one is infinite as a float32."""
@@ -86,7 +86,7 @@ def weight(df: DataFrame, name: str) -> tuple[Column, Column]:
         errors.MissingColumn: No column has that name.
         errors.UnreadableColumn: The column has no numbers.
     """
-    column, data_type = feature_columns.column(df, name)
+    column, data_type = column_names.column(df, name)
     if not isinstance(data_type, T.NumericType):
         raise errors.UnreadableColumn(
             f"sample_weight={name}: column {name!r} is {data_type.simpleString()}; a weight is a "
@@ -126,7 +126,7 @@ def _fault(df: DataFrame, output: plan.Output, column: Column) -> Column:
     name = output.label
     if output.task in plan.CLASS_TASKS:
         return labels.fault(df, _class_spec(output), column)
-    label, _ = feature_columns.column(df, name)
+    label, _ = column_names.column(df, name)
     fault = F.when(label.isNull(), F.lit(f"{name} is null"))
     if output.task == plan.MULTILABEL and output.names:
         present = _trimmed(df, name)
@@ -159,7 +159,7 @@ def _fault(df: DataFrame, output: plan.Output, column: Column) -> Column:
 
 def _numbers(df: DataFrame, name: str) -> Column:
     """Return a label column of numbers as an array of doubles, also where it has one a row."""
-    label, data_type = feature_columns.column(df, name)
+    label, data_type = column_names.column(df, name)
     if isinstance(data_type, T.NumericType):
         return F.when(label.isNotNull(), F.array(label.cast("double")))
     array = feature_columns.numbers(df, name, "double")
@@ -173,7 +173,7 @@ def _numbers(df: DataFrame, name: str) -> Column:
 
 def _multi_hot(df: DataFrame, name: str) -> Column:
     """Return a label column of zeros and ones as an array of doubles."""
-    label, data_type = feature_columns.column(df, name)
+    label, data_type = column_names.column(df, name)
     if isinstance(data_type, T.ArrayType) and isinstance(data_type.elementType, T.BooleanType):
         return label.cast("array<double>")
     array = feature_columns.numbers(df, name, "double")
@@ -187,7 +187,7 @@ def _multi_hot(df: DataFrame, name: str) -> Column:
 
 def _trimmed(df: DataFrame, name: str) -> Column:
     """Return an array of names without blanks around them."""
-    label, data_type = feature_columns.column(df, name)
+    label, data_type = column_names.column(df, name)
     if not isinstance(data_type, T.ArrayType):
         raise errors.UnreadableColumn(
             f"column {name!r} is {data_type.simpleString()}; the model was trained on arrays of "
@@ -220,7 +220,7 @@ def _labels(df: DataFrame, name: str) -> tuple[int, tuple[str, ...]]:
     Raises:
         errors.BadRows: No row has a label, or there are more than can be learned.
     """
-    data_type = feature_columns.column(df, name)[1]
+    data_type = column_names.column(df, name)[1]
     has_names = isinstance(data_type, T.ArrayType) and isinstance(
         data_type.elementType, T.StringType
     )

@@ -24,7 +24,7 @@ from pyspark.sql import DataFrame, SparkSession
 from spark_mnist import errors, options
 from spark_mnist.cluster import driver_port, environment, session, slots, task, worker_checks
 from spark_mnist.core import plan, requirements
-from spark_mnist.data import feature_columns, labels, profile, shard_writer, targets
+from spark_mnist.data import column_names, feature_columns, labels, profile, shard_writer, targets
 from spark_mnist.fitting import training_start
 from spark_mnist.launch import rank_process
 from spark_mnist.networks import callbacks
@@ -91,7 +91,7 @@ class Preparation:
         self._start: training_start.TrainingStart | None = None
         self._row_profile: profile.RowProfile | None = None
         self._input_spec: plan.InputSpec | None = None
-        self._warm_workers = self._wait_for_slots = False
+        self._is_for_fit = False
         self.ranks = 0
         """Number of ranks that will train."""
         self.earlier_versions: list[int] = []
@@ -119,8 +119,7 @@ class Preparation:
         Raises:
             errors.SparkMnistError: Error of the first check that failed.
         """
-        self._warm_workers = self._fit_options.launcher == options.SPARK
-        self._wait_for_slots = True
+        self._is_for_fit = True
         for _, run_check in self.checks:
             run_check()
 
@@ -190,21 +189,22 @@ class Preparation:
         with _explain_os_errors(self.store), self.store.work(self._name) as url:
             self.store.check_claims(self._name, url)
         with _explain_os_errors(self.shard_store), self.shard_store.work(self._name) as url:
-            if self._warm_workers:
-                self._warm_up(url)
+            if self._is_for_fit:
+                self._check_executors(url)
                 return f"{self.store.url}; executors share it"
             hosts = _round_trip(self._spark, url, warm=False)
         return f"{self.store.url}; written and read on {', '.join(hosts)}"
 
-    def _warm_up(self, url: str) -> None:
-        """Start the servers of ranks, and check once that the same executors share the store."""
+    def _check_executors(self, url: str) -> None:
+        """Check once that the same executors share the store, and start the servers of ranks."""
+        warm = self._fit_options.launcher == options.SPARK
         context = self._spark.sparkContext
         key = (context.applicationId, self.shard_store.url, *slots.executors(self._spark))
-        if key in _shared_stores:
-            _warm_servers(self._spark, url)
-        else:
-            _round_trip(self._spark, url, warm=True)
+        if key not in _shared_stores:
+            _round_trip(self._spark, url, warm=warm)
             _shared_stores.add(key)
+        elif warm:
+            _warm_servers(self._spark, url)
 
     def _check_rows(self) -> str:
         assert self._df is not None
@@ -219,7 +219,7 @@ class Preparation:
         training_rows = row_profile.num_training_rows(fit_options.train_validation_ratio)
         if fit_options.num_proc is None:  # a rank that cannot fill a batch only adds cost
             self.ranks = max(1, min(self.ranks, training_rows // fit_options.batch_size))
-            if self._wait_for_slots and fit_options.launcher == options.SPARK:
+            if self._is_for_fit and fit_options.launcher == options.SPARK:
                 slots.wait_for_slots(self._spark, self.ranks, slots.BUSY_TIMEOUT_S)
         shard_writer.check_row_count(row_profile, self.ranks, fit_options.train_validation_ratio)
         if fit_options.batch_size > max(training_rows // self.ranks, options.FitOptions.batch_size):
@@ -246,7 +246,7 @@ class Preparation:
         if isinstance(fit_options.features, Mapping):
             inputs = []
             for name, columns in fit_options.features.items():
-                features = feature_columns.expand(
+                features = column_names.expand(
                     df.columns, value_types.columns(columns), other_columns
                 )
                 spec = labels.discover_features(df, features)
@@ -260,14 +260,14 @@ class Preparation:
                 inputs=tuple(inputs),
             )
         if input_spec is None:
-            features = feature_columns.expand(
+            features = column_names.expand(
                 df.columns, value_types.columns(fit_options.features), other_columns
             )
             _check_features(features, self.start.network.outputs)
             return labels.discover_features(df, features)
-        features = feature_columns.expand(df.columns, input_spec.features, other_columns)
+        features = column_names.expand(df.columns, input_spec.features, other_columns)
         if not fit_options.features:
-            features = feature_columns.pixel_columns(df, input_spec, other_columns) or features
+            features = column_names.pixel_columns(df, input_spec, other_columns) or features
         training_start.check_pixels(self.start.network.name, features)
         return feature_columns.detect_text_pixels(
             df, dataclasses.replace(input_spec, features=features)

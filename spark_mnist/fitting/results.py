@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import datetime
 import html
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 
 from spark_mnist import errors, plots
-from spark_mnist.core import plan
+from spark_mnist.core import plan, renames
 from spark_mnist.data import row_counts
 from spark_mnist.fitting import timing
 from spark_mnist.store import manifests
@@ -47,7 +46,7 @@ class FitResult:
     @property
     def epochs(self) -> tuple[plan.EpochRecord, ...]:
         """Former name of ``records``; deprecated."""
-        _warn_of_rename("FitResult.epochs", "records")
+        renames.warn("FitResult.epochs", "records")
         return self.records
 
     def _repr_html_(self) -> str:
@@ -98,15 +97,11 @@ class ModelInfo:
     @property
     def epochs(self) -> int:
         """Former name of ``num_epochs``; deprecated."""
-        _warn_of_rename("ModelInfo.epochs", "num_epochs")
+        renames.warn("ModelInfo.epochs", "num_epochs")
         return self.num_epochs
 
     def _repr_html_(self) -> str:
         return _html(f"{self.name}, version {self.version}", self.history)
-
-
-def _warn_of_rename(former: str, name: str) -> None:
-    warnings.warn(f"{former} is now {name}", DeprecationWarning, stacklevel=3)
 
 
 def info(manifest: Mapping[str, Any]) -> ModelInfo:

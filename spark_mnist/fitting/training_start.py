@@ -14,7 +14,7 @@ import cloudpickle
 
 from spark_mnist import errors, options
 from spark_mnist.core import plan
-from spark_mnist.data import feature_columns
+from spark_mnist.data import column_names
 from spark_mnist.networks import objectives, registry
 from spark_mnist.options import value_types
 from spark_mnist.store import manifests, model_store
@@ -487,7 +487,7 @@ def _picture_input_spec(network: str, fit_options: options.FitOptions) -> plan.I
         raise errors.OptionError(f"{network} reads a table: name its columns, features=a,b,c")
     if is_table or (network == plan.CUSTOM and fit_options.features):
         return None
-    if not any(feature_columns.WILDCARD in name for name in columns):
+    if not any(column_names.WILDCARD in name for name in columns):
         check_pixels(network, columns)
     label = fit_options.label or plan.InputSpec.label
     return plan.InputSpec(
@@ -582,7 +582,7 @@ def _as_saved(columns: Sequence[str], saved_columns: Sequence[str]) -> tuple[str
     Patterns are replaced by those of the saved columns that they match.
     """
     try:
-        names = feature_columns.expand(saved_columns, columns)
+        names = column_names.expand(saved_columns, columns)
     except errors.MissingColumn:
         return tuple(columns)
     is_same = [name.strip().lower() for name in names] == [

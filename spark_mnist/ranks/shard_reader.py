@@ -120,15 +120,18 @@ def _read_once(urls: Sequence[str], make_part: Callable[[Any], Part]) -> Iterato
     # The dummy pool reads in this thread: Petastorm's thread pool can end a pass early.
     options = {"reader_pool_type": "dummy", "shuffle_row_groups": False, "num_epochs": 1}
     with _silence():
-        petastorm_reader = petastorm.module().make_batch_reader(list(urls), **options)
-    with petastorm_reader as reader:
+        reader = petastorm.module().make_batch_reader(list(urls), **options)
 
-        def next_part() -> Part | None:
-            with _silence():
-                group = next(reader, None)
-            return None if group is None else make_part(group)
+    def next_part() -> Part | None:
+        with _silence():
+            group = next(reader, None)
+        return None if group is None else make_part(group)
 
+    try:
         yield from iter(next_part, None)
+    finally:  # what the reader's own ``__exit__`` does, but for a line that it prints
+        reader.stop()
+        reader.join()
 
 
 _SILENCE_LOCK = threading.Lock()

@@ -123,8 +123,8 @@ class Trainer:
                 strict=True,
             )
         )
-        if progress.read and progress.read[-1] == rows:
-            rows = progress.read[-1]  # one object for all epochs, which a report then holds once
+        if progress.rows_by_epoch[-1:] == (rows,):
+            (rows,) = progress.rows_by_epoch[-1:]  # one object, which a report then holds once
         last_step = self.training.sharding.steps
         self.heartbeat.send(epoch=epoch + 1, step=last_step, done=True, means=means)
         record = metrics.record(epoch + 1, means, self.network.heads)
@@ -138,7 +138,7 @@ class Trainer:
         return plan.Progress(
             epoch=epoch + 1,
             history=(*progress.history, record),
-            read=(*progress.read, rows),
+            rows_by_epoch=(*progress.rows_by_epoch, rows),
             best=self._best_epoch(progress.best, record, is_last) if is_finite else progress.best,
             stopped=stopped,
             rate_factor=self.user_hooks.rate_factor,
@@ -307,7 +307,7 @@ def _train(training: plan.TrainingPlan, heartbeat: channel.HeartbeatClient) -> p
     best = dataclasses.replace(progress.best, files={})
     progress = dataclasses.replace(progress, best=best, files={})
     if not is_first_rank:  # rank 0 alone reports what is equal on all ranks
-        progress = dataclasses.replace(progress, history=(), read=())
+        progress = dataclasses.replace(progress, history=(), rows_by_epoch=())
     return plan.RankSuccess(
         rank=hvd.rank(), progress=progress, network=trainer.network, logs=logs, times=times
     )

@@ -6,7 +6,6 @@ losses. Shape letter: C = classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from pyspark.sql import types as T
 
 from spark_mnist import errors
 from spark_mnist.core import plan
-from spark_mnist.data import feature_columns
+from spark_mnist.data import column_names
 from spark_mnist.scoring import measures
 
 NUMBER_MAP = T.MapType(T.StringType(), T.DoubleType())
@@ -45,7 +44,7 @@ def group_field(df: DataFrame, by: str, *, details: bool) -> T.StructField:
         errors.UnreadableColumn: Spark and Python cannot tell its values apart alike.
         errors.ColumnTaken: A column of the result has that name.
     """
-    _, data_type = feature_columns.column(df, by)
+    _, data_type = column_names.column(df, by)
     if not isinstance(data_type, T.AtomicType) or isinstance(data_type, T.BinaryType):
         raise errors.UnreadableColumn(
             f"by={by}: column {by!r} is {data_type.simpleString()}; use numbers, text, dates or "
@@ -91,24 +90,19 @@ def table(
     samples: dict[tuple[int, Any], list[measures.Cell]] = {}
     if group is None:
         samples = {(number, None): [] for number in range(1, repeat + 1)}
-    for number, value in measured or ():
-        samples.setdefault((number, _group(value)), [])
+    for key in measured or ():
+        samples.setdefault(key, [])
     for cell in cells:
-        samples.setdefault((cell.no, _group(cell.group)), []).append(cell)
+        samples.setdefault((cell.no, measures.one_nan(cell.group)), []).append(cell)
     missing = tuple(dict.fromkeys(each) for each in names)
-    means = {(number, _group(value)): each for (number, value), each in (measured or {}).items()}
     rows = []
     for (number, value), sample_cells in sorted(samples.items(), key=_sort_key):
         sample = Sample(input_spec, sample_cells)
         group_values = (value,) if group else ()
-        sample_means = sample.means() if measured is None else means.get((number, value), missing)
+        key = number, value
+        sample_means = sample.means() if measured is None else measured.get(key, missing)
         rows.append((number, *group_values, *sample_means, *(sample.details() if details else ())))
     return spark.createDataFrame(rows, _table_schema(group, details=details))
-
-
-def _group(value: Any) -> Any:
-    """Return a group, every NaN as the same object."""
-    return math.nan if isinstance(value, float) and math.isnan(value) else value
 
 
 def _sort_key(item: tuple[tuple[int, Any], Any]) -> tuple[Any, ...]:

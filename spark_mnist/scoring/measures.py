@@ -6,6 +6,7 @@ output. Shape letters: K = numbers or labels of an output, U = units of all outp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from spark_mnist.networks import objectives
 
 SCORES, TARGET = "scores", "target"
 """Names of intermediate columns."""
+WHOLE_ROW = -1
+"""Number, in place of a unit's, of the sums over whole rows."""
 MetricsBySample = dict[tuple[int, Any], tuple[dict[str, float | None], dict[str, float | None]]]
 """Losses and metrics by number of the evaluation and by group."""
 
@@ -44,34 +47,31 @@ def measure(samples: DataFrame, outputs: Sequence[plan.Output]) -> MetricsBySamp
         outputs: Outputs of the network.
     """
     slices = [*_slices(outputs)]
-    columns = [F.count("*").alias("rows")]
-    for number, (output, start, target_start) in enumerate(slices):
-        columns += _sums(output, number, start, target_start)
-        loss = _loss(sum(each.units for each in outputs) + number)
-        is_known = F.count(loss) == F.count("*")  # a sum would skip null
-        columns.append(F.when(is_known, F.sum(loss)).alias(f"loss_{number}"))
-    rows = samples.groupBy("no", "group").agg(*columns).collect()
+    sums: dict[tuple[int, Any], dict[tuple[int, int], Row]] = {}
+    for row in _sums(samples, slices).collect():
+        sums.setdefault(_key(row), {})[row["output"], row["unit"]] = row
     areas = {
         number: _areas(samples, start, target_start)
         for number, (output, start, target_start) in enumerate(slices)
         if output.task == plan.BINARY
     }
     result: MetricsBySample = {}
-    for row in rows:
-        key = row["no"], row["group"]
+    for key, rows in sums.items():
         losses: dict[str, float | None] = {"loss": 0.0}
         metrics: dict[str, float | None] = {}
         for number, output in enumerate(outputs):
-            mean_loss = _mean(row[f"loss_{number}"], row["rows"])
+            row = rows[number, WHOLE_ROW]
+            mean_loss = row["loss"] / row["rows"] if row["known_losses"] == row["rows"] else None
             total = losses["loss"]
             losses["loss"] = (
                 None if total is None or mean_loss is None else total + output.weight * mean_loss
             )
             if output.name:
                 losses[output.prefixed("loss")] = mean_loss
-            output_metrics = _metrics(output, number, row)
+            units = [] if output.task == plan.CLASSIFICATION else range(output.units)
+            output_metrics = _metrics(output, row, [rows[number, unit] for unit in units])
             if number in areas:
-                output_metrics["auc"] = areas[number].get(_key(key))
+                output_metrics["auc"] = areas[number].get(key)
             metrics |= {output.prefixed(name): value for name, value in output_metrics.items()}
         result[key] = losses, metrics
     return result
@@ -130,41 +130,83 @@ def _slices(outputs: Sequence[plan.Output]) -> Iterator[tuple[plan.Output, int, 
         target_start += output.target_size
 
 
-def _sums(output: plan.Output, number: int, start: int, target_start: int) -> list[Column]:
-    """Return the sums from which ``_metrics`` makes the metrics of an output."""
-    scores, target = F.col(SCORES), F.col(TARGET)
+def _sums(samples: DataFrame, slices: Sequence[tuple[plan.Output, int, int]]) -> DataFrame:
+    """Return the sums from which the means are made, a row for each output and for each unit.
+
+    Each row of the samples becomes an element for itself and one for each unit, so that there are
+    as many aggregates for a thousand labels as for one: Spark is slow to plan thousands.
+    """
+    num_scores = sum(output.units for output, _, _ in slices)
+    elements = []
+    for number, (output, start, target_start) in enumerate(slices):
+        elements.append(F.array(_row_element(number, output, start, target_start, num_scores)))
+        if output.task != plan.CLASSIFICATION:
+            elements.append(_unit_elements(number, output, start, target_start))
+    score, label = F.col("score"), F.col("label")
+    is_predicted, is_positive = score > plan.THRESHOLD, label > plan.THRESHOLD
+    return (
+        samples.select("no", "group", F.inline(F.concat(*elements)))
+        .groupBy("no", "group", "output", "unit")
+        .agg(
+            F.count("*").alias("rows"),
+            F.count_if("is_correct").alias("correct"),
+            F.sum("loss").alias("loss"),
+            F.count("loss").alias("known_losses"),
+            F.sum((score - label) ** 2).alias("squared_errors"),
+            F.sum(F.abs(score - label)).alias("absolute_errors"),
+            F.var_pop(label).alias("variance"),
+            F.count_if(is_predicted & is_positive).alias("true_positives"),
+            F.count_if(is_positive).alias("positives"),
+            F.count_if(is_predicted).alias("predicted_positives"),
+        )
+    )
+
+
+def _row_element(
+    number: int, output: plan.Output, start: int, target_start: int, num_scores: int
+) -> Column:
+    """Return what is known of a whole row: its loss, and whether its class was predicted."""
+    is_correct = F.lit(None).cast("boolean")
     if output.task == plan.CLASSIFICATION:
-        output_scores = F.slice(scores, start + 1, output.units)
-        is_correct = predicted_class(output_scores) == F.get(target, target_start)
-        return [F.count_if(is_correct).alias(f"correct_{number}")]
-    columns = []
-    for index in range(output.units):
-        score, label = F.get(scores, start + index), F.get(target, target_start + index)
-        if output.task == plan.REGRESSION:
-            sums = {
-                "squared_errors": F.sum((score - label) ** 2),
-                "absolute_errors": F.sum(F.abs(score - label)),
-                "variance": F.var_pop(label),
-            }
-        else:
-            is_predicted, is_positive = score > plan.THRESHOLD, label > plan.THRESHOLD
-            sums = {
-                "true_positives": F.count_if(is_predicted & is_positive),
-                "positives": F.count_if(is_positive),
-                "predicted_positives": F.count_if(is_predicted),
-            }
-        columns += [column.alias(f"{name}_{number}_{index}") for name, column in sums.items()]
-    return columns
+        output_scores = F.slice(F.col(SCORES), start + 1, output.units)
+        is_correct = predicted_class(output_scores) == F.get(F.col(TARGET), target_start)
+    null = F.lit(None).cast("double")
+    return _element(number, F.lit(WHOLE_ROW), is_correct, _loss(num_scores + number), null, null)
 
 
-def _metrics(output: plan.Output, number: int, row: Row) -> dict[str, float | None]:
-    """Return the metrics of an output by name, from the sums of ``_sums``."""
+def _unit_elements(number: int, output: plan.Output, start: int, target_start: int) -> Column:
+    """Return the score and the label of each unit, an array."""
+    no_flag, no_loss = F.lit(None).cast("boolean"), F.lit(None).cast("double")
+    output_scores = F.slice(F.col(SCORES), start + 1, output.units)
+    return F.transform(
+        output_scores,
+        lambda score, unit: _element(
+            number, unit, no_flag, no_loss, score, F.get(F.col(TARGET), target_start + unit)
+        ),
+    )
+
+
+def _element(
+    number: int, unit: Column, is_correct: Column, loss: Column, score: Column, label: Column
+) -> Column:
+    return F.struct(
+        F.lit(number).alias("output"),
+        unit.alias("unit"),
+        is_correct.alias("is_correct"),
+        loss.alias("loss"),
+        score.cast("double").alias("score"),
+        label.cast("double").alias("label"),
+    )
+
+
+def _metrics(output: plan.Output, row: Row, units: Sequence[Row]) -> dict[str, float | None]:
+    """Return the metrics of an output by name, from the sums of its rows and of each unit."""
     rows = row["rows"]
     if output.task == plan.CLASSIFICATION:
-        return {"accuracy": row[f"correct_{number}"] / rows}
+        return {"accuracy": row["correct"] / rows}
 
     def sums(name: str) -> Any:
-        return np.array([row[f"{name}_{number}_{index}"] for index in range(output.units)], float)
+        return np.array([unit[name] for unit in units], float)
 
     if output.task == plan.REGRESSION:
         squared_errors, absolute_errors, variance = map(
@@ -207,18 +249,16 @@ def _areas(samples: DataFrame, start: int, target_start: int) -> Mapping[tuple[i
         F.sum("zeros").alias("zeros"),
     )
     return {
-        _key((row["no"], row["group"])): row["pairs"] / (row["ones"] * row["zeros"])
+        _key(row): row["pairs"] / (row["ones"] * row["zeros"])
         for row in sums.collect()
         if row["ones"] and row["zeros"]
     }
 
 
-def _key(key: tuple[int, Any]) -> tuple[int, Any]:
-    """Return a key that is equal for equal groups, NaN among them."""
-    number, group = key
-    return (number, "NaN") if group != group else key
+def _key(row: Row) -> tuple[int, Any]:
+    return row["no"], one_nan(row["group"])
 
 
-def _mean(total: float | None, rows: int) -> float | None:
-    """Return a mean loss; None where the losses of rows are not known: NaN, which Arrow nulls."""
-    return None if total is None or total != total else float(total / rows)
+def one_nan(group: Any) -> Any:
+    """Return a group, every NaN as the same object, so that keys with it are equal."""
+    return math.nan if group != group else group

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from spark_mnist import errors, options
 from spark_mnist.cluster import slots
 from spark_mnist.core import plan
-from spark_mnist.data import arrow_batches, feature_columns, profile
+from spark_mnist.data import arrow_batches, column_names, feature_columns, profile
 from spark_mnist.scoring import broadcast, executor, measures
 from spark_mnist.store import manifests
 
@@ -379,7 +379,7 @@ def measurable(
 
 def group_column(df: DataFrame, by: str | None) -> Column:
     """Return the column whose values are measured apart; null where there is none."""
-    return F.lit(None) if by is None else feature_columns.column(df, by)[0]
+    return F.lit(None) if by is None else column_names.column(df, by)[0]
 
 
 def draw(rows: DataFrame, *, rate: float, repeat: int, seed: int) -> DataFrame:

@@ -42,10 +42,10 @@ def save(url: str, attempt: int, progress: plan.Progress) -> None:
     best = {f"{BEST_PREFIX}{file}": content for file, content in progress.best.files.items()}
     state = dataclasses.asdict(dataclasses.replace(progress, files={}))
     state["best"]["files"] = {}
-    distinct_rows = [*dict.fromkeys(progress.read)]
-    state["read"] = {
+    distinct_rows = [*dict.fromkeys(progress.rows_by_epoch)]
+    state["rows_by_epoch"] = {
         "distinct": distinct_rows,
-        "epochs": [*map(distinct_rows.index, progress.read)],
+        "epochs": [*map(distinct_rows.index, progress.rows_by_epoch)],
     }
     name = f"{_attempt_prefix(attempt)}{_place(progress)}"
     start = f"{_attempt_prefix(attempt)}{_place(dataclasses.replace(progress, step=0))}"
@@ -206,14 +206,14 @@ def _parse_progress(manifest: model_store.Manifest) -> plan.Progress:
     # The JSON has each distinct tuple of row counts once, however many epochs are alike.
     distinct_rows = [
         tuple((train, validation) for train, validation in ranks)
-        for ranks in state["read"]["distinct"]
+        for ranks in state["rows_by_epoch"]["distinct"]
     ]
     return plan.Progress(
         epoch=state["epoch"],
         step=state["step"],
         ranks=state["ranks"],
         history=tuple(plan.EpochRecord(**record) for record in state["history"]),
-        read=tuple(distinct_rows[index] for index in state["read"]["epochs"]),
+        rows_by_epoch=tuple(distinct_rows[index] for index in state["rows_by_epoch"]["epochs"]),
         best=plan.BestEpoch(**state["best"]),
         stopped=state["stopped"],
         rate_factor=state["rate_factor"],

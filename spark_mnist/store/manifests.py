@@ -228,7 +228,7 @@ def compose(
         "ranks": training.sharding.size,
         "batch_size": training.sharding.batch_size,
         "seed": training.seed,
-        "rows": dataclasses.asdict(rows),
+        "rows": rows.as_manifest(),
         "libraries": {library: _version(library) for library in LIBRARIES},
     }
 

@@ -118,7 +118,7 @@ def example_manifest():
     )
     record = plan.EpochRecord(epoch=1, losses={"loss": 1.0}, metrics={"accuracy": 0.5})
     progress = plan.Progress(
-        epoch=1, history=(record,), read=(((4, 0), (4, 0)),), best=plan.BestEpoch(epoch=1)
+        epoch=1, history=(record,), rows_by_epoch=(((4, 0), (4, 0)),), best=plan.BestEpoch(epoch=1)
     )
     report = rank_success(progress)
     rows = row_counts.verify(training, progress, 8, {})

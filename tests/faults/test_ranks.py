@@ -57,7 +57,7 @@ def assert_same(result, store, undisturbed):
     assert result.records == epochs
     for mine, other in zip(arrays(store, "m", result.version), weights, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-6)
-    assert [rows.epochs for rows in result.rows.read] == [EPOCHS] * 2
+    assert [rows.epochs for rows in result.rows.by_rank] == [EPOCHS] * 2
 
 
 @pytest.fixture

@@ -57,9 +57,9 @@ found = {"error": error, "left": harness.leftovers("models")}
 if result:
     found["epochs"] = [record.epoch for record in result.records]
     found["losses"] = [record.losses["loss"] for record in result.records]
-    found["read"] = [[r.rank, r.train, r.validation, r.epochs] for r in result.rows.read]
+    found["read"] = [[r.rank, r.train, r.validation, r.epochs] for r in result.rows.by_rank]
     found["ranks"] = spark_mnist.describe("m", store="models").ranks
-    early = result.rows.read[0].epochs
+    early = result.rows.by_rank[0].epochs
     spark_mnist.rollback("calm", version=early, store="models")
     rest = {**options, "epochs": 30 - early, "num_proc": 2, "continuous": True}
     calm = spark_mnist.fit(rows, "calm", store="models", **rest)
