@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import spark_mnist
+from spark_mnist.core import keras_extras
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "spark_mnist"
@@ -201,9 +202,18 @@ def test_heavy_libraries_are_imported_on_ranks_alone(package):
         assert package in allowed or not heavy, path
 
 
-def test_import_is_light():
-    heavy = ("tensorflow", "keras", "horovod", "petastorm", "pyspark", "pandas", "lark", "tqdm")
-    code = f"import sys, spark_mnist; sys.exit(' '.join({set(heavy)} & set(sys.modules)) or None)"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        (
+            "spark_mnist",
+            ("tensorflow", "keras", "horovod", "petastorm", "pyspark", "pandas", "lark", "tqdm"),
+        ),
+        ("spark_mnist.ranks.entry", keras_extras.PACKAGES),
+    ],
+)
+def test_import_is_light(module, heavy):
+    code = f"import sys, {module}; sys.exit(' '.join({set(heavy)} & set(sys.modules)) or None)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

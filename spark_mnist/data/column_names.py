@@ -38,12 +38,12 @@ def expand(
         errors.MissingColumn: A pattern matches no column.
     """
     feature_names: list[str] = []
-    non_feature_keys = [_canonical_name(name) for name in non_features if name]
+    non_feature_keys = [canonical(name) for name in non_features if name]
     for name in names:
         if WILDCARD not in name or name in columns:
             feature_names.append(name)
             continue
-        candidates = [other for other in columns if _canonical_name(other) not in non_feature_keys]
+        candidates = [other for other in columns if canonical(other) not in non_feature_keys]
         pattern = ".*".join(map(re.escape, name.split(WILDCARD)))
         matches = [other for other in candidates if re.fullmatch(pattern, other, re.DOTALL)]
         if not matches:
@@ -54,7 +54,7 @@ def expand(
     return tuple(feature_names)
 
 
-def _canonical_name(name: str) -> str:
+def canonical(name: str) -> str:
     """Return the form that all spellings of a column's name share."""
     return name.strip().lower()
 
@@ -69,10 +69,10 @@ def pixel_columns(
         input_spec: The specification of pictures in one column.
         non_features: Columns that are not features.
     """
-    non_feature_keys = [_canonical_name(name) for name in non_features if name]
-    names = tuple(name for name in df.columns if _canonical_name(name) not in non_feature_keys)
+    non_feature_keys = [canonical(name) for name in non_features if name]
+    names = tuple(name for name in df.columns if canonical(name) not in non_feature_keys)
     if (
-        _canonical_name(input_spec.features[0]) in map(_canonical_name, df.columns)
+        canonical(input_spec.features[0]) in map(canonical, df.columns)
         or len(names) != input_spec.width
     ):
         return ()
@@ -90,7 +90,7 @@ def resolve(df: DataFrame, name: str) -> str:
         errors.MissingColumn: No column has that name.
         errors.UnreadableColumn: Several columns have that name.
     """
-    candidates = _names_by_canonical_name(tuple(df.columns)).get(_canonical_name(name), [])
+    candidates = _names_by_canonical_name(tuple(df.columns)).get(canonical(name), [])
     if candidates == [name]:
         return name
     if str(df.sparkSession.conf.get("spark.sql.caseSensitive")).lower() == "true":
@@ -114,7 +114,7 @@ def _names_by_canonical_name(names: tuple[str, ...]) -> Mapping[str, list[str]]:
     """Return the names of columns in groups that differ only in case and in blanks."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(_canonical_name(name), []).append(name)
+        groups.setdefault(canonical(name), []).append(name)
     return groups
 
 

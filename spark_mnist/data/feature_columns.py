@@ -44,6 +44,8 @@ DECODE = "spark_mnist.datasets.decode"
 """Function that makes pixels of image files, for messages."""
 IMAGE_FIELDS = {"height", "width", "nChannels", "mode", "data"}
 """Fields of the struct that ``spark.read.format("image")`` makes of a file."""
+ARRAY_COLUMN = "spark_mnist_features"
+"""Name of the column that ``with_array`` adds."""
 MAX_SHOWN_FEATURES = 5
 """Most features of a row that a message shows."""
 FILE_SIGNATURES_HEX = {
@@ -130,8 +132,9 @@ def features(df: DataFrame, input_spec: plan.InputSpec, *, standardized: bool = 
     byte_encoding = plan.Encoding("uint8", 255.0, input_spec.width)
     if len(input_spec.features) > 1:
         if input_spec.pixels and _pixels_are_bytes(df, input_spec):
-            pixels = _array(_whole_number_sql(df, name) for name in input_spec.features)
-            return Source(pixels, byte_encoding, input_spec, one_by_one=True)
+            return Source(
+                _whole_numbers(df, input_spec), byte_encoding, input_spec, one_by_one=True
+            )
         values = _array(_number_sql(df, name, number_type) for name in input_spec.features)
         return Source(values, float_encoding, input_spec, one_by_one=True)
     (name,) = input_spec.features
@@ -225,14 +228,29 @@ def detect_text_pixels(df: DataFrame, input_spec: plan.InputSpec) -> plan.InputS
         # The majority of the rows decides, so that one damaged row does not.
         values = _array(_number_sql(df, name, "double") for name in input_spec.features)
         finite = F.filter(values, lambda value: ~_not_finite(value))
-        above_one = F.exists(finite, lambda value: value > 1)
-        fractional = F.exists(finite, lambda value: value != F.floor(value))
-        counts = df.select(
+        above_one = F.exists("finite", lambda value: value > 1)
+        fractional = F.exists("finite", lambda value: value != F.floor(value))
+        counts = df.select(finite.alias("finite")).select(
             F.count_if(above_one).alias("above"), F.count_if(fractional).alias("between")
         )
         row = counts.first()
         text_in_bytes = row is not None and row["above"] > row["between"]
     return dataclasses.replace(input_spec, text_in_bytes=text_in_bytes)
+
+
+def with_array(df: DataFrame, source: Source) -> tuple[DataFrame, Source]:
+    """Add the array of features that have a column each to the DataFrame, as a column of its own.
+
+    Spark computes such a column once. Without it, each expression that uses the array has all of
+    its casts, and to optimize hundreds of them again and again takes Spark half a minute.
+    """
+    if not source.one_by_one:
+        return df, source
+    name = ARRAY_COLUMN
+    while name in map(column_names.canonical, df.columns):
+        name += "_"
+    df = df.withColumn(name, source.column)
+    return df, dataclasses.replace(source, column=df[name])
 
 
 def fault(source: Source) -> Column:
@@ -511,12 +529,13 @@ def _number_sql(df: DataFrame, name: str, number_type: str) -> str:
     )
 
 
-def _whole_number_sql(df: DataFrame, name: str) -> str:
-    """Return the SQL of one whole number a row, null where it is none."""
-    if isinstance(column_names.field(df, name)[1], T.IntegralType):
-        return _number_sql(df, name, "bigint")
-    number = _number_sql(df, name, "double")
-    return f"IF({number} = floor({number}), CAST({number} AS bigint), NULL)"
+def _whole_numbers(df: DataFrame, input_spec: plan.InputSpec) -> Column:
+    """Return an array of columns of a whole number each, with null for what is none."""
+    data_types = [column_names.field(df, name)[1] for name in input_spec.features]
+    if all(isinstance(data_type, T.IntegralType) for data_type in data_types):
+        return _array(_number_sql(df, name, "bigint") for name in input_spec.features)
+    values = _array(_number_sql(df, name, "double") for name in input_spec.features)
+    return F.transform(values, lambda value: F.when(value == F.floor(value), value.cast("bigint")))
 
 
 def _file_tests(content: Column) -> list[tuple[str, Column]]:

@@ -98,7 +98,9 @@ def profile_rows(
         errors.BadRows: Rows cannot be used; the message counts them by reason and shows a few.
         errors.TooFewRows: There is no row to use.
     """
-    source = feature_columns.features(df, input_spec, standardized=standardized)
+    df, source = feature_columns.with_array(
+        df, feature_columns.features(df, input_spec, standardized=standardized)
+    )
     outputs = outputs or (input_spec.output,)
     labels = targets.target(df, outputs)
     target, has_classes = labels.column, not labels.size

@@ -6,20 +6,17 @@ Keras and Horovod; everything specific to a rank arrives after the fork.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import os
 import pickle
 import signal
-import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
-from spark_mnist.core import channel, plan, processes
+from spark_mnist.core import channel, keras_extras, plan, processes
 
 PR_SET_NAME = 15
 """Option of Linux's ``prctl`` that sets the name of a process."""
@@ -27,20 +24,7 @@ PROCESS_NAME = "mnist-rank-{}"
 """Name of a rank in ``ps`` and ``top``; 15 characters at most."""
 
 
-@contextlib.contextmanager
-def _hidden_package(name: str) -> Iterator[None]:
-    """Let imports find no package of that name, unless the package is imported already."""
-    is_imported = name in sys.modules
-    if not is_imported:
-        sys.modules[name] = None  # type: ignore[assignment]  # the import system takes it as absent
-    try:
-        yield
-    finally:
-        if not is_imported:
-            del sys.modules[name]
-
-
-with _hidden_package("sklearn"):  # Keras imports it where installed: a fifth of Keras's import time
+with keras_extras.hidden():
     from spark_mnist.ranks import trainer
 
 

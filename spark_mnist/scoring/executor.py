@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from spark_mnist.cluster import task
-from spark_mnist.core import plan
+from spark_mnist.core import keras_extras, plan
 from spark_mnist.data import arrow_batches
 from spark_mnist.scoring import broadcast
 
@@ -193,7 +193,7 @@ def _model(spec: ModelSpec, gpu: str | None) -> Model:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other workers use the GPU, too
-    with _hold_back_native_stderr():
+    with _hold_back_native_stderr(), keras_extras.hidden():
         import tensorflow as tf
 
     from spark_mnist.networks import array_files, objectives, registry
