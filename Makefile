@@ -10,6 +10,8 @@ PYTHON ?= $(call FIND_PYTHON,3.13 3.12 3.11)
 BIN := .venv/bin
 SYNC_OUTPUT := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 SYNC := $(BIN)/uv sync --locked --quiet --extra cpu --extra datasets --extra images --extra plots --extra mlflow --extra onnx
+# JVMs of single commands and tests: no optimizing compiler, and classes from an archive.
+JVM := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xlog:disable
 DATA ?= digits
 DEMO := $(BIN)/python -m spark_mnist
 DEMO_STORE := demo-output/models
@@ -35,13 +37,18 @@ setup: check-tools .venv/.synced ## Make .venv and install all that is locked
 	@$(SYNC)
 	@touch $@
 
+.venv/spark-classes.jsa: .venv/.synced
+	@SPARK_SUBMIT_OPTS="$(JVM) -XX:ArchiveClassesAtExit=$(CURDIR)/$@" \
+	  $(BIN)/python -m tests.programs.class_archive > /dev/null 2>&1 || echo "Without an archive of Spark's classes JVMs start slower"
+
 check-tools:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with its venv module is missing: install python3.11 and python3.11-venv"; exit 1; }
 	@command -v g++ > /dev/null || { echo "A C++ compiler is missing: install g++ (Debian: build-essential)"; exit 1; }
 	@version=$$(java -version 2>&1 | sed -nE 's/.*version "([0-9]+).*/\1/p' || true); \
 	  test "$${version:-0}" -ge 17 || { echo "Java 17 or newer is missing (found: $${version:-none}): install openjdk-17-jre-headless"; exit 1; }
 
-demo: setup ## Train, continue, predict, evaluate, draw, on real digits (DATA=mnist for MNIST)
+demo: export SPARK_SUBMIT_OPTS ?= $(JVM) -XX:SharedArchiveFile=$(CURDIR)/.venv/spark-classes.jsa
+demo: setup .venv/spark-classes.jsa ## Train, continue, predict, evaluate, draw, on real digits (DATA=mnist for MNIST)
 	@rm -rf demo-output
 	$(DEMO) fit test_model batch_size=32 epochs=$(DEMO_EPOCHS) --input $(DATA):train --store $(DEMO_STORE)
 	$(DEMO) fit test_model batch_size=32 epochs=2 continuous=true --input $(DATA):train --store $(DEMO_STORE)
@@ -94,29 +101,29 @@ pack: setup ## Pack environment and code for the executors into dist/, for spark
 
 ##@ Test it
 
-test: setup ## Run all tests but the slow ones, those with ranks beside the others
+test: setup .venv/spark-classes.jsa ## Run all tests but the slow ones, those with ranks beside the others
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
 	$(MAKE) --no-print-directory --jobs=2 $(SYNC_OUTPUT) test-driver test-ranks
 endif
 
-test-driver: setup ## Of these, those without ranks
+test-driver: setup .venv/spark-classes.jsa ## Of these, those without ranks
 	$(BIN)/pytest -m "not ranks" $(ARGS)
 
-test-unit: setup ## Of these, those that need no JVM (a minute)
+test-unit: setup .venv/spark-classes.jsa ## Of these, those that need no JVM (a minute)
 	$(BIN)/pytest -m unit $(ARGS)
 
-test-session: setup ## Those on one Spark session, which train in this process
+test-session: setup .venv/spark-classes.jsa ## Those on one Spark session, which train in this process
 	$(BIN)/pytest -m spark $(ARGS)
 
-test-ranks: setup ## Those with ranks, clusters and programs of their own
+test-ranks: setup .venv/spark-classes.jsa ## Those with ranks, clusters and programs of their own
 	$(BIN)/pytest -m ranks $(ARGS)
 
-test-all: setup ## Run all tests, the slow ones and make faults too (two hours)
+test-all: setup .venv/spark-classes.jsa ## Run all tests, the slow ones and make faults too (two hours)
 	$(BIN)/pytest --all
 
-coverage: setup ## Count the lines that the tests run, on ranks and executors too (ARGS=tests/test_fit.py)
+coverage: setup .venv/spark-classes.jsa ## Count the lines that the tests run, on ranks and executors too (ARGS=tests/test_fit.py)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet

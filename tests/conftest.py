@@ -19,8 +19,13 @@ import pytest
 os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# The JVMs of programs end before optimized code would pay.
-os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+# Spark's classes come from an archive where make has made one, and JVMs of programs end before
+# optimized code would pay.
+os.environ.setdefault(
+    "SPARK_SUBMIT_OPTS",
+    f"-Xlog:disable -XX:SharedArchiveFile={sys.prefix}/spark-classes.jsa "
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+)
 os.environ["UNRELATED_TOKEN"] = "ranks must not see it"
 
 from pyspark.sql import DataFrame, SparkSession
@@ -105,7 +110,8 @@ def the_checkout_stays_as_it_is() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    options = os.environ.pop("SPARK_SUBMIT_OPTS")  # this session lives long
+    options = os.environ["SPARK_SUBMIT_OPTS"]
+    os.environ["SPARK_SUBMIT_OPTS"] = options.partition(" -XX:Tiered")[0]  # it lives long
     with contextlib.chdir(tmp_path_factory.mktemp("jvm")):  # where Spark puts relative paths
         session = _session(tmp_path_factory)
     os.environ["SPARK_SUBMIT_OPTS"] = options
