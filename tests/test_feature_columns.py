@@ -211,3 +211,13 @@ def test_only_a_star_is_a_pattern():
     columns = ["x[0]a", "x0", "label"]
     assert column_names.expand(columns, ["x[0]*"]) == ("x[0]a",)
     assert column_names.expand(columns, ["x*"]) == ("x[0]a", "x0")
+
+
+def test_the_added_array_has_a_name_that_no_column_has(spark):
+    df = spark.createDataFrame([(1.0, 2.0, "x")], "a double, b double, Spark_MNIST_Features string")
+    source = feature_columns.features(
+        df, plan.InputSpec(features=("a", "b"), pixels=False, width=2)
+    )
+    with_array, source = feature_columns.with_array(df, source)
+    assert with_array.columns == [*df.columns, f"{feature_columns.ARRAY_COLUMN}_"]
+    assert with_array.select(source.column).first()[0] == [1.0, 2.0]

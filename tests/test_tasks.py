@@ -3,12 +3,17 @@
 A step takes all training rows, so that the order of the rows does not matter.
 """
 
+import io
+
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 from pyspark.sql import functions as F
+from pyspark.sql.types import BinaryType
 
 import spark_mnist
+from spark_mnist import datasets
 from tests.conftest import arrays
 
 pytestmark = pytest.mark.ranks
@@ -321,6 +326,45 @@ SEVERAL = {
     "optimizer": lion,
 }
 
+
+def looked_up():
+    """Learn from a number of a list that the network knows."""
+    keras.utils.set_random_seed(1)
+    place = keras.layers.IntegerLookup(vocabulary=[0, 1, 2, 3], output_mode="one_hot")
+    city = keras.Input((1,), dtype="int64", name="city")
+    return keras.Model(city, keras.layers.Dense(3, activation="softmax")(place(city)))
+
+
+def augmenting():
+    """Turn pictures before they are learned, and drop some of what is seen."""
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.RandomRotation(0.1, seed=3),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.2, seed=4),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+
+
+@F.udf(BinaryType())
+def png(city):
+    """Make an image file with a bright column for each city."""
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[:, city] = 200
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def with_pictures(rows):
+    """Add a column of pixels that were image files."""
+    files = rows.withColumn("picture", png("city"))
+    return datasets.decode(files, "picture", size=(8, 8), mode="L")
+
+
 CONTINUED = {
     "several inputs and outputs": SEVERAL,
     "numbers, standardized": {
@@ -332,6 +376,18 @@ CONTINUED = {
     "labels": {"label": "flags", "task": "multilabel", "accumulate_steps": 3},
     "an optimizer of the user's": {"label": "flag", "task": "binary", "optimizer": lion},
     "a loss of the user's": {"label": "number", "task": "regression", "loss": rmspe},
+    "two classes, clipped": {"label": "flag", "task": "binary", "clipnorm": 0.1},
+    "balanced classes": {"label": "kind", "class_weight": "balanced"},
+    "numbers that the network looks up": {
+        "features": "city",
+        "label": "kind",
+        "network": looked_up,
+    },
+    "image files, augmented by the network": {
+        "features": "picture",
+        "label": "kind",
+        "network": augmenting,
+    },
 }
 
 
@@ -344,6 +400,8 @@ def test_two_epochs_and_three_are_five(rows, store, options):
         if callable(value) or name in ("sample_weight", "loss")
     }
     options = {"features": COLUMNS, **options}
+    if options["features"] == "picture":
+        rows = with_pictures(rows)
     spark_mnist.fit(rows, "whole", epochs=5, **options, **shared)
     spark_mnist.fit(rows, "parts", epochs=2, **options, **shared)
     spark_mnist.fit(rows, "parts", epochs=3, continuous=True, **again, **shared)

@@ -181,6 +181,11 @@ def _join_inputs(df: DataFrame, inputs: Sequence[plan.Input]) -> Source:
     encoding = plan.Encoding("uint8", 1.0, width, encodings)
     names = tuple(name for spec in specs for name in spec.features)
     spec = plan.InputSpec(features=names, pixels=False, width=width)
+    return Source(_input_bytes(parts), encoding, spec, binary=True, parts=parts)
+
+
+def _input_bytes(parts: Sequence[Source]) -> Column:
+    """Return the bytes of several inputs, one after the other; null where one cannot be used."""
     dtypes = [part.encoding.dtype for part in parts]
 
     def join_rows(batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
@@ -190,8 +195,7 @@ def _join_inputs(df: DataFrame, inputs: Sequence[plan.Input]) -> Source:
 
     # Spark calls the function for unusable rows, too, whatever condition stands around it.
     columns = (usable(part).column for part in parts)
-    joined = arrow_batches.by_batch(join_rows, "binary")(*columns)
-    return Source(joined, encoding, spec, binary=True, parts=parts)
+    return arrow_batches.by_batch(join_rows, "binary")(*columns)
 
 
 def _integers(df: DataFrame, input_spec: plan.InputSpec) -> Source | None:
@@ -239,11 +243,17 @@ def detect_text_pixels(df: DataFrame, input_spec: plan.InputSpec) -> plan.InputS
 
 
 def with_array(df: DataFrame, source: Source) -> tuple[DataFrame, Source]:
-    """Add the array of features that have a column each to the DataFrame, as a column of its own.
+    """Add arrays of features that have a column each to the DataFrame, as columns of their own.
 
     Spark computes such a column once. Without it, each expression that uses the array has all of
     its casts, and to optimize hundreds of them again and again takes Spark half a minute.
     """
+    if source.parts:
+        parts = []
+        for part in source.parts:
+            df, part_with_array = with_array(df, part)
+            parts.append(part_with_array)
+        return df, dataclasses.replace(source, column=_input_bytes(parts), parts=tuple(parts))
     if not source.one_by_one:
         return df, source
     name = ARRAY_COLUMN

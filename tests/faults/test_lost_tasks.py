@@ -1,45 +1,17 @@
 """A rank is killed in a fit of each task, with each thing of the user's that a fit takes."""
 
-import io
 import signal
 
-import keras
 import numpy as np
 import pytest
-from PIL import Image
-from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType
 
 import spark_mnist
-from spark_mnist import datasets
 from tests import test_tasks
 from tests.conftest import arrays
 from tests.faults.harness import Saboteur, nothing_left, send, trained
 from tests.test_tasks import rows, table  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.ranks
-
-
-def looked_up():
-    """Learn from a number of a list that the network knows."""
-    keras.utils.set_random_seed(1)
-    place = keras.layers.IntegerLookup(vocabulary=[0, 1, 2, 3], output_mode="one_hot")
-    city = keras.Input((1,), dtype="int64", name="city")
-    return keras.Model(city, keras.layers.Dense(3, activation="softmax")(place(city)))
-
-
-def augmenting():
-    """Turn pictures before they are learned, and drop some of what is seen."""
-    keras.utils.set_random_seed(1)
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.RandomRotation(0.1, seed=3),
-            keras.layers.Flatten(),
-            keras.layers.Dropout(0.2, seed=4),
-            keras.layers.Dense(3, activation="softmax"),
-        ]
-    )
 
 
 NUMBERS = {"features": test_tasks.COLUMNS, "learning_rate": 0.05, "optimizer": "sgd"}
@@ -84,24 +56,14 @@ LOST = {
     "numbers that the network looks up": {
         "features": "city",
         "label": "kind",
-        "network": looked_up,
+        "network": test_tasks.looked_up,
     },
     "image files, augmented by the network": {
         "features": "picture",
         "label": "kind",
-        "network": augmenting,
+        "network": test_tasks.augmenting,
     },
 }
-
-
-@F.udf(BinaryType())
-def png(city):
-    """Make an image file with a bright column for each city."""
-    pixels = np.zeros((8, 8), np.uint8)
-    pixels[:, city] = 200
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -113,8 +75,7 @@ def png(city):
 )
 def test_a_lost_rank_changes_nothing(rows, tmp_path, options):  # noqa: F811 (the fixture)
     if options["features"] == "picture":
-        files = rows.withColumn("picture", png("city"))
-        rows = datasets.decode(files, "picture", size=(8, 8), mode="L")
+        rows = test_tasks.with_pictures(rows)
     options = {**options, "num_proc": 2, "batch_size": 4, "epochs": 30, "verbose": 0}
     quiet, broken = str(tmp_path / "quiet"), str(tmp_path / "broken")
     expected = spark_mnist.fit(rows, "m", store=quiet, **options)

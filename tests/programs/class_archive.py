@@ -1,7 +1,7 @@
 """Load the classes that a fit needs, for a JVM that archives its classes as it ends.
 
-JVMs that are given the archive start in half of the time. Usage: a Spark session of this process
-gets ``-XX:ArchiveClassesAtExit=FILE`` by ``SPARK_SUBMIT_OPTS``.
+A JVM with such an archive starts in half of the time. ``SPARK_SUBMIT_OPTS`` names the file, with
+``-XX:ArchiveClassesAtExit=FILE``.
 """
 
 import tempfile
