@@ -24,7 +24,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault(
     "SPARK_SUBMIT_OPTS",
     f"-Xlog:disable -XX:SharedArchiveFile={sys.prefix}/spark-classes.jsa "
-    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC "
+    "-Dspark.executor.extraJavaOptions=-XX:TieredStopAtLevel=1",
 )
 os.environ["UNRELATED_TOKEN"] = "ranks must not see it"
 
