@@ -397,7 +397,7 @@ def test_two_epochs_and_three_are_five(rows, store, options):
     again = {
         name: value
         for name, value in options.items()
-        if callable(value) or name in ("sample_weight", "loss")
+        if callable(value) or name in ("sample_weight", "class_weight", "loss")
     }
     options = {"features": COLUMNS, **options}
     if options["features"] == "picture":
