@@ -111,7 +111,7 @@ endif
 test-driver: setup .venv/spark-classes.jsa ## Of these, those without ranks
 	$(BIN)/pytest -m "not ranks" $(ARGS)
 
-test-unit: setup .venv/spark-classes.jsa ## Of these, those that need no JVM (a minute)
+test-unit: setup ## Of these, those that need no JVM (a minute)
 	$(BIN)/pytest -m unit $(ARGS)
 
 test-session: setup .venv/spark-classes.jsa ## Those on one Spark session, which train in this process

@@ -126,7 +126,7 @@ def settings(spark: SparkSession) -> dict[str, str]:
             "tasks for ranks to run in. Use classic compute, on Databricks with dedicated access"
         )
     # A query of all settings, ``SET``, takes a tenth of a second.
-    keys = spark._jsparkSession.conf().getAll().keysIterator().mkString("\n").splitlines()
+    keys = spark._jsparkSession.conf().getAll().keysIterator().mkString("\n").split("\n")
     names = [key.removeprefix(options.SETTING) for key in keys if key.startswith(options.SETTING)]
     for name in names:
         if name not in options.FIELDS:

@@ -371,6 +371,8 @@ class Store:
                 self._files.create_exclusive(path, CLAIM, leases.create())
                 raise errors.ClusterError(_no_conditional_writes(self.url, "it wrote twice"))
         except (NotImplementedError, TypeError, ValueError) as error:
+            # The file system's client has no exclusive write: it says so, or it does not know the
+            # argument (TypeError) or its value (ValueError).
             raise errors.ClusterError(_no_conditional_writes(self.url, str(error))) from error
         except OSError as error:
             if retries.http_status(error) != http.HTTPStatus.NOT_IMPLEMENTED:

@@ -22,6 +22,7 @@ LIMIT = 300
 
 @pytest.fixture(scope="module")
 def allowed():
+    # Namespaces and nftables need the rights of root, which a container may lack.
     if why := hosts.missing():
         pytest.skip(why)
 
