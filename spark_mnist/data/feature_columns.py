@@ -103,7 +103,7 @@ class Source:
 
     @property
     def number_text(self) -> str:
-        """Kind of the numbers that are stored as text, for messages."""
+        """Kind of a stored number as text, for messages."""
         dtype = self.encoding.dtype
         return f"finite {dtype}" if dtype.startswith("float") else "whole number"
 

@@ -123,8 +123,9 @@ class Trainer:
                 strict=True,
             )
         )
-        if progress.rows_by_epoch[-1:] == (rows,):
-            (rows,) = progress.rows_by_epoch[-1:]  # one object, which a report then holds once
+        # One object for all epochs that are alike, which a report then holds once.
+        if progress.rows_by_epoch and progress.rows_by_epoch[-1] == rows:
+            rows = progress.rows_by_epoch[-1]
         last_step = self.training.sharding.steps
         self.heartbeat.send(epoch=epoch + 1, step=last_step, done=True, means=means)
         record = metrics.record(epoch + 1, means, self.network.heads)
