@@ -61,7 +61,7 @@ def measure(samples: DataFrame, outputs: Sequence[plan.Output]) -> MetricsBySamp
         metrics: dict[str, float | None] = {}
         for number, output in enumerate(outputs):
             row = rows[number, WHOLE_ROW]
-            mean_loss = row["loss"] / row["rows"] if row["known_losses"] == row["rows"] else None
+            mean_loss = _mean_loss(row)
             total = losses["loss"]
             losses["loss"] = (
                 None if total is None or mean_loss is None else total + output.weight * mean_loss
@@ -253,6 +253,13 @@ def _areas(samples: DataFrame, start: int, target_start: int) -> Mapping[tuple[i
         for row in sums.collect()
         if row["ones"] and row["zeros"]
     }
+
+
+def _mean_loss(row: Row) -> float | None:
+    """Return a mean loss; None where the loss of a row, or the sum of all, is not known."""
+    total = row["loss"]
+    is_known = row["known_losses"] == row["rows"] and not math.isnan(total)
+    return total / row["rows"] if is_known else None
 
 
 def _key(row: Row) -> tuple[int, Any]:
