@@ -208,9 +208,22 @@ def assert_printed(output):
         assert figures[0] == pytest.approx(figures[1], abs=0.03)
 
 
+def run_blocks(page, scope):
+    """Run the Python of a page, except for what the README has, too, unless it is the page."""
+    repeated = [] if page == README else blocks("python", [README])
+    for block in blocks("python", [page]):
+        if block not in repeated:
+            exec(compile(block, page.name, "exec"), scope)
+
+
 @pytest.mark.ranks
-def test_the_python_of_the_pages_runs(spark, tmp_path, monkeypatch, capsys):
-    """Run the README's example on ranks, and the site's in this process, which is quicker."""
+def test_the_example_of_the_readme_prints_what_it_shows(spark, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_blocks(README, {"spark": spark, "__name__": "__main__"})
+    assert_printed(capsys.readouterr().out)
+
+
+def test_the_python_of_the_pages_runs(spark, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "pictures"
     for number, row in enumerate(datasets.digits(spark, "test").limit(100).collect()):
@@ -218,18 +231,8 @@ def test_the_python_of_the_pages_runs(spark, tmp_path, monkeypatch, capsys):
         pixels = np.frombuffer(row["image"], np.uint8).reshape(28, 28)
         Image.fromarray(pixels).save(folder / str(row["label"]) / f"{number}.png")
     scope = {"spark": spark, "folder": str(folder), "__name__": "__main__"}
-    done = blocks("python", [README])
-    for block in done:
-        exec(block, scope)
-    assert_printed(capsys.readouterr().out)
-    spark.conf.set("spark.mnist.launcher", "in-process")
-    try:
-        for page in PAGES[1:]:
-            for block in blocks("python", [page]):
-                if block not in done:
-                    exec(compile(block, page.name, "exec"), scope)
-    finally:
-        spark.conf.unset("spark.mnist.launcher")
+    for page in PAGES:
+        run_blocks(page, scope)
     for name in ("curves.png", "mistakes.png", "confusion.png", "test_model.keras"):
         assert (tmp_path / name).stat().st_size > 5000
 
