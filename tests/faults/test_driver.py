@@ -82,8 +82,9 @@ class Driver:
         return (self.home / output).read_text()
 
     def fit(self, epochs=1):
-        """Fit to the end; returns what was said."""
+        """Fit, wait until Spark's processes have ended, too, and return what was said."""
         assert self.start(epochs).wait(300) == 0, self.said()
+        harness.wait(lambda: not harness.processes_in(self.home))
         return self.said()
 
 
