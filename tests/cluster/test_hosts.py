@@ -4,6 +4,7 @@ Each host is a network namespace; the ranks' gradients go from host to host over
 """
 
 import json
+import re
 import sys
 import time
 
@@ -45,9 +46,10 @@ def places(cluster):
     return sorted((int(rank), host, int(local)) for rank, host, local in found)
 
 
-def start(cluster, epochs=EPOCHS, ranks=2):
+def start(cluster, epochs=EPOCHS, ranks=2, pause=0.0, **more):
     settings = {"spark.executor.cores": str(ranks // 2), "spark.cores.max": str(ranks)}
-    return cluster.submit(PROGRAMS / "hosts_job.py", cluster.home, epochs, ranks, **settings)
+    words = (cluster.home, epochs, ranks, pause, json.dumps(more))
+    return cluster.submit(PROGRAMS / "hosts_job.py", *words, **settings)
 
 
 def result(cluster, job):
@@ -135,3 +137,34 @@ def test_a_network_that_fails(cluster, undisturbed, harm, restarts):
     assert harness.leftovers(str(cluster.store)) == []
     more = found["seconds"] - undisturbed["seconds"]
     sys.stderr.write(f"\n{harm.__name__}: {more:.0f} seconds more than undisturbed\n")
+
+
+def test_a_host_that_stays_away_is_done_without(cluster):
+    job = start(cluster, epochs=20, ranks=4, pause=0.05, min_proc=2)
+    during_the_fit(cluster, job)
+    cluster.die("host-b")
+    found, log = result(cluster, job)
+    assert "Nor could they start again" in log
+    assert (found["ranks"], found["epochs"]) == (2, [21])
+    rank_numbers, rows, epochs = zip(*found["read"], strict=True)
+    assert rank_numbers == (0, 1, 2, 3, 0, 1)
+    assert sum(rows[:4]) == sum(rows[4:])
+    assert epochs == (*[epochs[0]] * 4, *[20 - epochs[0]] * 2)
+    assert 3 <= epochs[0] < 20
+    assert len(found["losses"]) == 20
+    assert found["accuracy"] > 0.9
+    assert {host for _, host, _ in places(cluster)} == {"host-a", "host-b"}
+    assert harness.leftovers(str(cluster.store)) == []
+
+
+def test_a_host_dies_within_a_long_epoch(cluster, undisturbed):
+    """The ranks go on at a step of the epoch, and come to the losses of the undisturbed fit."""
+    job = start(cluster, epochs=2, pause=0.4, checkpoint_every=0.5)
+    within = "m/.work-*/attempt-*-step-*/v000001/manifest.json"
+    harness.wait(lambda: job.poll() is not None or [*cluster.store.glob(within)])
+    assert job.poll() is None
+    host_dies_and_comes_back(cluster)
+    found, log = result(cluster, job)
+    assert re.search(r"all ranks start again after epoch 0 and [1-9]\d* steps", log), log
+    assert found["losses"] == undisturbed["losses"][:2]
+    assert harness.leftovers(str(cluster.store)) == []

@@ -1,4 +1,7 @@
-"""Fit, continue and score on several hosts: hosts_job.py SHARED EPOCHS RANKS."""
+"""Fit, continue and score on several hosts: hosts_job.py SHARED EPOCHS RANKS PAUSE MORE.
+
+Each step takes PAUSE seconds longer; MORE are options of the fit, as JSON.
+"""
 
 import json
 import logging
@@ -11,9 +14,12 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 import spark_mnist
+from spark_mnist.launch import launcher
 
 logging.basicConfig(stream=sys.stderr)
 shared, epochs, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+pause, more = float(sys.argv[4]), json.loads(sys.argv[5])
+launcher.SLOT_RECOVERY_S = 30.0  # Spark knows sooner here that a host is lost
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 spark = SparkSession.builder.appName("hosts").getOrCreate()
 spark.sparkContext.setLogLevel("OFF")
@@ -32,10 +38,25 @@ def network():
     return keras.Sequential([keras.Input((784,)), *layers])
 
 
+def slow():
+    """Make each step long enough for a rank to be hit between two checkpoints."""
+    import keras
+
+    class Slow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            time.sleep(pause)
+
+    return [Slow()]
+
+
 options = {"num_proc": ranks, "batch_size": 32, "store": str(shared / "models"), "verbose": 0}
+more |= {"callbacks": slow} if pause else {}
 begun = time.monotonic()
-fit = spark_mnist.fit(train, "m", network=network, epochs=epochs, heartbeat_timeout=12.0, **options)
+fit = spark_mnist.fit(
+    train, "m", network=network, epochs=epochs, heartbeat_timeout=12.0, **options, **more
+)
 seconds = time.monotonic() - begun
+options["num_proc"] = spark_mnist.describe("m", store=options["store"]).ranks
 again = spark_mnist.fit(train, "m", epochs=1, continuous=True, **options)
 store = options["store"]
 right = (
@@ -50,6 +71,8 @@ print(
             "right": right / test.count(),
             "epochs": [record.epoch for record in again.records],
             "seconds": seconds,
+            "ranks": options["num_proc"],
+            "read": [[row.rank, row.train, row.epochs] for row in fit.rows.by_rank],
         }
     )
 )
