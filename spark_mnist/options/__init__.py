@@ -269,7 +269,8 @@ class FitOptions(RowOptions):
     checkpoint_every: float = option(
         600.0,
         value_types.POSITIVE_FLOAT,
-        "seconds between checkpoints within an epoch; there is one after each epoch, too",
+        "seconds between checkpoints within an epoch, each after a multiple of 32 steps; there is "
+        "one after each epoch, too",
     )
     heartbeat_timeout: float = option(
         60.0,

@@ -144,7 +144,7 @@ def test_a_host_that_stays_away_is_done_without(cluster):
     during_the_fit(cluster, job)
     cluster.die("host-b")
     found, log = result(cluster, job)
-    assert "Nor could they start again" in log
+    assert "2 of 4 slots for ranks are left" in log
     assert (found["ranks"], found["epochs"]) == (2, [21])
     rank_numbers, rows, epochs = zip(*found["read"], strict=True)
     assert rank_numbers == (0, 1, 2, 3, 0, 1)
@@ -157,14 +157,16 @@ def test_a_host_that_stays_away_is_done_without(cluster):
     assert harness.leftovers(str(cluster.store)) == []
 
 
-def test_a_host_dies_within_a_long_epoch(cluster, undisturbed):
-    """The ranks go on at a step of the epoch, and come to the losses of the undisturbed fit."""
-    job = start(cluster, epochs=2, pause=0.4, checkpoint_every=0.5)
+def test_a_host_dies_within_a_long_epoch(cluster):
+    """The ranks go on at a step of the epoch, and come to the losses of an undisturbed fit."""
+    options = {"epochs": 2, "batch_size": 8}
+    calm, _ = result(cluster, start(cluster, **options, store=str(cluster.home / "calm")))
+    job = start(cluster, **options, pause=0.2, checkpoint_every=0.5)
     within = "m/.work-*/attempt-*-step-*/v000001/manifest.json"
     harness.wait(lambda: job.poll() is not None or [*cluster.store.glob(within)])
     assert job.poll() is None
     host_dies_and_comes_back(cluster)
     found, log = result(cluster, job)
     assert re.search(r"all ranks start again after epoch 0 and [1-9]\d* steps", log), log
-    assert found["losses"] == undisturbed["losses"][:2]
+    assert found["losses"] == calm["losses"]
     assert harness.leftovers(str(cluster.store)) == []

@@ -50,11 +50,9 @@ def slow():
 
 
 options = {"num_proc": ranks, "batch_size": 32, "store": str(shared / "models"), "verbose": 0}
-more |= {"callbacks": slow} if pause else {}
+options |= {"heartbeat_timeout": 12.0, **({"callbacks": slow} if pause else {}), **more}
 begun = time.monotonic()
-fit = spark_mnist.fit(
-    train, "m", network=network, epochs=epochs, heartbeat_timeout=12.0, **options, **more
-)
+fit = spark_mnist.fit(train, "m", network=network, epochs=epochs, **options)
 seconds = time.monotonic() - begun
 options["num_proc"] = spark_mnist.describe("m", store=options["store"]).ranks
 again = spark_mnist.fit(train, "m", epochs=1, continuous=True, **options)
