@@ -64,6 +64,9 @@ accuracy: setup ## Train every network on MNIST, with one rank and with two (hal
 bench: setup ## Compare with the other ways to train and predict (NAMES=torch-mlp, ARGS=--json, MNIST_DIR=)
 	$(BIN)/python -m benchmarks $(ARGS) $(NAMES)
 
+bench-scale: setup ## Stream six million rows through two ranks, and plan a terabyte (MILLIONS=6, MNIST_DIR=)
+	$(BIN)/python -m benchmarks.large $(MILLIONS)
+
 bench-peers: .venv-peers/.synced ## Build the environment of the ways that need older packages
 
 .venv-peers/.synced: benchmarks/peers.txt

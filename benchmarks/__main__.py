@@ -262,11 +262,11 @@ def _line(found: dict[str, object]) -> str:
     return f"| {found['what']} | {found['ratio']:.2f} | {sign} {found['target']:g} | {verdict} |"
 
 
-def session() -> SparkSession:
-    """Two slots on this machine, without noise."""
+def session(memory: str = "4g") -> SparkSession:
+    """Two slots on this machine, with so much memory, without noise."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "4g")
+    spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", memory)
     return spark.config("spark.ui.showConsoleProgress", "false").getOrCreate()
 
 
