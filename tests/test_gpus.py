@@ -8,6 +8,7 @@ import pytest
 
 import spark_mnist
 from spark_mnist import errors
+from spark_mnist.launch import registration
 from spark_mnist.ranks import gpus
 from tests.conftest import PROGRAMS, arrays
 
@@ -22,6 +23,25 @@ def test_two_ranks_on_one_gpu_are_an_error(monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE_DEVICES, "")
     with pytest.raises(errors.ClusterError, match=r"two ranks would share a GPU"):
         gpus.claim(["3"], 0)
+
+
+def test_hosts_of_one_name_have_gpus_of_their_own(monkeypatch):
+    """Two hosts are called alike, as containers are; each has a GPU 0."""
+    given = []
+
+    def all_of_them(place):
+        given.append(place)
+        return tuple(given)
+
+    monkeypatch.setattr(gpus.collectives, "allgather_int", all_of_them)
+    monkeypatch.setenv(gpus.VISIBLE_DEVICES, "")
+    slots = registration.assign(["localhost one", "localhost two", "localhost two"])
+    for slot in slots[:2]:
+        monkeypatch.setenv(gpus.HOST_ID, slot[gpus.HOST_ID])
+        assert gpus.claim(["0"], 0) == "CPU, not GPU 0"
+    monkeypatch.setenv(gpus.HOST_ID, slots[2][gpus.HOST_ID])
+    with pytest.raises(errors.ClusterError, match=r"two ranks would share a GPU"):
+        gpus.claim(["0"], 1)
 
 
 def test_more_ranks_than_gpus_are_an_error(monkeypatch):

@@ -20,6 +20,8 @@ from spark_mnist.ranks import collectives
 
 logger = logging.getLogger(__name__)
 
+HOST_ID = "HOROVOD_HOSTNAME"
+"""Environment variable with the id of the rank's host, which the driver gave; names may repeat."""
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 """Environment variable with the GPUs that CUDA shows to a process."""
 
@@ -69,7 +71,7 @@ def _check_not_shared(name: str) -> None:
     Raises:
         errors.ClusterError: Two ranks would use one GPU; raised on all ranks alike.
     """
-    gpu_hash = zlib.crc32(f"{socket.gethostname()} {name}".encode()) if name else 0
+    gpu_hash = zlib.crc32(f"{os.environ.get(HOST_ID)} {name}".encode()) if name else 0
     gpu_hashes = [other for other in collectives.allgather_int(gpu_hash) if other]
     if len(set(gpu_hashes)) < len(gpu_hashes):
         raise errors.ClusterError(
