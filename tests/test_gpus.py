@@ -1,6 +1,7 @@
 """Assignment of GPUs to ranks, without GPUs: TensorFlow's list of them is made up."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -97,4 +98,6 @@ def test_a_worker_scores_on_the_gpu_of_each_task(visible, names):
     )
     command = [sys.executable, PROGRAMS / "two_gpus.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == names
+    assert done.stdout.splitlines() == [*names, "7 anywhere"]
+    sees = visible.replace(",", ", ") if visible else "0, 1"
+    assert re.search(rf"gave this task GPU 7 on .*, and TensorFlow sees {sees}:", done.stderr)

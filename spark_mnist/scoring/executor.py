@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +25,8 @@ from spark_mnist.cluster import task
 from spark_mnist.core import keras_extras, plan
 from spark_mnist.data import arrow_batches
 from spark_mnist.scoring import broadcast
+
+logger = logging.getLogger(__name__)
 
 Model = Callable[[npt.NDArray[np.generic]], npt.NDArray[np.float32]]
 
@@ -182,6 +186,11 @@ def _device(gpu: str | None) -> str | None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     addresses = visible.split(",") if visible else [*map(str, range(len(devices)))]
     by_address = dict(zip(addresses, devices, strict=False))
+    if gpu is not None and gpu not in by_address:
+        logger.warning(
+            "Spark gave this task GPU %s on %s, and TensorFlow sees %s: it scores where it chooses",
+            *(gpu, socket.gethostname(), ", ".join(by_address) or "none"),
+        )
     return by_address[gpu].name if gpu in by_address else None
 
 

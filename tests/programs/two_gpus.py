@@ -29,5 +29,6 @@ for gpu in ("1", "0", "1", None):
     model = executor._model(spec, executor._gpu())
     results.append(model(np.ones((2, 4), "float32")))
     print(gpu, (executor._device(gpu) or "anywhere").rpartition("/")[2])
+print("7", executor._device("7") or "anywhere")
 assert all(np.array_equal(results[0], other) for other in results)
 assert executor._model.cache_info().misses == 3
