@@ -153,6 +153,7 @@ faults: setup ## Break fits in every way that the tests know, and count (an hour
 	$(BIN)/pytest tests/faults --all $(ARGS)
 
 hosts: setup ## Fit on three hosts made of network namespaces, and cut one off (needs root)
+	@$(BIN)/python -c "import sys; from tests.cluster import hosts; sys.exit(hosts.missing())"
 	$(BIN)/pytest tests/cluster --all -s $(ARGS)
 
 test-gpu: .venv-gpu/.synced ## Train and score on the GPUs of this machine, with one rank and with two

@@ -32,7 +32,9 @@ from spark_mnist.core import plan
 from spark_mnist.data import shard_writer
 
 CACHE, BATCH = 512 << 20, 1024
+"""Bytes of the cache of a rank, where all rows are streamed; rows of a batch."""
 DRIVER_MEMORY = "1g"
+"""Heap of the JVM: one that may grow takes more with more rows, whether it needs it or not."""
 POLL_S = 0.2
 """Seconds between two looks at the memory of the driver and the JVM."""
 MIB = 1 << 20
@@ -67,7 +69,10 @@ def _rows(data: Data, count: int) -> DataFrame:
 
 
 def fit(rows: DataFrame, cache: int, home: str) -> spark_mnist.FitResult:
-    """Train one epoch on two ranks that stream their shards."""
+    """Train one epoch on two ranks, which stream their shards where ``cache`` does not hold them.
+
+    ``cache`` is the bytes of each rank.
+    """
     return spark_mnist.fit(
         rows,
         "mlp",

@@ -60,6 +60,8 @@ class Allreduce:
 def hierarchical_seconds(local: Allreduce, network: Allreduce, ranks: int, size: int) -> float:
     """Seconds that averaging adds where the ranks of a host do it first, and then the hosts.
 
+    What is fixed is paid once.
+
     Args:
         local: Costs between two ranks of a host.
         network: Costs between two hosts.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spark_mnist import plots as plots
     from spark_mnist import schedules as schedules
     from spark_mnist.api import command as command
-    from spark_mnist.api import evaluate as eval  # noqa: F401  # for users: the command's verb
+    from spark_mnist.api import evaluate as eval  # noqa: F401  # the command's verb: ruff takes a re-export under another name for unused
     from spark_mnist.api import evaluate as evaluate
     from spark_mnist.api import fit as fit
     from spark_mnist.api import predict as predict

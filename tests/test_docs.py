@@ -209,7 +209,7 @@ def assert_printed(output):
 
 
 def run_blocks(page, scope):
-    """Run the Python of a page, except for what the README has, too, unless it is the page."""
+    """Run the blocks of a page, without those that it repeats from the README."""
     repeated = [] if page == README else blocks("python", [README])
     for block in blocks("python", [page]):
         if block not in repeated:

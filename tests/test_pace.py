@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from spark_mnist.ranks import pace
+from spark_mnist import options
+from spark_mnist.ranks import loop, pace
 
 
 class Clock:
@@ -54,6 +55,10 @@ def test_a_slow_first_step_makes_no_early_checkpoint():
 
 def test_long_steps_have_a_checkpoint_after_each_block():
     assert due(1.0, Clock(0.5), steps=320) == [*range(32, 320, 32)]
+
+
+def test_the_option_names_the_steps_of_a_block():
+    assert f"a multiple of {loop.BLOCK} steps" in options.FIELDS["checkpoint_every"].metadata["doc"]
 
 
 def test_short_epochs_have_none_and_compare_no_time_again(one_rank):

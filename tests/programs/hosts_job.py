@@ -19,7 +19,8 @@ from spark_mnist.launch import launcher
 logging.basicConfig(stream=sys.stderr)
 shared, epochs, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 pause, more = float(sys.argv[4]), json.loads(sys.argv[5])
-launcher.SLOT_RECOVERY_S = 30.0  # Spark knows sooner here that a host is lost
+if "min_proc" in more:
+    launcher.SLOT_RECOVERY_S = 30.0  # the host does not come back
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 spark = SparkSession.builder.appName("hosts").getOrCreate()
 spark.sparkContext.setLogLevel("OFF")
