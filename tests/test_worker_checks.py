@@ -1,5 +1,6 @@
 """Errors about workers' Pythons that cannot run ranks, each in a session of its own."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,9 +8,10 @@ import sys
 
 import pytest
 
+import spark_mnist
 from spark_mnist import errors
 from spark_mnist.cluster import worker_checks
-from spark_mnist.core import requirements
+from spark_mnist.core import host_names, requirements
 from tests.conftest import PROGRAMS
 
 pytestmark = pytest.mark.ranks
@@ -149,6 +151,47 @@ def test_differences_that_may_work_are_told_once(spark, monkeypatch, caplog):
     assert [r.message for r in caplog.records if "keras" in r.message] == [
         f"the Python of Spark's workers on h, /py, has keras 3.13.9, and the driver {keras}"
     ]
+
+
+def on(*places):
+    """Workers of hosts that are reached at the first address, and whose name has the second."""
+    return [dataclasses.replace(worker(), address=a, name_address=b) for a, b in places]
+
+
+@pytest.mark.parametrize(
+    ("places", "ranks", "message"),
+    [
+        ([("10.0.0.1", None)], 1, "h does not resolve .*: let its /etc/hosts say '10.0.0.1 h'$"),
+        ([("", None)], 2, "h does not resolve .* say '127.0.0.1 h'$"),
+        (
+            [("10.0.0.1", "127.0.1.1"), ("10.0.0.2", "10.0.0.2")],
+            2,
+            "resolves to 127.0.1.1 there, .*: let its /etc/hosts say '10.0.0.1 h' instead$",
+        ),
+        ([("10.0.0.1", "::1"), ("10.0.0.2", "10.0.0.2")], 2, "resolves to ::1 there"),
+        ([("10.0.0.1", "172.17.0.1"), ("10.0.0.2", "172.17.0.1")], 2, "to 172.17.0.1 there"),
+        ([("10.0.0.1", "127.0.1.1"), ("10.0.0.2", "127.0.1.1")], 1, None),
+        ([("10.0.0.1", "127.0.1.1"), ("10.0.0.1", "127.0.1.1")], 2, None),
+        ([("10.0.0.1", "192.168.0.1"), ("10.0.0.2", "fe80::2%eth0")], 2, None),
+        ([("", ""), ("10.0.0.2", "10.0.0.2")], 2, None),
+    ],
+)
+def test_names_by_which_ranks_cannot_start_or_meet(places, ranks, message):
+    if message is None:
+        worker_checks.check_names(on(*places), ranks)
+        return
+    with pytest.raises(errors.ClusterError, match=message):
+        worker_checks.check_names(on(*places), ranks)
+
+
+def test_a_host_without_an_address_of_its_own_is_refused(monkeypatch, digits):
+    assert host_names.name_address()
+    assert host_names.address_towards("127.0.0.1") == "127.0.0.1"
+    monkeypatch.setattr(host_names.socket, "gethostname", lambda: "no-such-host.invalid")
+    assert host_names.name_address() is None
+    words = "the name of host no-such-host.invalid does not resolve .* '127.0.0.1 no-such-host"
+    with pytest.raises(errors.ClusterError, match=words):
+        spark_mnist.fit(digits, "m", launcher="in-process", verbose=0)
 
 
 def test_an_error_that_nobody_knows_is_its_first_line():

@@ -6,6 +6,7 @@ value and uses only the standard library.
 
 from __future__ import annotations
 
+import collections
 import logging
 import platform
 import re
@@ -21,7 +22,7 @@ from pyspark.sql import SparkSession
 from spark_mnist import errors
 from spark_mnist._version import __version__
 from spark_mnist.cluster import slots
-from spark_mnist.core import requirements
+from spark_mnist.core import host_names, requirements
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,10 @@ class Worker:
     """Version of TensorFlow for which Horovod was compiled; None where for none."""
     address_space: int | None = None
     """Bytes of address space by ``spark.executor.pyspark.memory``; None without a limit."""
+    address: str = ""
+    """Address by which the host reaches the driver; empty where it is not known."""
+    name_address: str | None = ""
+    """Address that Gloo takes for the host's name; None where it finds none, empty if unknown."""
 
     @property
     def name(self) -> str:
@@ -97,7 +102,8 @@ def check(spark: SparkSession, libraries: Sequence[str] = TRAINING) -> list[Work
     if key in _worker_cache:
         return _worker_cache[key]
     workers_by_python = {
-        (worker.host, worker.executable): worker for worker in _run_probes(spark, libraries)
+        (worker.host, worker.address, worker.executable): worker
+        for worker in _run_probes(spark, libraries)
     }
     workers = [workers_by_python[python] for python in sorted(workers_by_python)]
     ranges = requirements.ranges()
@@ -110,13 +116,29 @@ def check(spark: SparkSession, libraries: Sequence[str] = TRAINING) -> list[Work
     return workers
 
 
+def check_names(workers: Sequence[Worker], ranks: int) -> None:
+    """Check the names of hosts on which ranks may start.
+
+    Args:
+        workers: Result of ``check``.
+        ranks: Number of ranks.
+
+    Raises:
+        errors.ClusterError: A name has no address, or one at which ranks of other hosts would not
+            find this host.
+    """
+    if faults := [*_name_faults(workers, ranks)]:
+        raise errors.ClusterError("; ".join(faults))
+
+
 def _run_probes(spark: SparkSession, libraries: Sequence[str]) -> Iterable[Worker]:
     """Run the probe in as many tasks at the same time as there are slots.
 
     Raises:
         errors.ClusterError: A worker cannot start.
     """
-    probe = _probe((*libraries, *requirements.TENSORFLOW_PACKAGES), slots.PROBE_HOLD_S)
+    driver = spark.conf.get("spark.driver.host", None) or "127.0.0.1"
+    probe = _probe((*libraries, *requirements.TENSORFLOW_PACKAGES), slots.PROBE_HOLD_S, driver)
     tasks = max(1, slots.slots(spark))
     try:
         probes = spark.sparkContext.parallelize(range(tasks), tasks).mapPartitions(probe)
@@ -136,12 +158,13 @@ def _worker_error(error: Exception) -> str:
     return f"Spark's workers cannot run Python ({first_line.strip()}): look at PYSPARK_PYTHON"
 
 
-def _probe(names: Iterable[str], linger_s: float) -> Any:
-    """Return the function that tasks run, which uses only the standard library.
+def _probe(names: Iterable[str], linger_s: float, driver: str) -> Any:
+    """Return the function that tasks run, which uses only the standard library, and ours if there.
 
     Args:
         names: Packages whose versions the function returns.
         linger_s: Seconds for which the task keeps its slot.
+        driver: Host of the driver.
     """
     names = tuple(names)
 
@@ -179,12 +202,18 @@ def _probe(names: Iterable[str], linger_s: float) -> Any:
             packages["spark-mnist"] = importlib.import_module("spark_mnist._version").__version__
         except ImportError:
             packages["spark-mnist"] = None
+        addresses: tuple[str, str | None] = "", ""
+        try:
+            own = importlib.import_module("spark_mnist.core.host_names")
+            addresses = own.address_towards(driver), own.name_address()
+        except ImportError:  # told as a missing package, or as another version
+            pass
         packages["pyspark"] = importlib.import_module("pyspark").__version__
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         time.sleep(linger_s)
         yield (
             socket.gethostname(), sys.executable, platform.python_version(), packages,
-            horovod_target(), None if limit == resource.RLIM_INFINITY else limit,
+            horovod_target(), None if limit == resource.RLIM_INFINITY else limit, *addresses,
         )  # fmt: skip
 
     return probe
@@ -221,6 +250,26 @@ def _faults(worker: Worker, ranges: Mapping[str, Requirement]) -> Iterator[str]:
         yield f"has PySpark {packages['pyspark']}, and the driver {pyspark.__version__}: use one"
     if packages["spark-mnist"] != __version__:
         yield f"has spark-mnist {packages['spark-mnist']}, and the driver {__version__}: use one"
+
+
+def _name_faults(workers: Sequence[Worker], ranks: int) -> Iterator[str]:
+    """Describe the hosts whose names keep ranks from starting, or from reaching each other."""
+    has_several_hosts = ranks > 1 and len({worker.address for worker in workers}) > 1
+    places = {(worker.address, worker.name_address) for worker in workers}
+    num_hosts = collections.Counter(name_address for _, name_address in places)
+    for worker in workers:
+        if worker.name_address is None:
+            yield host_names.no_address(worker.host, worker.address or "127.0.0.1")
+        elif (
+            has_several_hosts
+            and worker.name_address
+            and (host_names.is_loopback(worker.name_address) or num_hosts[worker.name_address] > 1)
+        ):
+            yield (
+                f"the name of host {worker.host} resolves to {worker.name_address} there, where "
+                "Horovod would listen and no other host reaches it: let its /etc/hosts say "
+                f"'{worker.address} {worker.host}' instead"
+            )
 
 
 def _differences(worker: Worker) -> Iterator[str]:

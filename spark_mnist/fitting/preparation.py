@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from spark_mnist import errors, options
 from spark_mnist.cluster import driver_port, environment, session, slots, task, worker_checks
-from spark_mnist.core import plan, requirements
+from spark_mnist.core import host_names, plan, requirements
 from spark_mnist.data import column_names, feature_columns, labels, profile, shard_writer, targets
 from spark_mnist.fitting import training_start
 from spark_mnist.launch import rank_process
@@ -163,6 +163,7 @@ class Preparation:
 
     def _check_slots(self) -> str:
         if self._fit_options.launcher == options.IN_PROCESS:
+            host_names.check()
             self.ranks = 1
             return "1 rank, in this process"
         self.ranks = slots.choose_num_ranks(self._spark, self._fit_options.num_proc)
@@ -170,6 +171,8 @@ class Preparation:
 
     def _check_workers(self) -> str:
         workers = worker_checks.check(self._spark)
+        if self._fit_options.launcher == options.SPARK:
+            worker_checks.check_names(workers, self.ranks)
         environments = {f"Python {worker.python} on {worker.host}" for worker in workers}
         return f"{', '.join(sorted(environments))}; all that ranks need is there"
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from spark_mnist import errors
+from spark_mnist.core import host_names
 
 BUCKET_BYTES = 4 << 20
 """Most bytes of gradients in one allreduce; a larger gradient travels alone."""
@@ -35,7 +36,12 @@ settings crashes; only a single rank in the user's process would do so."""
 
 
 def start() -> None:
-    """Start Horovod, tuned for short steps; settings that the environment already has stay."""
+    """Start Horovod, tuned for short steps; settings that the environment already has stay.
+
+    Raises:
+        errors.ClusterError: The name of this host has no address; Horovod would end the process.
+    """
+    host_names.check()
     settings = HOROVOD_DEFAULTS | (
         HOROVOD_FUSION_OFF if os.environ.get("HOROVOD_SIZE", "1") != "1" else {}
     )

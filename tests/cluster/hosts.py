@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -86,10 +87,14 @@ class Hosts:
 
     Args:
         home: A directory that all hosts share.
+        called: What every host is called, as containers may be. Without it each has its own name.
+        addresses: Address of that name on each host; none where it does not resolve.
     """
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(
+        self, home: Path, called: str = "", addresses: Mapping[str, str] | None = None
+    ) -> None:
+        self.home, self._called, self._addresses = home, called, addresses or {}
         self.store = home / "models"
         self._mark = f"sm{os.getpid()}"
         self._switch = self._space("switch")
@@ -115,7 +120,10 @@ class Hosts:
                     _ip(command)
                 self._protect(name)
             lines = [f"{address} {name}" for name, address in HOSTS.items()]
-            (self.home / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+            for name in HOSTS:
+                own = [f"{self._addresses[name]} {self._called}"] if self._addresses else []
+                text = "\n".join(["127.0.0.1 localhost", *lines, *own, ""])
+                (self.home / f"hosts-{name}").write_text(text)
             self._home = spark_home(self.home / "spark")
             self._stack = stack.pop_all()
         return self
@@ -156,7 +164,10 @@ class Hosts:
     def start(self, host: str, *command: object, **environment: str) -> subprocess.Popen[str]:
         """Start a program on a host; it says what it has to say in ``HOST.log``, stdout apart."""
         known = {k: v for k, v in os.environ.items() if k not in ("SPARK_LOCAL_IP", "JAVA_OPTS")}
-        inside = ["unshare", "--mount", "--uts", "sh", "-c", ENTER, "sh", self.home / "hosts", host]
+        inside = ["unshare", "--mount", "--uts", "sh", "-c", ENTER, "sh"]
+        inside += [self.home / f"hosts-{host}", self._called or host]
+        if self._called:  # by which Spark finds no address
+            environment["SPARK_LOCAL_IP"] = HOSTS[host]
         with (self.home / f"{host}.log").open("a") as log:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self._space(host), *inside, *command],

@@ -3,6 +3,7 @@
 Each host is a network namespace; the ranks' gradients go from host to host over a bridge.
 """
 
+import contextlib
 import json
 import re
 import sys
@@ -29,15 +30,22 @@ def allowed():
         pytest.skip(why)
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    (tmp_path / "ranks").mkdir()
-    with hosts.Hosts(tmp_path) as running:
+@contextlib.contextmanager
+def hosts_at(home, **names):
+    """Start Spark's master and workers on the hosts."""
+    (home / "ranks").mkdir()
+    with hosts.Hosts(home, **names) as running:
         running.master()
         time.sleep(4)
         running.worker("host-a")
         running.worker("host-b")
         time.sleep(4)
+        yield running
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with hosts_at(tmp_path) as running:
         yield running
 
 
@@ -94,17 +102,34 @@ def test_two_ranks_on_each_of_two_hosts(cluster):
     assert found["accuracy"] > 0.9
 
 
+def test_hosts_of_one_name(tmp_path):
+    with hosts_at(tmp_path, called="container", addresses=hosts.HOSTS) as cluster:
+        found, _ = result(cluster, start(cluster, epochs=8))
+        assert places(cluster) == [(0, "container", 0), (1, "container", 0)]
+        assert found["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("addresses", "message"),
+    [
+        ({}, "does not resolve to an address of its own"),
+        (dict.fromkeys(hosts.HOSTS, "127.0.1.1"), "resolves to 127.0.1.1 there, where Horovod"),
+    ],
+)
+def test_names_by_which_hosts_do_not_find_each_other(tmp_path, addresses, message):
+    with hosts_at(tmp_path, called="container", addresses=addresses) as cluster:
+        job = start(cluster, epochs=8)
+        said = job.communicate(timeout=LIMIT)[0] + (cluster.home / "host-c.log").read_text()
+        assert job.returncode == 1
+        assert re.search(f"ClusterError: the name of host container {message}", said), said
+        assert re.search("let its /etc/hosts say '10.77.0.1 container'", said), said
+        assert not places(cluster)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(allowed, tmp_path_factory):
     """Return the result of a fit without any fault."""
-    home = tmp_path_factory.mktemp("undisturbed")
-    (home / "ranks").mkdir()
-    with hosts.Hosts(home) as running:
-        running.master()
-        time.sleep(4)
-        running.worker("host-a")
-        running.worker("host-b")
-        time.sleep(4)
+    with hosts_at(tmp_path_factory.mktemp("undisturbed")) as running:
         return result(running, start(running))[0]
 
 
