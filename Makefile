@@ -164,7 +164,8 @@ test-gpu: .venv-gpu/.synced ## Train and score on the GPUs of this machine, with
 	"$(PYTHON)" -m venv .venv-gpu
 	.venv-gpu/bin/pip install --quiet --disable-pip-version-check "setuptools<70" wheel packaging "cmake<4" "tensorflow[and-cuda]>=2.16.2,<2.22"
 	PATH="$(CURDIR)/.venv-gpu/bin:$$PATH" HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 \
-	  HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 CXXFLAGS="'-DTENSORFLOW_VERSION=(__LINE__<30?0:2016002000)'" \
+	  HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
+	  CXXFLAGS="'-DTENSORFLOW_VERSION=(__LINE__<30?0:2016002000)' '-Dgloo_iface_=gloo_iface_=std::string(std::getenv(HOROVOD_GLOO_IFACE)?:GLOO_DEFAULT_IFACE)' -DInitializeForProcessSet=InitializeProcessSetAtIface" \
 	  .venv-gpu/bin/pip install --quiet --disable-pip-version-check --no-build-isolation ".[gpu,datasets]" pytest
 	@touch $@
 

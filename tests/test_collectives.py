@@ -1,5 +1,9 @@
-"""The averaging optimizer on two real ranks, against one process on the joined batch."""
+"""The averaging optimizer on two real ranks, against one process on the joined batch.
 
+The host's name does not resolve, where the system lets the tests give one.
+"""
+
+import contextlib
 import os
 import pickle
 import subprocess
@@ -14,9 +18,31 @@ from tests.conftest import PROGRAMS
 
 pytestmark = pytest.mark.ranks
 
+NAME = "no-such-host.invalid"
+NAMED = [
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--uts",
+    "sh",
+    "-c",
+    f'hostname {NAME}; exec "$@"',
+    "sh",
+]
+"""Words before a command whose host has that name."""
+
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def named():
+    """Return the words that give ranks a host name without an address; none where not allowed."""
+    with contextlib.suppress(FileNotFoundError):
+        found = subprocess.run([*NAMED, "hostname"], capture_output=True, text=True)
+        return NAMED if found.stdout.strip() == NAME else []
+    return []
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, named):
     """Return the results of each rank, of two ranks and of one."""
     home = tmp_path_factory.mktemp("averaging")
     stores = [rendezvous.Rendezvous() for _ in range(2)]
@@ -31,7 +57,7 @@ def runs(tmp_path_factory):
                 output = home / f"{ranks}-{rank}"
                 settings = {**common, "HOROVOD_GLOO_IFACE": "lo", **numbers}
                 environment = {**os.environ, **{k: str(v) for k, v in settings.items()}}
-                command = [sys.executable, PROGRAMS / "averaging.py", output]
+                command = [*named, sys.executable, PROGRAMS / "averaging.py", output]
                 programs[output] = subprocess.Popen(command, env=environment)
         assert [program.wait(200) for program in programs.values()] == [0, 0, 0]
     return [

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -154,6 +155,23 @@ def test_the_commands_are_understood():
         assert parsed == grammar.parse_words(command.split())
         assert (parsed.operation in grammar.WITHOUT_ROWS) == (not flags)
     assert {line.strip() for line in app.EXAMPLES.splitlines()[1:]} <= set(commands())
+
+
+def test_horovod_is_compiled_in_one_way():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    variables = project["tool"]["uv"]["extra-build-variables"]["horovod"]
+    for page in (README, DOCS / "install.md"):
+        (block,) = (text for text in blocks("sh", [page]) if "CXXFLAGS" in text)
+        lines = [line for line in block.splitlines() if not line.startswith("pip ")]
+        shown = subprocess.run(
+            ["bash", "-c", "\n".join([*lines, "env"])], env={}, stdout=subprocess.PIPE, text=True
+        ).stdout
+        assert {name: variables[name] for name in variables} == {
+            name: value
+            for name, value in (line.split("=", 1) for line in shown.splitlines())
+            if name in variables
+        }
+    assert f'CXXFLAGS="{variables["CXXFLAGS"]}"' in (REPOSITORY / "Makefile").read_text()
 
 
 def test_the_make_targets_are_there():

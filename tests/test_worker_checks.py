@@ -161,12 +161,16 @@ def on(*places):
 @pytest.mark.parametrize(
     ("places", "ranks", "message"),
     [
-        ([("10.0.0.1", None)], 1, "h does not resolve .*: let its /etc/hosts say '10.0.0.1 h'$"),
-        ([("", None)], 2, "h does not resolve .* say '127.0.0.1 h'$"),
+        (
+            [("10.0.0.1", None)],
+            1,
+            "h does not resolve .*: let its /etc/hosts say '10.0.0.1 h', or compile",
+        ),
+        ([("", None)], 2, "h does not resolve .* say '127.0.0.1 h', or compile"),
         (
             [("10.0.0.1", "127.0.1.1"), ("10.0.0.2", "10.0.0.2")],
             2,
-            "resolves to 127.0.1.1 there, .*: let its /etc/hosts say '10.0.0.1 h' instead$",
+            "resolves to 127.0.1.1 there, .*: let its /etc/hosts say '10.0.0.1 h', or compile",
         ),
         ([("10.0.0.1", "::1"), ("10.0.0.2", "10.0.0.2")], 2, "resolves to ::1 there"),
         ([("10.0.0.1", "172.17.0.1"), ("10.0.0.2", "172.17.0.1")], 2, "to 172.17.0.1 there"),
@@ -182,6 +186,13 @@ def test_names_by_which_ranks_cannot_start_or_meet(places, ranks, message):
         return
     with pytest.raises(errors.ClusterError, match=message):
         worker_checks.check_names(on(*places), ranks)
+    kept = [dataclasses.replace(worker, keeps_interface=True) for worker in on(*places)]
+    worker_checks.check_names(kept, ranks)
+
+
+def test_horovod_keeps_to_the_interface_as_it_is_compiled_here(spark):
+    (found,) = worker_checks.check(spark)
+    assert found.keeps_interface
 
 
 def test_a_host_without_an_address_of_its_own_is_refused(monkeypatch, digits):
@@ -189,6 +200,9 @@ def test_a_host_without_an_address_of_its_own_is_refused(monkeypatch, digits):
     assert host_names.address_towards("127.0.0.1") == "127.0.0.1"
     monkeypatch.setattr(host_names.socket, "gethostname", lambda: "no-such-host.invalid")
     assert host_names.name_address() is None
+    host_names.check("lo")
+    monkeypatch.setattr(host_names, "KEEPS_INTERFACE", b"no such method in Horovod's library")
+    assert not host_names.keeps_interface()
     words = "the name of host no-such-host.invalid does not resolve .* '127.0.0.1 no-such-host"
     with pytest.raises(errors.ClusterError, match=words):
         spark_mnist.fit(digits, "m", launcher="in-process", verbose=0)

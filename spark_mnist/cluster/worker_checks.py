@@ -73,6 +73,8 @@ class Worker:
     """Address by which the host reaches the driver; empty where it is not known."""
     name_address: str | None = ""
     """Address that Gloo takes for the host's name; None where it finds none, empty if unknown."""
+    keeps_interface: bool = False
+    """Whether the names of hosts do not matter to this Horovod."""
 
     @property
     def name(self) -> str:
@@ -202,10 +204,10 @@ def _probe(names: Iterable[str], linger_s: float, driver: str) -> Any:
             packages["spark-mnist"] = importlib.import_module("spark_mnist._version").__version__
         except ImportError:
             packages["spark-mnist"] = None
-        addresses: tuple[str, str | None] = "", ""
+        network: tuple[str, str | None, bool] = "", "", False
         try:
             own = importlib.import_module("spark_mnist.core.host_names")
-            addresses = own.address_towards(driver), own.name_address()
+            network = own.address_towards(driver), own.name_address(), own.keeps_interface()
         except ImportError:  # told as a missing package, or as another version
             pass
         packages["pyspark"] = importlib.import_module("pyspark").__version__
@@ -213,7 +215,7 @@ def _probe(names: Iterable[str], linger_s: float, driver: str) -> Any:
         time.sleep(linger_s)
         yield (
             socket.gethostname(), sys.executable, platform.python_version(), packages,
-            horovod_target(), None if limit == resource.RLIM_INFINITY else limit, *addresses,
+            horovod_target(), None if limit == resource.RLIM_INFINITY else limit, *network,
         )  # fmt: skip
 
     return probe
@@ -255,6 +257,7 @@ def _faults(worker: Worker, ranges: Mapping[str, Requirement]) -> Iterator[str]:
 def _name_faults(workers: Sequence[Worker], ranks: int) -> Iterator[str]:
     """Describe the hosts whose names keep ranks from starting, or from reaching each other."""
     has_several_hosts = ranks > 1 and len({worker.address for worker in workers}) > 1
+    workers = [worker for worker in workers if not worker.keeps_interface]
     places = {(worker.address, worker.name_address) for worker in workers}
     num_hosts = collections.Counter(name_address for _, name_address in places)
     for worker in workers:
@@ -267,8 +270,8 @@ def _name_faults(workers: Sequence[Worker], ranks: int) -> Iterator[str]:
         ):
             yield (
                 f"the name of host {worker.host} resolves to {worker.name_address} there, where "
-                "Horovod would listen and no other host reaches it: let its /etc/hosts say "
-                f"'{worker.address} {worker.host}' instead"
+                "the Horovod there would listen and no other host reaches it: "
+                f"{host_names.remedy(worker.host, worker.address)}"
             )
 
 

@@ -163,7 +163,7 @@ class Preparation:
 
     def _check_slots(self) -> str:
         if self._fit_options.launcher == options.IN_PROCESS:
-            host_names.check()
+            host_names.check(host_names.loopback())
             self.ranks = 1
             return "1 rank, in this process"
         self.ranks = slots.choose_num_ranks(self._spark, self._fit_options.num_proc)

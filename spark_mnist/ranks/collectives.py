@@ -39,14 +39,14 @@ def start() -> None:
     """Start Horovod, tuned for short steps; settings that the environment already has stay.
 
     Raises:
-        errors.ClusterError: The name of this host has no address; Horovod would end the process.
+        errors.ClusterError: Horovod needs an address of this host's name, and there is none; it
+            would end the process.
     """
-    host_names.check()
-    settings = HOROVOD_DEFAULTS | (
-        HOROVOD_FUSION_OFF if os.environ.get("HOROVOD_SIZE", "1") != "1" else {}
-    )
-    for name, value in settings.items():
+    alone = os.environ.get("HOROVOD_SIZE", "1") == "1"
+    settings = {"HOROVOD_GLOO_IFACE": host_names.loopback()} if alone else HOROVOD_FUSION_OFF
+    for name, value in (HOROVOD_DEFAULTS | settings).items():
         os.environ.setdefault(name, value)
+    host_names.check(os.environ.get("HOROVOD_GLOO_IFACE", ""))
     with _batch_scheduling():
         hvd.init()
 
