@@ -29,8 +29,8 @@ KEEPS_INTERFACE = b"InitializeProcessSetAtIface"
 
 
 def loopback() -> str:
-    """Return the name of the interface by which this host reaches itself."""
-    return socket.if_indextoname(LOOPBACK_INDEX)
+    """Return the name of the interface by which this host reaches itself; empty without one."""
+    return dict(socket.if_nameindex()).get(LOOPBACK_INDEX, "")
 
 
 def keeps_interface() -> bool:
