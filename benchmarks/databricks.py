@@ -6,6 +6,7 @@ the peers' one they use its own, as the notebooks do.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -68,12 +69,13 @@ def throughput(
     converter: Any, *, ranks: int, batch: int, epochs: int, compiled: Compiled = ours
 ) -> float:
     """Train the mlp; returns rows/s of all ranks."""
+    import cloudpickle
     import horovod.spark
 
     per_rank = len(converter) // ranks
     seconds = horovod.spark.run(
         _rank,
-        args=(converter, per_rank // batch, batch, epochs, compiled),
+        args=(cloudpickle.dumps(converter), per_rank // batch, batch, epochs, compiled),
         num_proc=ranks,
         use_gloo=True,
         verbose=0,
@@ -82,8 +84,9 @@ def throughput(
     return per_rank // batch * batch * ranks * epochs / max(seconds)
 
 
-def _rank(converter: Any, steps: int, batch: int, epochs: int, compiled: Compiled) -> float:
-    """Train on a rank; returns the seconds."""
+def _rank(pickled: bytes, steps: int, batch: int, epochs: int, compiled: Compiled) -> float:
+    """Train on a rank with a pickled converter; returns the seconds."""
+    import cloudpickle
     import horovod.tensorflow as hvd
     import tensorflow as tf
     from tensorflow import keras
@@ -91,6 +94,11 @@ def _rank(converter: Any, steps: int, batch: int, epochs: int, compiled: Compile
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     hvd.init()
+    with contextlib.suppress(ImportError):  # the older packages need no more than Petastorm itself
+        from spark_mnist.compat import petastorm
+
+        petastorm.module()
+    converter = cloudpickle.loads(pickled)
     model = keras.Sequential(
         [
             keras.Input((784,)),
